@@ -1,0 +1,211 @@
+"""The Runtime protocol: everything a node can do to a game server's container.
+
+Two implementations pass one contract suite (`tests/contract/test_runtime.py`): `docker`, the real thing, and
+`process`, an embedded fallback without isolation. A runtime keeps no state of its own that matters: labels on
+the containers are the truth, and `list()` after any crash tells all of it.
+"""
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+Proto = Literal["udp", "tcp"]
+
+
+@dataclass(frozen=True, slots=True)
+class Port:
+    """A published port: `internal` inside the container, `external` on the host."""
+
+    name: str
+    internal: int
+    external: int
+    protocol: Proto
+
+
+@dataclass(frozen=True, slots=True)
+class RunKey:
+    """Identity of one run of one server. A restart is a new generation, so a new container."""
+
+    instance_id: str
+    generation: int
+
+    def __str__(self) -> str:
+        return f"{self.instance_id}.{self.generation}"
+
+
+@dataclass(frozen=True, slots=True)
+class BuildRef:
+    """What to run.
+
+    `kind="zip"`: the archive `content_hash` unpacked; the game's folder is `root` inside it ("" = top) and the
+    executable `executable`, relative to `root`. `kind="image"`: `image` with optional `executable` override.
+    """
+
+    build_id: str
+    kind: Literal["zip", "image"]
+    content_hash: str | None = None
+    root: str = ""
+    executable: str | None = None
+    image: str | None = None
+    credentials: dict[str, str] | None = field(default=None, repr=False)
+    writable: bool = False
+    unpacked_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchSpec:
+    """One run. `config` becomes playflow.json, present before the process starts."""
+
+    key: RunKey
+    region: str
+    project_id: str
+    build: BuildRef
+    memory_mb: int
+    cpus: float
+    dedicated: bool
+    ports: tuple[Port, ...]
+    bind_host: str
+    startup_args: str | None
+    environment: dict[str, str] = field(repr=False)
+    config: dict[str, Any] = field(repr=False)
+    labels: dict[str, str]
+    pids: int = 512
+    tmpfs_mb: int = 64
+    log_mb: int = 10
+    writable_extra_mb: int = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """One container of ours as the engine sees it. `exit_code` is set once it has ended."""
+
+    key: RunKey
+    running: bool
+    ports: tuple[Port, ...]
+    labels: dict[str, str]
+    started_at: int | None = None
+    ended_at: int | None = None
+    exit_code: int | None = None
+    oom: bool = False
+    memory_mb: int = 0
+    cpus: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Exited:
+    """A container ended. `tail` holds its last log lines."""
+
+    key: RunKey
+    at: int
+    exit_code: int
+    oom: bool = False
+    tail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class LogLine:
+    """`token` orders lines and resumes after this one; `at` is ISO 8601 with nanoseconds where known."""
+
+    at: str
+    message: str
+    stream: Literal["stdout", "stderr"]
+    token: str
+
+
+@dataclass(frozen=True, slots=True)
+class Readiness:
+    """`missing`: declared ports not open yet; `loopback`: open, but bound to the container's loopback only."""
+
+    missing: tuple[Port, ...] = ()
+    loopback: tuple[Port, ...] = ()
+
+    @property
+    def ready(self) -> bool:
+        return not self.missing and not self.loopback
+
+
+class PortTaken(Exception):
+    """A host port of the spec is in use by someone else; nothing runs. Launch again with another."""
+
+    def __init__(self, ports: tuple[Port, ...], message: str) -> None:
+        super().__init__(message)
+        self.ports = ports
+
+
+class LaunchFailed(Exception):
+    """The run cannot start and trying the same again is useless. `reason` is a shutdown_reason of the API."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class EngineUnavailable(Exception):
+    """The engine does not answer now (restarting, overloaded); trying again later is right."""
+
+
+class Runtime(Protocol):
+    """All methods are coroutines safe to call concurrently for different runs, and idempotent for the same."""
+
+    name: str
+
+    async def start(self) -> None:
+        """Connect, and make what every launch needs (base image). Raises EngineUnavailable."""
+        ...
+
+    async def close(self) -> None: ...
+
+    async def prepare(self, build: BuildRef) -> None:
+        """Have the build on this node (unpacked or pulled). LaunchFailed says why not."""
+        ...
+
+    async def launch(self, spec: LaunchSpec) -> None:
+        """Create and start; returns once the process runs. PortTaken, LaunchFailed, EngineUnavailable.
+
+        A container of the same key that already runs is success (a retried command has one effect).
+        """
+        ...
+
+    async def readiness(self, spec_ports: tuple[Port, ...], key: RunKey) -> Readiness:
+        """Which declared ports are open, seen from the kernel's tables, never by sending traffic."""
+        ...
+
+    async def list(self) -> list[Observed]:
+        """Every container of this fleet and region, running or ended and not yet removed."""
+        ...
+
+    def exits(self) -> AsyncIterator[Exited]:
+        """Ends of runs as the engine reports them. Reconnects by itself; after a gap, `list()` tells what died."""
+        ...
+
+    async def stop(self, key: RunKey, grace_s: float) -> None:
+        """SIGTERM, wait, SIGKILL. No error if it is gone. The end arrives through `exits()` too."""
+        ...
+
+    async def remove(self, key: RunKey) -> None:
+        """Forget an ended run and its files. No error if it is gone."""
+        ...
+
+    async def rewrite_config(self, key: RunKey, config: dict[str, Any]) -> None:
+        """Replace the running game's playflow.json atomically."""
+        ...
+
+    async def logs(self, key: RunKey, after: str | None, since_ms: int | None, limit: int) -> list[LogLine]:
+        """Up to `limit` lines in order: those after token `after`, else from `since_ms`, else from the start."""
+        ...
+
+    def follow(self, key: RunKey, after: str | None) -> AsyncIterator[LogLine]:
+        """Lines after token `after` as they come, ending when the run ends."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class RuntimePlace:
+    """Where a runtime keeps things and whose containers it may touch."""
+
+    fleet_id: str
+    region: str
+    servers_dir: Path
+    bundles: Path
+    base_image: str = "auto"

@@ -1,0 +1,103 @@
+"""Every setting, its default and its meaning. Environment variables `FLEET_…` override them.
+
+Nested fields are written with two underscores: `FLEET_UPLOAD__MAX_PACKED_MB=4096`.
+Ray workers inherit the environment, so one process's settings are every process's settings.
+"""
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class UploadLimits(BaseModel):
+    """What a ZIP may be. Checked before a byte is unpacked."""
+
+    max_packed_mb: int = 8192
+    max_unpacked_mb: int = 32768
+    max_ratio: float = Field(default=200.0, description="unpacked bytes / packed bytes, per file and in all")
+    max_files: int = 100_000
+    max_path_length: int = 512
+    url_ttl_s: int = 300
+
+
+class ServerLimits(BaseModel):
+    """What a start request may ask for."""
+
+    max_ports: int = 10
+    max_custom_data_kb: int = 256
+    max_environment: int = 64
+    max_startup_args: int = 8192
+    stop_grace_s: float = 10.0
+    ready_deadline_s: float = 120.0
+    queue_deadline_s: float = 600.0
+    pids: int = 512
+    tmpfs_mb: int = 64
+    writable_extra_mb: int = 64
+
+
+class RestartPolicy(BaseModel):
+    """Crash policy of `auto_restart` servers: exponential back-off and a crash-loop limit."""
+
+    backoff_first_s: float = 1.0
+    backoff_max_s: float = 60.0
+    max_crashes: int = 5
+    window_s: float = 300.0
+
+
+class LogLimits(BaseModel):
+    max_mb: int = Field(default=10, description="kept per server run, in the engine and in the archive")
+    retention_days: float = 14.0
+
+
+class FleetSettings(BaseSettings):
+    model_config = SettingsConfigDict(env_prefix="FLEET_", env_nested_delimiter="__", extra="ignore")
+
+    home: Path = Field(default=Path(".fleet"), description="state of this fleet: database, artefacts, logs")
+    host: str = Field(default="127.0.0.1", description="address that the API binds")
+    port: int = Field(default=8000, description="port that the API binds")
+    public_url: str | None = Field(default=None, description="base URL in upload links, if not host:port")
+    replicas: int = 2
+    database_url: str | None = Field(default=None, description="default: SQLite in home")
+    runtime: Literal["auto", "docker", "process"] = "auto"
+    base_image: str = Field(default="auto", description="'auto' makes one, else an image reference")
+    node_config: Path | None = Field(default=None, description="default: configs/local.yaml")
+    upload: UploadLimits = UploadLimits()
+    servers: ServerLimits = ServerLimits()
+    restarts: RestartPolicy = RestartPolicy()
+    logs: LogLimits = LogLimits()
+
+    @property
+    def fleet_id(self) -> str:
+        """Short id of this fleet: labels containers, so that two fleets never touch each other's."""
+        return (self.home / "fleet-id").read_text().strip()
+
+    @property
+    def database(self) -> str:
+        return self.database_url or f"sqlite+aiosqlite:///{self.home.resolve()}/fleet.db"
+
+    @property
+    def base_url(self) -> str:
+        return self.public_url or f"http://{self.host}:{self.port}"
+
+    @property
+    def artefacts(self) -> Path:
+        return self.home / "artefacts"
+
+    @property
+    def bundles(self) -> Path:
+        """Unpacked builds of this node, by content hash."""
+        return self.home / "bundles"
+
+    @property
+    def servers_dir(self) -> Path:
+        """One folder per running server: its playflow.json and, for `process`, its files."""
+        return self.home / "servers"
+
+
+@lru_cache(maxsize=1)
+def get_settings() -> FleetSettings:
+    settings = FleetSettings()
+    return settings.model_copy(update={"home": settings.home.resolve()})

@@ -1,0 +1,143 @@
+"""Tables. A table has one writer (docs/store.md); ids are UUID strings, times milliseconds UTC."""
+
+from typing import Any
+
+from sqlalchemy import JSON, BigInteger, Column, Index
+from sqlmodel import Field, SQLModel
+
+
+def _time(**kwargs: Any) -> Any:
+    return Field(sa_type=BigInteger, **kwargs)
+
+
+def _json(default: Any = None) -> Any:
+    return Field(default=default, sa_column=Column(JSON(none_as_null=True), nullable=True))
+
+
+class Project(SQLModel, table=True):
+    __tablename__ = "project"
+    id: str = Field(primary_key=True)
+    name: str
+    plan: str = "pro"
+    settings: dict[str, Any] | None = _json()
+    created_at: int = _time()
+    updated_at: int = _time()
+
+
+class ApiKey(SQLModel, table=True):
+    """A key is 256 random bits, so its SHA-256 can be looked up by index and never guessed."""
+
+    __tablename__ = "api_key"
+    hash: str = Field(primary_key=True)
+    project_id: str = Field(foreign_key="project.id", index=True)
+    kind: str  # server | client
+    created_at: int = _time()
+    expires_at: int | None = _time(default=None)
+
+
+class Build(SQLModel, table=True):
+    """One uploaded version of a game. `version` counts per (project, name) from 1."""
+
+    __tablename__ = "build"
+    __table_args__ = (
+        Index("build_version", "project_id", "name", "version", unique=True),
+        Index("build_status", "status"),
+    )
+    build_id: str = Field(primary_key=True)
+    project_id: str = Field(foreign_key="project.id")
+    name: str
+    version: int
+    status: str  # uploading | processing | ready | failed | deleted
+    build_type: str  # zip | docker_image
+    executable_path: str | None = None
+    image_url: str | None = None
+    registry_credentials: str | None = None
+    writable: bool = False
+    error: str | None = None
+    content_hash: str | None = Field(default=None, index=True)
+    bundle_root: str | None = None  # folder inside the bundle that the game sees as its own
+    packed_bytes: int | None = Field(default=None, sa_type=BigInteger)
+    unpacked_bytes: int | None = Field(default=None, sa_type=BigInteger)
+    upload_expires_at: int | None = _time(default=None)
+    lease_until: int | None = _time(default=None)  # a pipeline run owns the build until then
+    created_at: int = _time()
+    updated_at: int | None = _time(default=None)
+
+
+class BuildLog(SQLModel, table=True):
+    __tablename__ = "build_log"
+    id: int | None = Field(default=None, primary_key=True)
+    build_id: str = Field(foreign_key="build.build_id", index=True)
+    at: int = _time()
+    level: str
+    message: str
+
+
+class RegionEpoch(SQLModel, table=True):
+    """Fence: only the manager that holds the newest epoch of a region may write its servers."""
+
+    __tablename__ = "region_epoch"
+    region: str = Field(primary_key=True)
+    epoch: int = Field(sa_type=BigInteger)
+
+
+class Server(SQLModel, table=True):
+    """A game server. Written only by the RegionManager of its region."""
+
+    __tablename__ = "server"
+    __table_args__ = (
+        Index("server_listing", "project_id", "status", "created_at"),
+        Index("server_live", "region", "step"),
+        Index("server_build", "build_id", "step"),
+    )
+    instance_id: str = Field(primary_key=True)
+    project_id: str = Field(foreign_key="project.id")
+    region: str
+    name: str
+    status: str  # launching | running | stopped, as the API says
+    step: str  # queued placed preparing creating booting running | stopping | stopped
+    compute_size: str
+    build_id: str
+    version_tag: str
+    version: int | None = None
+    startup_args: str | None = None
+    auto_restart: bool = False
+    ttl: int | None = None
+    custom_data: dict[str, Any] | None = _json()
+    match_id: str | None = None
+    environment: dict[str, str] | None = _json()
+    port_configs: list[dict[str, Any]] | None = _json()
+    network_ports: list[dict[str, Any]] | None = _json()
+    is_pool_server: bool = False
+    pool_claimed_at: int | None = _time(default=None)
+    # Where and which run: a restart raises the generation, and every container carries its own.
+    node_id: str | None = None
+    generation: int = 1
+    last_op: str | None = None  # id of the newest command applied, so that a retried command is one effect
+    # Why and when
+    stop_reason: str | None = None
+    shutdown_reason: str | None = None
+    stop_detail: str | None = None
+    exit_code: int | None = None
+    crashes: list[int] | None = _json()  # times of crashes within the crash-loop window
+    created_at: int = _time()
+    updated_at: int = _time()
+    launched_at: int = _time()  # of this generation
+    started_at: int | None = _time(default=None)
+    stopped_at: int | None = _time(default=None)
+    retry_at: int | None = _time(default=None)  # next attempt of a crashed auto_restart server
+
+
+class ServerEvent(SQLModel, table=True):
+    """The append-only journal: history, usage and the events endpoint are computed from it."""
+
+    __tablename__ = "server_event"
+    __table_args__ = (Index("server_event_server", "instance_id", "id"),)
+    id: int | None = Field(default=None, primary_key=True)
+    instance_id: str = Field(foreign_key="server.instance_id")
+    project_id: str
+    region: str
+    generation: int
+    at: int = _time()
+    type: str
+    data: dict[str, Any] | None = _json()
