@@ -9,6 +9,7 @@ from alembic.config import Config
 def _config(url: str) -> Config:
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    config.set_main_option("file_template", "%%(rev)s_%%(slug)s")
     config.set_main_option("sqlalchemy.url", url.replace("%", "%%"))
     return config
 
@@ -23,6 +24,6 @@ def check(url: str) -> None:
     command.check(_config(url))
 
 
-def new_revision(url: str, message: str) -> None:
+def new_revision(url: str, message: str, number: str) -> None:
     """Write a migration for what has changed in `tables.py`."""
-    command.revision(_config(url), message=message, autogenerate=True)
+    command.revision(_config(url), message=message, autogenerate=True, rev_id=number)

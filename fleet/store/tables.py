@@ -123,6 +123,7 @@ class Server(SQLModel, table=True):
     created_at: int = _time()
     updated_at: int = _time()
     launched_at: int = _time()  # of this generation
+    step_at: int = _time()  # when the present step began
     started_at: int | None = _time(default=None)
     stopped_at: int | None = _time(default=None)
     retry_at: int | None = _time(default=None)  # next attempt of a crashed auto_restart server

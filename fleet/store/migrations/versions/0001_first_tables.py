@@ -4,7 +4,7 @@ import sqlalchemy as sa
 import sqlmodel
 from alembic import op
 
-revision = '32727bf24f00'
+revision = '0001'
 down_revision = None
 branch_labels = None
 depends_on = None
@@ -98,6 +98,7 @@ def upgrade() -> None:
     sa.Column('created_at', sa.BigInteger(), nullable=False),
     sa.Column('updated_at', sa.BigInteger(), nullable=False),
     sa.Column('launched_at', sa.BigInteger(), nullable=False),
+    sa.Column('step_at', sa.BigInteger(), nullable=False),
     sa.Column('started_at', sa.BigInteger(), nullable=True),
     sa.Column('stopped_at', sa.BigInteger(), nullable=True),
     sa.Column('retry_at', sa.BigInteger(), nullable=True),
