@@ -33,6 +33,7 @@ class ServerLimits(BaseModel):
     stop_grace_s: float = 10.0
     ready_deadline_s: float = 120.0
     queue_deadline_s: float = 600.0
+    node_lost_s: float = Field(default=30.0, description="silence after which a node's servers count as lost")
     pids: int = 512
     tmpfs_mb: int = 64
     writable_extra_mb: int = 64

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from fleet.catalog import CONFIGS, load_catalog
 from fleet.errors import BadRequest
+from fleet.node.model import NodeShare
 
 Auto = Literal["auto"]
 # Dedicated cores on one shared machine are nominal: the runtime clamps them to the machine.
@@ -39,18 +40,6 @@ class NodeOffer(_Strict):
     bind_host: str = "127.0.0.1"
     public_host: str = "127.0.0.1"
     ports: PortRange = PortRange()
-
-
-class NodeShare(_Strict):
-    """What one node of one region offers. Ports are inclusive on both ends."""
-
-    memory_mb: int
-    cores: float
-    port_first: int
-    port_last: int
-    bind_host: str
-    public_host: str
-    max_nodes: int
 
 
 class NodesConfig(_Strict):
@@ -88,10 +77,9 @@ class NodesConfig(_Strict):
             memory_mb=_auto_memory_mb() if offer.memory_mb == "auto" else offer.memory_mb,
             cores=NOMINAL_CORES if offer.cores == "auto" else offer.cores,
             port_first=first,
-            port_last=first + offer.ports.per_region - 1,
+            port_last=first + offer.ports.per_region,
             bind_host=offer.bind_host,
             public_host=offer.public_host,
-            max_nodes=offer.max_nodes,
         )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from sqlalchemy import event
 from sqlalchemy.engine import make_url
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 
@@ -67,6 +67,12 @@ class Store:
         """One transaction; durable when the block has ended, undone if it raises."""
         async with AsyncSession(self._writer, expire_on_commit=False) as session, session.begin():
             yield session
+
+    @asynccontextmanager
+    async def write_connection(self) -> AsyncIterator[AsyncConnection]:
+        """Like `write()`, without the session's bookkeeping: for the manager's group commit."""
+        async with self._writer.begin() as connection:
+            yield connection
 
     def data_version(self) -> int | None:
         """A number that changes when any other process or connection has committed; None if unknown.

@@ -1,0 +1,91 @@
+"""The NodeAgent actor: a lease on one node of a region, and the hands that work there.
+
+The lease is the actor itself: it takes the node's one unit of `node:<region>`, so Ray's autoscaler starts a node for a
+pending agent and takes it back when the agent is gone. All work is in `fleet.node.node`; this is its Ray shell.
+"""
+
+import asyncio
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+import ray
+import structlog
+
+from fleet.builds.artefacts import DiskStore
+from fleet.builds.bundles import ensure_bundle
+from fleet.node.choose import choose_runtime
+from fleet.node.logs import LogArchive
+from fleet.node.model import Hello, NodeShare, Page
+from fleet.node.node import Node
+from fleet.node.runtime import BuildRef, LaunchSpec, LogLine, Port, RunKey
+from fleet.settings import get_settings
+from fleet.telemetry.logs import configure_logging
+
+log = structlog.get_logger(__name__)
+
+
+def host_id() -> str:
+    """A name for this machine that stays the same when its agent or Ray starts anew."""
+    machine = Path("/etc/machine-id")
+    suffix = machine.read_text().strip()[:8] if machine.exists() else ""
+    return "-".join(filter(None, [socket.gethostname(), suffix]))
+
+
+@ray.remote
+class NodeAgent:
+    """One per leased node. Detached and restarted by Ray; after a restart it adopts what runs."""
+
+    async def __init__(self, region: str, share: NodeShare) -> None:
+        configure_logging(component="agent", region=region)
+        settings = get_settings()
+        self._region = region
+        self._archive = LogArchive(settings.home / "logs" / "servers", settings.logs)
+        runtime = await choose_runtime(settings, region)
+        store = DiskStore(settings.artefacts)
+
+        async def fetch(build: BuildRef) -> None:
+            if build.kind == "zip" and build.content_hash:
+                arguments = (store, build.content_hash, build.root, settings.bundles, settings.upload)
+                await asyncio.to_thread(ensure_bundle, *arguments)
+
+        async def archive(key: RunKey) -> None:
+            await self._archive.keep(runtime, key)
+
+        self._node = Node(f"{region}@{host_id()}", share, runtime, fetch, archive)
+        await self._node.start()
+        self._sweeper = asyncio.create_task(self._sweep())
+        log.info("agent ready", region=region, runtime=runtime.name, pid=os.getpid())
+
+    async def hello(self, epoch: int) -> Hello:
+        return self._node.hello(epoch)
+
+    async def poll(self, epoch: int, boot_id: str, after: int, timeout_s: float) -> Page | None:
+        return await self._node.poll(epoch, boot_id, after, timeout_s)
+
+    async def launch(self, epoch: int, spec: LaunchSpec) -> tuple[Port, ...]:
+        return await self._node.launch(epoch, spec)
+
+    async def stop(self, epoch: int, key: RunKey, grace_s: float) -> None:
+        self._node.stop(epoch, key, grace_s)
+
+    async def forget(self, epoch: int, key: RunKey) -> None:
+        self._node.forget(epoch, key)
+
+    async def rewrite_config(self, epoch: int, key: RunKey, config: dict[str, Any]) -> None:
+        await self._node.rewrite_config(epoch, key, config)
+
+    async def logs(self, key: RunKey, after: str | None, since_ms: int | None, limit: int) -> list[LogLine]:
+        """Lines of a run, from the engine while it has them, else from the archive."""
+        if self._node.has(key):
+            return await self._node.logs(key, after, since_ms, limit)
+        return await self._archive.page(key, after, since_ms, limit)
+
+    async def wait_logs(self, key: RunKey, after: str | None, timeout_s: float) -> tuple[list[LogLine], bool]:
+        return await self._node.wait_logs(key, after, timeout_s)
+
+    async def _sweep(self) -> None:
+        while True:
+            await self._archive.sweep()
+            await asyncio.sleep(3600)

@@ -1,0 +1,72 @@
+"""What a node tells its region: runs and their states, in plain values that cross processes."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from fleet.node.runtime import Port, RunKey
+
+
+class RunState(StrEnum):
+    """A run's states in the order of life."""
+
+    PREPARING = "preparing"
+    CREATING = "creating"
+    BOOTING = "booting"
+    RUNNING = "running"
+    EXITED = "exited"
+    FAILED = "failed"
+
+    @property
+    def ended(self) -> bool:
+        return self in (RunState.EXITED, RunState.FAILED)
+
+
+@dataclass(frozen=True, slots=True)
+class RunView:
+    """One run on one node. `at`: when it reached `state` (ms). The last five are set once it has ended;
+    `message` may also say what a booting run waits for."""
+
+    key: RunKey
+    node_id: str
+    state: RunState
+    at: int
+    ports: tuple[Port, ...] = ()
+    memory_mb: int = 0
+    cores: float = 0.0
+    exit_code: int | None = None
+    oom: bool = False
+    reason: str | None = None
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeShare:
+    """What a node gives to its region. Host ports are [port_first, port_last)."""
+
+    memory_mb: int
+    cores: float
+    port_first: int
+    port_last: int
+    bind_host: str
+    public_host: str
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """A node's whole truth at one moment; events after `seq` continue it while `boot_id` stands."""
+
+    boot_id: str
+    seq: int
+    node_id: str
+    host: str
+    share: NodeShare
+    runtime: str
+    runs: tuple[RunView, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Events in order; `seq` is the last one's number."""
+
+    seq: int
+    events: tuple[RunView, ...]

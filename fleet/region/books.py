@@ -1,0 +1,75 @@
+"""The region's books: its live rows in memory, and every change to them as statements for the group commit.
+
+A change is made in memory at once and is on disk when the commit that follows is done. Nothing is told to anyone
+before that. If a commit cannot be done the manager ends, and its successor reads the rows again. Changes of one row
+between two commits become one statement.
+"""
+
+from typing import Any
+
+from sqlalchemy import insert, update
+from sqlmodel import col
+
+from fleet.store.commit import Statement, row_values
+from fleet.store.tables import Server, ServerEvent
+
+
+class Books:
+    """`live`: rows whose step is not `stopped`. `take()` gives what must be committed, and who changed."""
+
+    def __init__(self) -> None:
+        self.live: dict[str, Server] = {}
+        self._new: dict[str, Server] = {}
+        self._dirty: dict[str, tuple[Server, set[str]]] = {}
+        self._journal: list[dict[str, Any]] = []
+
+    def load(self, rows: list[Server]) -> None:
+        self.live = {row.instance_id: row for row in rows}
+
+    def add(self, row: Server, at: int) -> None:
+        """A new server, `queued` from `at` on."""
+        self.live[row.instance_id] = self._new[row.instance_id] = row
+        self.note(row, at, "queued")
+
+    def note(self, server: Server, at: int, event: str, data: dict[str, Any] | None = None) -> None:
+        """An entry of the journal."""
+        entry = {
+            "instance_id": server.instance_id,
+            "project_id": server.project_id,
+            "region": server.region,
+            "generation": server.generation,
+            "at": at,
+            "type": event,
+            "data": data,
+        }
+        self._journal.append(entry)
+
+    def change(self, server: Server, at: int, **values: Any) -> None:
+        """New values for columns of a row."""
+        values["updated_at"] = at
+        for name, value in values.items():
+            setattr(server, name, value)
+        self._dirty.setdefault(server.instance_id, (server, set()))[1].update(values)
+        if server.step == "stopped":
+            self.live.pop(server.instance_id, None)
+
+    def step(self, server: Server, at: int, step: str, data: dict[str, Any] | None = None, **values: Any) -> None:
+        """The server enters a step: journal entry with the milliseconds that the step before took."""
+        took = {"after": server.step, "ms": max(0, at - server.step_at)}
+        self.change(server, at, step=step, step_at=at, **values)
+        self.note(server, at, step, {**took, **(data or {})})
+
+    def take(self) -> tuple[list[Statement], list[str]]:
+        """Statements in order and the ids they touch; the books are clean afterwards."""
+        statements: list[Statement] = []
+        if self._new:
+            statements.append((insert(Server), [row_values(row) for row in self._new.values()]))
+        for name, (server, columns) in self._dirty.items():
+            if name not in self._new:
+                values = {column: getattr(server, column) for column in sorted(columns)}
+                statements.append((update(Server).where(col(Server.instance_id) == name).values(values), None))
+        if self._journal:
+            statements.append((insert(ServerEvent), self._journal))
+        touched = list({**self._new, **self._dirty, **{entry["instance_id"]: None for entry in self._journal}})
+        self._new, self._dirty, self._journal = {}, {}, []
+        return statements, touched

@@ -1,0 +1,175 @@
+"""The region managers as a replica (or script) sees them: actor calls, and waiting without polling.
+
+Managers are made on first use, so a region that nobody plays in costs nothing.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import ray
+import structlog
+from ray.exceptions import RayActorError, RayError, RayTaskError
+from sqlmodel import col, select
+
+from fleet.errors import FleetError, Unavailable
+from fleet.node.runtime import LogLine, RunKey
+from fleet.region.manager import RegionManager
+from fleet.region.names import NAMESPACE, manager_name
+from fleet.region.watch import RegionWatch
+from fleet.servers.model import LogPage, RestartChanges
+from fleet.store.commit import row_values
+from fleet.store.engine import Store
+from fleet.store.tables import Server
+
+log = structlog.get_logger(__name__)
+
+_CALL_S = 60.0
+_LOG_WAIT_S = 20.0
+
+
+def manager(region: str) -> Any:
+    """The region's actor, made if there is none. Ray repeats its calls after a crash: they are idempotent."""
+    options = RegionManager.options(  # pyright: ignore[reportAttributeAccessIssue]
+        name=manager_name(region),
+        namespace=NAMESPACE,
+        lifetime="detached",
+        get_if_exists=True,
+        max_restarts=-1,
+        max_task_retries=-1,
+        num_cpus=0,
+        resources={"node:__internal_head__": 0.001},
+    )
+    return options.remote(region)
+
+
+class RegionClient:
+    """One per process. Raises `FleetError` subclasses only."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._handles: dict[str, Any] = {}
+        self._watches: dict[str, RegionWatch] = {}
+
+    async def recover(self) -> None:
+        """Make the managers of regions that have unfinished servers, so that they reconcile without being asked."""
+        query = select(Server.region).where(col(Server.step) != "stopped").distinct()
+        async with self._store.read() as session:
+            regions = (await session.exec(query)).all()
+        for region in regions:
+            await asyncio.to_thread(self._handle, region)
+
+    async def start(self, row: Server) -> Server:
+        return Server(**await self._call(row.region, "start", row_values(row)))
+
+    async def update(self, region: str, instance_id: str, custom_data: dict[str, Any]) -> Server:
+        return Server(**await self._call(region, "update", instance_id, custom_data))
+
+    async def restart(self, region: str, instance_id: str, changes: RestartChanges, op_id: str) -> Server:
+        return Server(**await self._call(region, "restart", instance_id, dict(changes.values), op_id))
+
+    async def stop(self, region: str, instance_id: str, reason: str, detail: str | None) -> Server:
+        return Server(**await self._call(region, "stop", instance_id, reason, detail))
+
+    async def wait(self, region: str, instance_id: str, statuses: set[str], timeout_s: float) -> None:
+        """Return once the committed row has one of the statuses, or at the timeout."""
+        watch = self._watches.get(region)
+        if watch is None:
+            watch = self._watches[region] = RegionWatch(lambda *a: self._call(region, "changes", *a))
+
+        async def reached() -> bool:
+            query = select(Server.status).where(col(Server.instance_id) == instance_id)
+            async with self._store.read() as session:
+                return (await session.exec(query)).first() in statuses
+
+        await watch.until(instance_id, reached, timeout_s)
+
+    async def logs(self, server: Server, after: str | None, since_ms: int | None, limit: int) -> LogPage:
+        """Lines of all the server's runs in order. A token names the run and the place in it."""
+        generation, token = _split(after)
+        lines: list[LogLine] = []
+        for number in range(generation, server.generation + 1):
+            key = RunKey(server.instance_id, number)
+            page: list[LogLine] = await self._call(
+                server.region, "logs", key, token, None if token else since_ms, limit - len(lines)
+            )
+            lines += [_numbered(line, number) for line in page]
+            token = None
+            if len(lines) >= limit:
+                break
+        ended = server.status == "stopped"
+        more = len(lines) >= limit or not ended
+        last = lines[-1].token if lines else after
+        return LogPage(lines, server.node_id, last if more else None)
+
+    async def follow_logs(self, server: Server, after: str | None) -> AsyncIterator[list[LogLine]]:
+        """What is there already, then lines as they come, until the present run has ended."""
+        token = after
+        while True:
+            page = await self.logs(server, token, None, 500)
+            if page.lines:
+                token = page.lines[-1].token
+                yield page.lines
+            if len(page.lines) < 500:
+                break
+        key = RunKey(server.instance_id, server.generation)
+        while True:
+            generation, inner = _split(token)
+            inner = inner if generation == server.generation else None
+            lines, ended = await self._call(server.region, "wait_logs", key, inner, _LOG_WAIT_S)
+            if lines:
+                numbered = [_numbered(line, server.generation) for line in lines]
+                token = numbered[-1].token
+                yield numbered
+            if ended:
+                rest = await self.logs(server, token, None, 500)
+                if rest.lines:
+                    yield rest.lines
+                return
+
+    async def status(self, region: str) -> dict[str, Any]:
+        return await self._call(region, "status")
+
+    async def drain(self, region: str, node_id: str, *, draining: bool) -> None:
+        await self._call(region, "drain", node_id, draining)
+
+    async def stop_all(self, region: str, reason: str, detail: str) -> int:
+        """Stop every server of the region; how many there were."""
+        return await self._call(region, "stop_all", reason, detail)
+
+    def _handle(self, region: str) -> Any:
+        handle = self._handles.get(region)
+        if handle is None:
+            handle = self._handles[region] = manager(region)
+        return handle
+
+    async def _call(self, region: str, method: str, *arguments: Any) -> Any:
+        handle = self._handles.get(region) or await asyncio.to_thread(self._handle, region)
+        try:
+            async with asyncio.timeout(_CALL_S):
+                return await getattr(handle, method).remote(*arguments)
+        except RayTaskError as error:
+            if isinstance(error.cause, FleetError):
+                raise error.cause from None
+            raise
+        except (RayError, TimeoutError) as error:
+            if isinstance(error, RayActorError):
+                self._handles.pop(region, None)
+            log.warning("region does not answer", region=region, method=method, error=repr(error))
+            raise Unavailable(
+                f"Region {region} does not answer now. Whether the command took effect is unknown: look before "
+                "you repeat it.",
+                error="Region unavailable",
+            ) from error
+
+
+def _split(token: str | None) -> tuple[int, str | None]:
+    """`<generation>:<token of that run>`; no token, or one that is not ours, is the beginning."""
+    number, colon, inner = (token or "").partition(":")
+    if not colon or not number.isdigit():
+        return 1, None
+    return max(1, int(number)), inner or None
+
+
+def _numbered(line: LogLine, generation: int) -> LogLine:
+    return LogLine(line.at, line.message, line.stream, f"{generation}:{line.token}")

@@ -1,0 +1,266 @@
+"""Carries out plans: actions become changes in the books and commands for nodes.
+
+Commands are collected and sent only after the changes that led to them are on disk.
+"""
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Callable, Coroutine, Iterable
+from typing import Any
+
+import structlog
+
+from fleet.builds.secrets import registry_credentials
+from fleet.catalog import Catalog
+from fleet.errors import NotFound, Unavailable
+from fleet.node.model import RunView
+from fleet.node.runtime import BuildRef, RunKey
+from fleet.region.books import Books
+from fleet.region.leases import Leases
+from fleet.region.model import Action, Advance, End, Finish, Forget, Launch, Place, Requeue, StopRun
+from fleet.region.placement import Demand, Room, place
+from fleet.region.plan import current, unreported
+from fleet.region.spec import build_ref, game_config, launch_spec, network_ports
+from fleet.settings import FleetSettings
+from fleet.store.engine import Store
+from fleet.store.tables import Build, Server
+from fleet.times import now_ms
+
+log = structlog.get_logger(__name__)
+
+_BUILDS_KEPT = 256
+Command = tuple[str, str, tuple[Any, ...]]  # node id, method, arguments
+
+
+class Executor:
+    """Works on the manager's own books and runs; `settle` commits and sends what came of background work."""
+
+    def __init__(
+        self,
+        epoch: int,
+        settings: FleetSettings,
+        store: Store,
+        catalog: Catalog,
+        books: Books,
+        runs: dict[RunKey, RunView],
+        leases: Leases,
+        settle: Callable[[], Coroutine[Any, Any, None]],
+    ) -> None:
+        self._epoch = epoch
+        self._settings = settings
+        self._store = store
+        self._catalog = catalog
+        self._books = books
+        self._runs = runs
+        self._leases = leases
+        self._settle = settle
+        self._builds: OrderedDict[str, BuildRef] = OrderedDict()
+        self._commands: list[Command] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.queued: list[Server] = []
+
+    # Room -------------------------------------------------------------------------------------------------------
+
+    def rooms(self) -> list[Room]:
+        """What is left on each synced node: capacity − what runs − what was placed and is not reported yet."""
+        views = self._leases.views()
+        memory = {name: view.memory_mb for name, view in views.items()}
+        cores = {name: view.cores for name, view in views.items()}
+        for run in self._runs.values():
+            if run.node_id in memory and not run.state.ended:
+                memory[run.node_id] -= run.memory_mb
+                cores[run.node_id] -= run.cores
+        for server in unreported(self._books.live.values(), self._runs):
+            if server.node_id in memory:
+                demand = self.demand(server)
+                memory[server.node_id] -= demand.memory_mb
+                cores[server.node_id] -= demand.cores
+        return [Room(n, memory[n], cores[n], view.draining) for n, view in views.items() if view.synced]
+
+    def demand(self, server: Server) -> Demand:
+        size = self._catalog.size(server.compute_size)
+        return Demand(server.instance_id, size.memory_mb, size.cpus if size.dedicated else 0.0)
+
+    def find_node(self, server: Server) -> str | None:
+        return place([self.demand(server)], self.rooms()).get(server.instance_id)
+
+    # Actions ----------------------------------------------------------------------------------------------------
+
+    def carry_out(self, actions: Iterable[Action]) -> None:
+        """Changes the books at once; node commands wait for `take_commands` and `command`."""
+        for action in actions:
+            match action:
+                case StopRun(key, node_id):
+                    self._commands.append((node_id, "stop", (key, self._settings.servers.stop_grace_s)))
+                case Forget(key, node_id):
+                    self._commands.append((node_id, "forget", (key,)))
+                case _:
+                    server = self._books.live.get(action.instance_id)
+                    if server is not None:
+                        self._change(server, action)
+
+    def _change(self, server: Server, action: Place | Launch | Advance | End | Requeue | Finish) -> None:
+        match action:
+            case Place():
+                if server not in self.queued:
+                    self.queued.append(server)
+            case Launch():
+                self.spawn(self._launch_and_settle(server))
+            case Advance(_, step, at):
+                running = {"status": "running", "started_at": at} if step == "running" else {}
+                self._books.step(server, at, step, **running)
+            case End(_, at, reason, shutdown, detail, exit_code, gone):
+                self.end(server, at, reason, shutdown, detail, exit_code, gone=gone)
+            case Requeue(_, at, reason, retry_at, detail, exit_code, crashes):
+                data = {"reason": reason, "exit_code": exit_code, "detail": detail, "retry_at": retry_at}
+                self.new_generation(server, at, "restarting", data, retry_at=retry_at, crashes=crashes)
+            case Finish(_, at, exit_code):
+                known = server.exit_code if exit_code is None else exit_code
+                self._books.step(server, at, "stopped", {"exit_code": known}, exit_code=known)
+
+    def end(
+        self, server: Server, at: int, reason: str, shutdown: str, detail: str, exit_code: int | None, *, gone: bool
+    ) -> None:
+        """The server is stopped for everybody; `stopping` until its container is gone."""
+        self._books.change(
+            server,
+            at,
+            status="stopped",
+            stopped_at=at,
+            network_ports=[],
+            stop_reason=reason,
+            shutdown_reason=shutdown,
+            stop_detail=detail or None,
+            exit_code=exit_code,
+            retry_at=None,
+        )
+        data = {"reason": reason, "shutdown_reason": shutdown, "detail": detail, "exit_code": exit_code}
+        self._books.step(server, at, "stopped" if gone else "stopping", data)
+
+    def new_generation(self, server: Server, at: int, event: str, data: dict[str, Any], **values: Any) -> None:
+        """Back to `queued` as another run: new container, new ports, the same id."""
+        self._books.note(server, at, event, data)
+        values = {"retry_at": None, **values}
+        self._books.change(
+            server,
+            at,
+            generation=server.generation + 1,
+            status="launching",
+            started_at=None,
+            launched_at=at,
+            node_id=None,
+            exit_code=None,
+            **values,
+        )
+        self.clear_ports(server)
+        self._books.step(server, at, "queued", network_ports=server.network_ports)
+
+    def clear_ports(self, server: Server) -> None:
+        server.network_ports = network_ports(server, (), None)
+
+    def adopt_ports(self, views: Iterable[RunView]) -> None:
+        """Take over what a node says of a live run's place and ports, where the row says otherwise."""
+        for view in views:
+            server = self._books.live.get(view.key.instance_id)
+            if server is None or server.status == "stopped" or current(server) != view.key or view.state.ended:
+                continue
+            node = self._leases.views().get(view.node_id)
+            ports = network_ports(server, view.ports, node.host if node else None)
+            if ports != server.network_ports or server.node_id != view.node_id:
+                self._books.change(server, view.at, network_ports=ports, node_id=view.node_id)
+                self._books.note(server, view.at, "ports", {"ports": ports})
+
+    # Launching --------------------------------------------------------------------------------------------------
+
+    async def launch_queued(self) -> None:
+        """Place what waits, oldest first; what fits is launched, the rest waits for room or its deadline."""
+        waiting, self.queued = sorted(self.queued, key=lambda s: s.created_at), []
+        for server in waiting:
+            still = self._books.live.get(server.instance_id) is server and server.step == "queued"
+            if not still:
+                continue
+            if self.find_node(server) is not None:
+                await self.place_and_launch(server)
+            elif not self._leases.pending:
+                self._leases.grow()
+
+    async def place_and_launch(self, server: Server) -> None:
+        """Put a queued server on the node that fits and tell the node. The caller commits."""
+        node_id = self.find_node(server)
+        if node_id is None:
+            return
+        self._books.step(server, max(server.step_at, now_ms()), "placed", {"node": node_id}, node_id=node_id)
+        await self.launch(server)
+
+    async def launch(self, server: Server) -> None:
+        """Tell the server's node to launch it. If the node does not answer, the plan after its sync tells again."""
+        key, node_id = current(server), server.node_id or ""
+        hello = next((h for h in self._leases.hellos() if h.node_id == node_id), None)
+        if hello is None:
+            return
+        try:
+            build = await self._build(server.build_id)
+            size = self._catalog.size(server.compute_size)
+            spec = launch_spec(server, build, size, hello.share, self._settings)
+            ports = await self._leases.call(node_id, "launch", self._epoch, spec)
+        except Unavailable as error:
+            log.warning("launch not delivered", server=server.instance_id, node=node_id, error=error.detail)
+            return
+        if current(server) == key and server.status == "launching":
+            shown = network_ports(server, ports, hello.host)
+            self._books.change(server, now_ms(), network_ports=shown)
+
+    async def _launch_and_settle(self, server: Server) -> None:
+        await self.launch(server)
+        await self._settle()
+
+    async def _build(self, build_id: str) -> BuildRef:
+        """A ready build never changes, so it is read once."""
+        found = self._builds.get(build_id)
+        if found is None:
+            async with self._store.read() as session:
+                row = await session.get(Build, build_id)
+            if row is None:
+                raise NotFound(f"There is no build '{build_id}'.", error="Build not found")
+            found = self._builds[build_id] = build_ref(row, registry_credentials(row, self._settings))
+            if len(self._builds) > _BUILDS_KEPT:
+                self._builds.popitem(last=False)
+        return found
+
+    # Commands ---------------------------------------------------------------------------------------------------
+
+    def tell_game(self, server: Server) -> None:
+        """Have the running game's playflow.json rewritten."""
+        if server.node_id:
+            self.command([(server.node_id, "rewrite_config", (current(server), game_config(server)))])
+
+    def take_commands(self) -> list[Command]:
+        commands, self._commands = self._commands, []
+        return commands
+
+    def command(self, commands: list[Command]) -> None:
+        """Send, without waiting: what does not arrive is planned again when the node syncs."""
+        for node_id, method, arguments in commands:
+            self.spawn(self._send(node_id, method, arguments))
+
+    async def _send(self, node_id: str, method: str, arguments: tuple[Any, ...]) -> None:
+        try:
+            await self._leases.call(node_id, method, self._epoch, *arguments)
+        except Unavailable as error:
+            log.warning("command not delivered", node=node_id, method=method, error=error.detail)
+            return
+        if method == "forget":
+            run = self._runs.get(arguments[0])
+            if run is not None and run.state.ended:
+                del self._runs[arguments[0]]
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()):
+            log.error("background work failed; the repair timer plans again", error=repr(error), exc_info=error)
+

@@ -1,0 +1,182 @@
+"""The region's nodes: each a NodeAgent actor, followed by one task here.
+
+A lease is asked for by creating an agent (it waits until Ray has a node for it). Following is a long poll: an answer
+brings events, a broken call tells at once that the agent died, and the next hello brings its whole truth again.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+import ray.util
+import structlog
+from ray.exceptions import RayActorError, RayError
+
+from fleet.errors import Fenced, Unavailable
+from fleet.node.agent import NodeAgent
+from fleet.node.model import Hello, NodeShare, RunView
+from fleet.region.model import NodeView
+from fleet.region.names import NAMESPACE, agent_name, agent_prefix
+from fleet.times import now_ms
+
+log = structlog.get_logger(__name__)
+
+_POLL_S = 25.0
+_CALL_S = 20.0
+
+
+@dataclass(slots=True)
+class Link:
+    """One agent. `hello` is None until its first answer."""
+
+    name: str
+    handle: Any
+    hello: Hello | None = None
+    synced: bool = False
+    since: int = field(default_factory=now_ms)
+    draining: bool = False
+    task: asyncio.Task[None] | None = None
+
+    def view(self) -> NodeView | None:
+        if self.hello is None:
+            return None
+        share = self.hello.share
+        since = None if self.synced else self.since
+        return NodeView(
+            self.hello.node_id, self.hello.host, share.memory_mb, share.cores, self.synced, since, self.draining
+        )
+
+
+class Leases:
+    """`on_sync(hello)`, `on_events(views)`, `on_lost(node_id)` are called from the following tasks, in order."""
+
+    def __init__(
+        self,
+        region: str,
+        epoch: int,
+        share: NodeShare,
+        max_nodes: int,
+        *,
+        on_sync: Callable[[Hello], Awaitable[None]],
+        on_events: Callable[[tuple[RunView, ...]], Awaitable[None]],
+        on_lost: Callable[[str], None],
+        on_fenced: Callable[[BaseException], None],
+    ) -> None:
+        self._region = region
+        self._epoch = epoch
+        self._share = share
+        self._max_nodes = max_nodes
+        self._on_sync = on_sync
+        self._on_events = on_events
+        self._on_lost = on_lost
+        self._on_fenced = on_fenced
+        self._links: dict[str, Link] = {}
+        self._changed = asyncio.Event()
+
+    def adopt(self) -> None:
+        """Follow the agents that exist already."""
+        prefix = agent_prefix(self._region)
+        for entry in ray.util.list_named_actors(all_namespaces=True):
+            if entry["namespace"] == NAMESPACE and entry["name"].startswith(prefix):
+                self._follow(entry["name"], ray.get_actor(entry["name"], namespace=NAMESPACE))
+
+    def grow(self) -> bool:
+        """Ask for one more node; False if the region has all that it may have."""
+        if len(self._links) >= self._max_nodes:
+            return False
+        name = next(n for i in range(self._max_nodes) if (n := agent_name(self._region, i)) not in self._links)
+        options = NodeAgent.options(  # pyright: ignore[reportAttributeAccessIssue]
+            name=name,
+            namespace=NAMESPACE,
+            lifetime="detached",
+            get_if_exists=True,
+            max_restarts=-1,
+            max_task_retries=0,
+            num_cpus=0,
+            resources={f"node:{self._region}": 1},
+        )
+        self._follow(name, options.remote(self._region, self._share))
+        log.info("node asked for", region=self._region, agent=name)
+        return True
+
+    @property
+    def pending(self) -> bool:
+        """Whether a node is on its way."""
+        return any(link.hello is None for link in self._links.values())
+
+    def views(self) -> dict[str, NodeView]:
+        return {view.node_id: view for link in self._links.values() if (view := link.view())}
+
+    def hellos(self) -> list[Hello]:
+        return [link.hello for link in self._links.values() if link.hello]
+
+    def drain(self, node_id: str, draining: bool) -> bool:
+        """Mark a node; False if there is none of that id."""
+        link = self._link(node_id)
+        if link is None:
+            return False
+        link.draining = draining
+        return True
+
+    async def wait_change(self, timeout_s: float) -> None:
+        """Return when a node has come or gone, or at the timeout."""
+        self._changed.clear()
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._changed.wait()
+        except TimeoutError:
+            return
+
+    async def call(self, node_id: str, method: str, *arguments: Any, timeout_s: float = _CALL_S) -> Any:
+        """Command a node. `Unavailable` if it does not answer; the next sync makes good what was missed."""
+        link = self._link(node_id)
+        if link is None:
+            raise Unavailable(f"Node {node_id} is not leased now.")
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await getattr(link.handle, method).remote(*arguments)
+        except (RayError, TimeoutError) as error:
+            if isinstance(error, Fenced):
+                self._on_fenced(error)
+            raise Unavailable(f"Node {node_id} does not answer ({type(error).__name__}).") from error
+
+    def _link(self, node_id: str) -> Link | None:
+        return next((k for k in self._links.values() if k.hello and k.hello.node_id == node_id), None)
+
+    def _follow(self, name: str, handle: Any) -> None:
+        if name not in self._links:
+            link = self._links[name] = Link(name, handle)
+            link.task = asyncio.create_task(self._run(link))
+
+    async def _run(self, link: Link) -> None:
+        while True:
+            try:
+                await self._session(link)
+            except Fenced as error:
+                self._on_fenced(error)
+                return
+            except RayActorError as error:
+                log.warning("agent lost", agent=link.name, error=type(error).__name__)
+            except Exception:
+                log.exception("following an agent failed", agent=link.name)
+            if link.synced and link.hello:
+                link.synced, link.since = False, now_ms()
+                self._on_lost(link.hello.node_id)
+            await asyncio.sleep(0.2)
+
+    async def _session(self, link: Link) -> None:
+        """From hello until the agent starts anew."""
+        hello: Hello = await link.handle.hello.remote(self._epoch)
+        link.hello, link.synced = hello, True
+        await self._on_sync(hello)
+        self._changed.set()
+        after = hello.seq
+        while True:
+            page = await link.handle.poll.remote(self._epoch, hello.boot_id, after, _POLL_S)
+            if page is None:
+                return
+            after = page.seq
+            if page.events:
+                await self._on_events(page.events)

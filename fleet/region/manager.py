@@ -1,0 +1,360 @@
+"""The RegionManager actor: the one writer of its region's servers.
+
+It turns commands, node events and deadlines into plans (`plan.py`, pure) and carries them out, always in this order:
+change the books in memory, commit them together with whatever else waits, and only then answer the caller, tell the
+waiting replicas and command the nodes. The exception is a launch, which a node may begin while its row is being
+committed: if the commit never comes, the container belongs to nobody and the next reconcile stops it.
+
+After any restart it raises the region's epoch (which fences its predecessor), loads its rows, asks its agents what
+runs, and plans everything.
+"""
+
+import asyncio
+import os
+from typing import Any
+
+import ray
+import structlog
+from sqlmodel import col, select
+
+from fleet.catalog import load_catalog
+from fleet.errors import Conflict, FleetError, NotFound
+from fleet.node.model import Hello, RunView
+from fleet.node.runtime import LogLine, RunKey
+from fleet.region.books import Books
+from fleet.region.execute import Executor
+from fleet.region.feed import ChangeFeed, Changes
+from fleet.region.leases import Leases
+from fleet.region.model import Policy
+from fleet.region.nodes_config import load_nodes_config
+from fleet.region.plan import current, deadline, plan, plan_server
+from fleet.settings import FleetSettings, get_settings
+from fleet.store.commit import GroupCommit, row_values, take_epoch
+from fleet.store.engine import Store
+from fleet.store.tables import Server
+from fleet.telemetry.logs import configure_logging
+from fleet.times import now_ms
+
+log = structlog.get_logger(__name__)
+
+_REPAIR_S = 5.0
+_NODE_WAIT_S = 12.0
+
+
+def policy_of(settings: FleetSettings) -> Policy:
+    limits, restarts = settings.servers, settings.restarts
+    return Policy(
+        ready_deadline_ms=int(limits.ready_deadline_s * 1000),
+        queue_deadline_ms=int(limits.queue_deadline_s * 1000),
+        node_lost_ms=int(limits.node_lost_s * 1000),
+        backoff_first_ms=int(restarts.backoff_first_s * 1000),
+        backoff_max_ms=int(restarts.backoff_max_s * 1000),
+        max_crashes=restarts.max_crashes,
+        crash_window_ms=int(restarts.window_s * 1000),
+    )
+
+
+def die(error: BaseException) -> None:
+    """End this process: Ray starts a successor, which rebuilds from the database."""
+    log.error("the manager ends; its successor rebuilds", error=repr(error), pid=os.getpid())
+    os._exit(1)
+
+
+@ray.remote
+class RegionManager:
+    """Commands are idempotent (by instance_id, or by op_id), so that Ray may repeat them after a crash."""
+
+    async def __init__(self, region: str) -> None:
+        configure_logging(component="manager", region=region)
+        settings = get_settings()
+        self._region = region
+        self._policy = policy_of(settings)
+        self._store = Store(settings.database)
+        self._epoch = await take_epoch(self._store, region)
+        self._commits = GroupCommit(self._store, region, self._epoch, die)
+        self._books = Books()
+        self._runs: dict[RunKey, RunView] = {}
+        self._feed = ChangeFeed(f"{region}/{self._epoch}")
+        self._timers: dict[str, asyncio.TimerHandle] = {}
+        nodes = load_nodes_config(settings.node_config)
+        share = nodes.node(region)
+        self._leases = Leases(
+            region,
+            self._epoch,
+            share,
+            nodes.offer.max_nodes,
+            on_sync=self._on_sync,
+            on_events=self._on_events,
+            on_lost=lambda _node: None,  # what to do is a matter of time: the repair timer plans it
+            on_fenced=die,
+        )
+        self._executor = Executor(
+            self._epoch,
+            settings,
+            self._store,
+            load_catalog(),
+            self._books,
+            self._runs,
+            self._leases,
+            self._settle,
+        )
+        await self._load()
+        self._leases.adopt()
+        if self._books.live and not self._leases.pending:
+            self._leases.grow()
+        self._repairer = asyncio.create_task(self._repair())
+        log.info("manager ready", region=region, epoch=self._epoch, live=len(self._books.live), pid=os.getpid())
+
+    async def _load(self) -> None:
+        rows = select(Server).where(col(Server.region) == self._region, col(Server.step) != "stopped")
+        async with self._store.read() as session:
+            self._books.load(list((await session.exec(rows)).all()))
+        for server in self._books.live.values():
+            self._arm(server)
+
+    # Commands ---------------------------------------------------------------------------------------------------
+
+    async def start(self, values: dict[str, Any]) -> dict[str, Any]:
+        """Accept a server; answers once its row, with host ports where a node has them, is on disk."""
+        server = Server(**values)
+        known = self._books.live.get(server.instance_id)
+        if known is not None:
+            await self._commits.flush()
+            return row_values(known)
+        if (stopped := await self._stored(server.instance_id)) is not None:
+            return row_values(stopped)
+        placed = await self._wait_for_room(server)
+        now = now_ms()
+        server.step, server.step_at, server.launched_at = "queued", now, now
+        self._executor.clear_ports(server)
+        self._books.add(server, now)
+        if placed:
+            await self._executor.place_and_launch(server)
+        await self._commit()
+        self._arm(server)
+        return row_values(server)
+
+    async def _wait_for_room(self, server: Server) -> bool:
+        """True if a node has room; False if one is on its way; Conflict if there is none and will be none."""
+        waited_until = asyncio.get_running_loop().time() + _NODE_WAIT_S
+        while True:
+            if self._executor.find_node(server) is not None:
+                return True
+            coming = self._leases.pending or self._leases.grow()
+            if not coming:
+                raise Conflict(
+                    f"Region {self._region} has no room for another '{server.compute_size}' server (capacity limit). "
+                    "Stop a server, choose a smaller compute_size, or try again later.",
+                    error="Capacity limit reached",
+                )
+            left = waited_until - asyncio.get_running_loop().time()
+            if left <= 0:
+                return False
+            await self._leases.wait_change(left)
+
+    async def update(self, instance_id: str, custom_data: dict[str, Any]) -> dict[str, Any]:
+        """Replace custom_data, in the row and in the running game's playflow.json."""
+        server = self._alive(instance_id)
+        now = now_ms()
+        self._books.change(server, now, custom_data=custom_data)
+        self._books.note(server, now, "updated")
+        await self._commit()
+        self._executor.tell_game(server)
+        return row_values(server)
+
+    async def restart(self, instance_id: str, values: dict[str, Any], op_id: str) -> dict[str, Any]:
+        """A new generation with changed values; once per op_id. The old run is stopped."""
+        server = self._alive(instance_id)
+        if server.last_op != op_id:
+            self._executor.new_generation(server, now_ms(), "restart_requested", {}, last_op=op_id, crashes=[], **values)
+            if self._executor.find_node(server) is not None:
+                await self._executor.place_and_launch(server)
+        await self._commit()
+        self._arm(server)
+        self._reconcile_runs(instance_id)
+        return row_values(server)
+
+    async def stop(self, instance_id: str, reason: str, detail: str | None) -> dict[str, Any]:
+        """Stopped at once for the caller; the container ends gracefully behind. Stopping again changes nothing."""
+        server = self._books.live.get(instance_id)
+        if server is None:
+            stored = await self._stored(instance_id)
+            if stored is None:
+                raise NotFound(f"There is no server '{instance_id}'.", error="Server not found")
+            return row_values(stored)
+        if server.status != "stopped":
+            self._executor.end(server, now_ms(), reason, "SHUTDOWN_SIGNAL", detail or "", None, gone=False)
+        await self._commit()
+        self._reconcile(server)
+        return row_values(server)
+
+    async def stop_all(self, reason: str, detail: str) -> int:
+        """Stop every server of the region; returns when none is left or 30 s have passed. How many there were."""
+        alive = [s for s in self._books.live.values() if s.status != "stopped"]
+        for server in alive:
+            await self.stop(server.instance_id, reason, detail)
+        deadline_at = asyncio.get_running_loop().time() + 30
+        while self._books.live and asyncio.get_running_loop().time() < deadline_at:
+            await self._feed.after(self._feed.cursor, 1.0)
+        return len(alive)
+
+    def _alive(self, instance_id: str) -> Server:
+        server = self._books.live.get(instance_id)
+        if server is None or server.status == "stopped":
+            raise Conflict("The server has stopped; start a new one.", error="Server stopped")
+        return server
+
+    async def _stored(self, instance_id: str) -> Server | None:
+        async with self._store.read() as session:
+            found = await session.get(Server, instance_id)
+            return found if found is not None and found.region == self._region else None
+
+    # What others read -------------------------------------------------------------------------------------------
+
+    async def changes(self, cursor: str | None, timeout_s: float) -> Changes:
+        """Long poll: which servers changed since the cursor (see `feed.py`)."""
+        return await self._feed.after(cursor, timeout_s)
+
+    async def logs(self, key: RunKey, after: str | None, since_ms: int | None, limit: int) -> list[LogLine]:
+        return await self._ask_log_keeper(key, "logs", key, after, since_ms, limit)
+
+    async def wait_logs(self, key: RunKey, after: str | None, timeout_s: float) -> tuple[list[LogLine], bool]:
+        return await self._ask_log_keeper(key, "wait_logs", key, after, timeout_s, timeout_s=timeout_s + 10)
+
+    async def _ask_log_keeper(self, key: RunKey, method: str, *arguments: Any, timeout_s: float = 20.0) -> Any:
+        run = self._runs.get(key)
+        server = self._books.live.get(key.instance_id) or await self._stored(key.instance_id)
+        node = run.node_id if run else (server.node_id if server else None)
+        if node is None:
+            return ([], True) if method == "wait_logs" else []
+        if node not in self._leases.views():
+            if not self._leases.views() and not self._leases.pending:
+                self._leases.grow()
+            await self._leases.wait_change(_NODE_WAIT_S)
+        return await self._leases.call(node, method, *arguments, timeout_s=timeout_s)
+
+    async def status(self) -> dict[str, Any]:
+        """For operators: epoch, nodes with what they hold, live servers, commits."""
+        rooms = {room.node_id: room for room in self._executor.rooms()}
+        nodes = [
+            {
+                "node_id": h.node_id,
+                "host": h.host,
+                "runtime": h.runtime,
+                "memory_mb": h.share.memory_mb,
+                "memory_free_mb": rooms[h.node_id].memory_mb if h.node_id in rooms else None,
+                "draining": view.draining,
+                "synced": view.synced,
+                "runs": sum(r.node_id == h.node_id and not r.state.ended for r in self._runs.values()),
+            }
+            for h in self._leases.hellos()
+            if (view := self._leases.views().get(h.node_id))
+        ]
+        return {
+            "region": self._region,
+            "epoch": self._epoch,
+            "pid": os.getpid(),
+            "live": len(self._books.live),
+            "commits": self._commits.batches,
+            "writes": self._commits.writes,
+            "nodes": nodes,
+        }
+
+    async def drain(self, node_id: str, draining: bool) -> None:
+        """No new placements on that node (or again); its servers go on until they end."""
+        if not self._leases.drain(node_id, draining):
+            raise NotFound(f"There is no node '{node_id}' in {self._region}.", error="Node not found")
+
+    # Events -----------------------------------------------------------------------------------------------------
+
+    async def _on_sync(self, hello: Hello) -> None:
+        """A node told its whole truth."""
+        for key in [k for k, run in self._runs.items() if run.node_id == hello.node_id]:
+            del self._runs[key]
+        self._runs.update({run.key: run for run in hello.runs})
+        self._executor.adopt_ports(hello.runs)
+        await self._plan_all()
+        log.info("node synced", region=self._region, node=hello.node_id, runs=len(hello.runs))
+
+    async def _on_events(self, views: tuple[RunView, ...]) -> None:
+        for view in views:
+            known = self._runs.get(view.key)
+            if known is not None and known.state.ended and not view.state.ended:
+                continue
+            self._runs[view.key] = view
+            self._executor.adopt_ports((view,))
+            server = self._books.live.get(view.key.instance_id)
+            if server is not None and current(server) == view.key:
+                self._plan_one(server)
+            else:
+                self._reconcile_runs(view.key.instance_id)
+        await self._settle()
+
+    async def _repair(self) -> None:
+        while True:
+            await asyncio.sleep(_REPAIR_S)
+            try:
+                await self._plan_all()
+            except FleetError as error:
+                log.warning("repair incomplete", region=self._region, error=error.detail)
+
+    async def _plan_all(self) -> None:
+        live = list(self._books.live.values())
+        self._executor.carry_out(plan(live, self._runs, self._leases.views(), now_ms(), self._policy))
+        await self._settle()
+
+    def _plan_one(self, server: Server) -> None:
+        run = self._runs.get(current(server))
+        self._executor.carry_out(plan_server(server, run, self._leases.views(), now_ms(), self._policy))
+
+    def _reconcile(self, server: Server) -> None:
+        """Plan one server again after its change is on disk, and do what that says."""
+        self._plan_one(server)
+        self._spawn_settle()
+
+    def _reconcile_runs(self, instance_id: str) -> None:
+        """Release this server's runs of other generations, or all if it is finished."""
+        runs = {k: r for k, r in self._runs.items() if k.instance_id == instance_id}
+        live = self._books.live.get(instance_id)
+        self._executor.carry_out(plan([live] if live else [], runs, self._leases.views(), now_ms(), self._policy))
+        self._spawn_settle()
+
+    def _spawn_settle(self) -> None:
+        self._executor.spawn(self._settle())
+
+    async def _settle(self) -> None:
+        """Launch what was queued, commit, tell, then let the nodes act."""
+        if self._executor.queued and not self._leases.views() and not self._leases.pending:
+            self._leases.grow()
+        await self._executor.launch_queued()
+        await self._commit()
+
+    async def _commit(self) -> None:
+        """Changes on disk; then the feed, the timers and the nodes may know."""
+        statements, touched = self._books.take()
+        after = self._executor.take_commands()
+        if statements:
+            await self._commits.submit(statements)
+        for instance_id in touched:
+            server = self._books.live.get(instance_id)
+            self._arm(server) if server else self._disarm(instance_id)
+        self._feed.publish(touched)
+        self._executor.command(after)
+
+    def _arm(self, server: Server) -> None:
+        """Plan this server at its deadline."""
+        self._disarm(server.instance_id)
+        at = deadline(server, now_ms(), self._policy)
+        if at is not None:
+            delay = max(0.0, (at - now_ms()) / 1000) + 0.001
+            self._timers[server.instance_id] = asyncio.get_running_loop().call_later(delay, self._due, server)
+
+    def _disarm(self, instance_id: str) -> None:
+        if timer := self._timers.pop(instance_id, None):
+            timer.cancel()
+
+    def _due(self, server: Server) -> None:
+        if self._books.live.get(server.instance_id) is server:
+            self._reconcile(server)
+
+

@@ -1,0 +1,15 @@
+"""Names of the actors, the same for all who look them up."""
+
+NAMESPACE = "fleet"
+
+
+def manager_name(region: str) -> str:
+    return f"region:{region}"
+
+
+def agent_prefix(region: str) -> str:
+    return f"agent:{region}:"
+
+
+def agent_name(region: str, number: int) -> str:
+    return f"{agent_prefix(region)}{number}"

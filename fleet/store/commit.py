@@ -1,0 +1,115 @@
+"""Group commit: what arrives together is one transaction, so that durability costs a batch, not a command.
+
+The writer's order is kept. Each transaction first checks the writer's epoch, so a manager that has been replaced
+can change nothing. A commit that fails for good means that memory and disk differ: the owner must end, and its
+successor rebuilds from the database.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import structlog
+from sqlalchemy import Executable, select
+from sqlalchemy.exc import OperationalError
+
+from fleet.errors import Fenced
+from fleet.store.engine import Store
+from fleet.store.tables import RegionEpoch
+
+log = structlog.get_logger(__name__)
+
+Statement = tuple[Executable, dict[str, Any] | list[dict[str, Any]] | None]
+_RETRIES = 5
+
+
+async def take_epoch(store: Store, region: str) -> int:
+    """Become the one writer of a region: raises its epoch, which fences the writer before."""
+    async with store.write() as session:
+        row = await session.get(RegionEpoch, region)
+        if row is None:
+            row = RegionEpoch(region=region, epoch=0)
+            session.add(row)
+        row.epoch += 1
+        return row.epoch
+
+
+class GroupCommit:
+    """One queue of statements, one committer task. `on_fatal` is called when a commit cannot be done."""
+
+    def __init__(self, store: Store, region: str, epoch: int, on_fatal: Callable[[BaseException], None]) -> None:
+        self._store = store
+        self._region = region
+        self._epoch = epoch
+        self._on_fatal = on_fatal
+        self._waiting: list[tuple[Sequence[Statement], asyncio.Future[None]]] = []
+        self._wake = asyncio.Event()
+        self._task = asyncio.create_task(self._run())
+        self.batches = 0
+        self.writes = 0
+
+    def submit(self, statements: Sequence[Statement]) -> asyncio.Future[None]:
+        """Queue statements; the future is done once they are on disk."""
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append((statements, future))
+        self._wake.set()
+        return future
+
+    async def flush(self) -> None:
+        """Return once everything queued so far is on disk."""
+        await self.submit(())
+
+    async def close(self) -> None:
+        await self.flush()
+        self._task.cancel()
+
+    async def _run(self) -> None:
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            batch, self._waiting = self._waiting, []
+            try:
+                await self._commit([s for statements, _ in batch for s in statements])
+            except Exception as error:
+                log.error("commit failed for good", region=self._region, epoch=self._epoch, error=repr(error))
+                for _, future in batch:
+                    if not future.done():
+                        future.set_exception(error)
+                self._on_fatal(error)
+                return
+            for _, future in batch:
+                if not future.done():
+                    future.set_result(None)
+
+    async def _commit(self, statements: list[Statement]) -> None:
+        if not statements:
+            return
+        for attempt in range(_RETRIES):
+            try:
+                await self._transaction(statements)
+            except OperationalError as error:  # locked or out of reach: the same statements may go through later
+                if attempt == _RETRIES - 1:
+                    raise
+                log.warning("commit is tried again", region=self._region, error=str(error.orig))
+                await asyncio.sleep(0.05 * 2**attempt)
+            else:
+                self.batches += 1
+                self.writes += len(statements)
+                return
+
+    async def _transaction(self, statements: list[Statement]) -> None:
+        async with self._store.write_connection() as connection:
+            row = select(RegionEpoch.epoch).where(RegionEpoch.region == self._region)  # pyright: ignore
+            found = (await connection.execute(row)).scalar_one()
+            if found != self._epoch:
+                raise Fenced(f"Region {self._region} is written by epoch {found}; this writer had {self._epoch}.")
+            for statement, values in statements:
+                await connection.execute(statement, values)
+
+
+def row_values(row: Any) -> dict[str, Any]:
+    """Every column of a table object."""
+    return {column.name: getattr(row, column.name) for column in type(row).__table__.columns}
+
+
+__all__ = ["GroupCommit", "Statement", "row_values", "take_epoch"]
