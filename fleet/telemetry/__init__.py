@@ -1,0 +1,1 @@
+"""How the fleet tells what it does: structured logs with request ids, and metrics for Prometheus."""

@@ -1,0 +1,117 @@
+"""Keys and authentication.
+
+A key is 256 random bits, so it needs no slow hash: its SHA-256 is the primary key of `api_key`, and the key
+itself is shown once and stored nowhere.
+"""
+
+import hashlib
+import secrets
+import time
+import uuid
+from typing import Any, cast
+
+from sqlalchemy import delete
+from sqlmodel import col, select
+
+from fleet.errors import NotFound, Unauthorized
+from fleet.projects.model import KeyKind, NewProject, Principal
+from fleet.store.engine import Store
+from fleet.store.tables import ApiKey, Project
+from fleet.times import now_ms
+
+PREFIX: dict[KeyKind, str] = {"server": "pf_", "client": "pfclient_"}
+MAX_KEY_LENGTH = 128
+
+
+def new_key(kind: KeyKind) -> str:
+    """A fresh key: `pf_` or `pfclient_` and 43 URL-safe characters."""
+    return PREFIX[kind] + secrets.token_urlsafe(32)
+
+
+def hash_key(key: str) -> str:
+    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+class ProjectService:
+    """Looks keys up with a short memory: a changed or revoked key is noticed within `memory_s` seconds."""
+
+    def __init__(self, store: Store, *, memory_s: float = 5.0, max_remembered: int = 10_000) -> None:
+        self._store = store
+        self._memory_s = memory_s
+        self._max = max_remembered
+        self._known: dict[str, tuple[float, Principal | None]] = {}
+
+    async def authenticate(self, key: str | None) -> Principal:
+        """Whose key this is; `Unauthorized` if nobody's, or expired."""
+        if not key:
+            raise Unauthorized("Send your project's key in the 'api-key' header.", error="Missing API key")
+        principal = await self._remembered(key) if len(key) <= MAX_KEY_LENGTH else None
+        if principal is None:
+            raise Unauthorized("This key is unknown. Copy it again from the project.", error="Invalid API key")
+        return principal
+
+    async def _remembered(self, key: str) -> Principal | None:
+        digest, now = hash_key(key), time.monotonic()
+        found = self._known.get(digest)
+        if found and found[0] > now:
+            return found[1]
+        principal = await self._look_up(digest, now + self._memory_s)
+        if len(self._known) >= self._max:
+            self._known.pop(next(iter(self._known)))
+        self._known.pop(digest, None)
+        self._known[digest] = (principal.valid_until if principal else now + self._memory_s, principal)
+        return principal
+
+    async def _look_up(self, digest: str, until: float) -> Principal | None:
+        query = select(ApiKey, Project).join(Project).where(col(ApiKey.hash) == digest)
+        async with self._store.read() as session:
+            row = (await session.exec(query)).first()
+        if row is None:
+            return None
+        key, project = row
+        if key.expires_at is not None:
+            left_s = (key.expires_at - now_ms()) / 1000
+            if left_s <= 0:
+                return None
+            until = min(until, time.monotonic() + left_s)
+        return Principal(project.id, cast(KeyKind, key.kind), project.plan, until, project.settings or {})
+
+    async def rotate(self, project_id: str, kind: KeyKind) -> str:
+        """Replace the project's key of that kind; the old one stops working at once here, in seconds elsewhere."""
+        key = new_key(kind)
+        async with self._store.write() as session:
+            if await session.get(Project, project_id) is None:
+                raise NotFound(f"There is no project {project_id}.")
+            old = delete(ApiKey).where(col(ApiKey.project_id) == project_id, col(ApiKey.kind) == kind)
+            await session.exec(old)
+            session.add(ApiKey(hash=hash_key(key), project_id=project_id, kind=kind, created_at=now_ms()))
+        self._known.clear()
+        return key
+
+    async def settings(self, project_id: str) -> dict[str, Any]:
+        """The project's settings, uncached; `NotFound` for an unknown project."""
+        async with self._store.read() as session:
+            project = await session.get(Project, project_id)
+        if project is None:
+            raise NotFound(f"There is no project {project_id}.")
+        return project.settings or {}
+
+
+async def create_project(store: Store, name: str, plan: str = "pro") -> NewProject:
+    """Make a project with one key of each kind."""
+    made = NewProject(str(uuid.uuid4()), new_key("server"), new_key("client"))
+    now = now_ms()
+    async with store.write() as session:
+        session.add(Project(id=made.project_id, name=name, plan=plan, created_at=now, updated_at=now))
+        await session.flush()
+        for kind, key in (("server", made.server_key), ("client", made.client_key)):
+            session.add(ApiKey(hash=hash_key(key), project_id=made.project_id, kind=kind, created_at=now))
+    return made
+
+
+async def ensure_default_project(store: Store) -> NewProject | None:
+    """Make the project "default" if there is no project yet; None if there is one already."""
+    async with store.read() as session:
+        if (await session.exec(select(Project.id).limit(1))).first() is not None:
+            return None
+    return await create_project(store, "default")

@@ -1,0 +1,257 @@
+"""Servers for the API replicas: reads come from the database, commands go to the region's manager.
+
+Nothing here writes a server. A command is checked here (bounds, build, ownership) and carried out by the one
+writer of that region, behind `Regions`.
+"""
+
+import uuid
+from collections.abc import AsyncIterator
+from typing import Any, Protocol, cast
+
+from sqlmodel import col, or_
+
+from fleet.catalog import Catalog, ComputeSize
+from fleet.errors import Conflict, Forbidden, NotFound
+from fleet.node.runtime import LogLine
+from fleet.projects.model import DEFAULT_PORTS, PortConfig, Principal
+from fleet.projects.scope import count_of, owned
+from fleet.servers import limits as check
+from fleet.servers.model import ListQuery, LogPage, RestartChanges, RestartRequest, RestartValues, StartRequest
+from fleet.settings import ServerLimits
+from fleet.store.engine import Store
+from fleet.store.tables import Build, Server, ServerEvent
+from fleet.times import now_ms
+
+MAX_ID_LENGTH = 64
+
+
+class Regions(Protocol):
+    """The region managers as seen from a replica. Every method raises `FleetError` subclasses only."""
+
+    async def recover(self) -> None:
+        """Make the managers of regions that have live servers."""
+        ...
+
+    async def start(self, row: Server) -> Server:
+        """Accept a new server; the committed row, with its network_ports. Safe to repeat for the same id."""
+        ...
+
+    async def update(self, region: str, instance_id: str, custom_data: dict[str, Any]) -> Server: ...
+
+    async def restart(self, region: str, instance_id: str, changes: RestartChanges, op_id: str) -> Server:
+        """A new run of the same server; one effect for one `op_id`."""
+        ...
+
+    async def stop(self, region: str, instance_id: str, reason: str, detail: str | None) -> Server:
+        """Stop; no error if it has stopped already."""
+        ...
+
+    async def wait(self, region: str, instance_id: str, statuses: set[str], timeout_s: float) -> None:
+        """Return once the committed row has one of the statuses, or at the timeout."""
+        ...
+
+    async def logs(self, server: Server, after: str | None, since_ms: int | None, limit: int) -> LogPage: ...
+
+    def follow_logs(self, server: Server, after: str | None) -> AsyncIterator[list[LogLine]]:
+        """Lines as they come; ends when the server's run has ended."""
+        ...
+
+
+class BuildResolver(Protocol):
+    """The part of the build service that servers need."""
+
+    async def resolve(self, project_id: str, name: str, version: int | None) -> Build:
+        """The newest ready build of that name, or that version; NotFound or Conflict (not ready) otherwise."""
+        ...
+
+
+class ServerService:
+    """All calls are scoped to the caller's project: another project's server is `NotFound`."""
+
+    def __init__(
+        self, store: Store, regions: Regions, builds: BuildResolver, catalog: Catalog, limits: ServerLimits
+    ) -> None:
+        self._store = store
+        self._regions = regions
+        self._builds = builds
+        self._catalog = catalog
+        self._limits = limits
+
+    async def get(self, caller: Principal, instance_id: str) -> Server:
+        if len(instance_id) <= MAX_ID_LENGTH and instance_id.isascii() and instance_id.isprintable():
+            query = owned(Server, caller.project_id).where(col(Server.instance_id) == instance_id)
+            async with self._store.read() as session:
+                found = (await session.exec(query)).first()
+            if found is not None:
+                return found
+        raise NotFound(f"There is no server '{instance_id[:MAX_ID_LENGTH]}' in this project.", error="Server not found")
+
+    async def page(self, caller: Principal, query: ListQuery) -> tuple[list[Server], int]:
+        """One page of servers, newest first, and the number of all that match."""
+        statuses = ["running", "launching"] if query.include_launching else ["running"]
+        rows = owned(Server, caller.project_id).where(col(Server.status).in_(statuses))
+        if not query.include_pool:
+            rows = rows.where(or_(col(Server.is_pool_server).is_(False), col(Server.pool_claimed_at).is_not(None)))
+        page = rows.order_by(col(Server.created_at).desc(), col(Server.instance_id))
+        async with self._store.read() as session:
+            total = (await session.exec(count_of(rows))).one()
+            servers = await session.exec(page.limit(query.limit).offset(query.offset))
+            return list(servers.all()), total
+
+    async def start(self, caller: Principal, request: StartRequest) -> Server:
+        """Check the request and have its region start it; returns the launching server with its ports."""
+        check_plan(caller, request)
+        row = await self._prepare(caller, request)
+        return await self._regions.start(row)
+
+    async def _prepare(self, caller: Principal, request: StartRequest) -> Server:
+        region = self._catalog.region(request.region)
+        size = self._catalog.size(request.compute_size)
+        environment = caller.settings.get("environment_variables") or {}
+        environment = {**environment, **request.environment}
+        ports = request.port_configs if request.port_configs is not None else project_ports(caller)
+        self._check(request.startup_args, request.custom_data, environment, ports, request.ttl)
+        build = await self._builds.resolve(caller.project_id, request.version_tag, request.version)
+        now = now_ms()
+        return Server(
+            instance_id=str(uuid.uuid4()),
+            project_id=caller.project_id,
+            region=region.id,
+            name=request.name,
+            status="launching",
+            step="queued",
+            compute_size=size.name,
+            build_id=build.build_id,
+            version_tag=build.name,
+            version=build.version,
+            startup_args=request.startup_args,
+            auto_restart=request.auto_restart or size.persistent,
+            ttl=effective_ttl(caller, size, request.ttl),
+            custom_data=request.custom_data,
+            match_id=request.match_id,
+            environment=environment,
+            port_configs=cast("list[dict[str, Any]]", ports),
+            created_at=now,
+            updated_at=now,
+            launched_at=now,
+        )
+
+    def _check(
+        self,
+        startup_args: str | None,
+        custom_data: dict[str, Any] | None,
+        environment: dict[str, str] | None,
+        ports: "list[PortConfig] | None",
+        ttl: int | None,
+    ) -> None:
+        check.check_startup_args(startup_args, self._limits)
+        check.check_custom_data(custom_data, self._limits)
+        check.check_environment(environment or {}, self._limits)
+        check.check_ports(ports or [], self._limits)
+        check.check_ttl(ttl)
+
+    async def update(self, caller: Principal, instance_id: str, custom_data: dict[str, Any] | None) -> Server:
+        """Replace custom_data (None: leave it as it is)."""
+        server = await self.get(caller, instance_id)
+        if custom_data is None:
+            return server
+        check.check_custom_data(custom_data, self._limits)
+        if server.status == "stopped":
+            raise Conflict("The server has stopped; its data can no longer change.", error="Server stopped")
+        return await self._regions.update(server.region, instance_id, custom_data)
+
+    async def restart(self, caller: Principal, instance_id: str, request: RestartRequest) -> Server:
+        """A new run with what was given changed; the same id, new ports."""
+        server = await self.get(caller, instance_id)
+        if server.is_pool_server:
+            raise Conflict("A pool server cannot be restarted; stop it and start another.", error="Pool server")
+        if server.status == "stopped":
+            raise Conflict("The server has stopped; start a new one.", error="Server stopped")
+        changes = RestartChanges(await self._changes(caller, server, request.given))
+        return await self._regions.restart(server.region, instance_id, changes, str(uuid.uuid4()))
+
+    async def _changes(self, caller: Principal, server: Server, given: dict[str, Any]) -> RestartValues:
+        values = cast(RestartValues, {k: v for k, v in given.items() if k in RestartValues.__annotations__})
+        self._check(
+            values.get("startup_args"),
+            values.get("custom_data"),
+            values.get("environment"),
+            values.get("port_configs"),
+            values.get("ttl"),
+        )
+        size = self._catalog.size(server.compute_size)
+        if size.persistent:
+            values["auto_restart"] = True
+        if "ttl" in values:
+            values["ttl"] = effective_ttl(caller, size, values["ttl"])
+        if "version_tag" in values or "version" in values:
+            tag = values.get("version_tag") or server.version_tag
+            build = await self._builds.resolve(caller.project_id, tag, values.get("version"))
+            values["build_id"], values["version_tag"], values["version"] = build.build_id, build.name, build.version
+        return values
+
+    async def stop(self, caller: Principal, instance_id: str, detail: str | None) -> Server:
+        """Stop the server. Stopping it again is the same success."""
+        server = await self.get(caller, instance_id)
+        if server.status == "stopped":
+            return server
+        return await self._regions.stop(server.region, instance_id, "requested", detail)
+
+    async def wait(self, caller: Principal, server: Server, status: str, timeout_s: float) -> Server:
+        """The server once it has that status or has stopped, or as it is at the timeout."""
+        wanted = {status, "stopped"}
+        if server.status in wanted:
+            return server
+        await self._regions.wait(server.region, server.instance_id, wanted, timeout_s)
+        return await self.get(caller, server.instance_id)
+
+    async def events(
+        self, caller: Principal, instance_id: str, limit: int, offset: int
+    ) -> tuple[list[ServerEvent], int]:
+        """One page of the server's journal, oldest first, and the number of all its events."""
+        await self.get(caller, instance_id)
+        rows = owned(ServerEvent, caller.project_id).where(col(ServerEvent.instance_id) == instance_id)
+        async with self._store.read() as session:
+            total = (await session.exec(count_of(rows))).one()
+            page = await session.exec(rows.order_by(col(ServerEvent.id)).limit(limit).offset(offset))
+            return list(page.all()), total
+
+    async def logs(
+        self, caller: Principal, instance_id: str, after: str | None, since_ms: int | None, limit: int
+    ) -> tuple[Server, LogPage]:
+        """Up to `limit` lines after the token, else from `since_ms`, else from the beginning."""
+        server = await self.get(caller, instance_id)
+        return server, await self._regions.logs(server, after, since_ms, limit)
+
+    def follow(self, server: Server, after: str | None) -> AsyncIterator[list[LogLine]]:
+        """Lines of a server that `get` gave, as they come."""
+        return self._regions.follow_logs(server, after)
+
+
+def project_ports(caller: Principal) -> list[PortConfig]:
+    """The ports of a server whose start names none: the project's, else one UDP port 7777."""
+    configured = caller.settings.get("port_configs") or DEFAULT_PORTS
+    return [
+        {
+            "name": port["name"],
+            "internal_port": port["internal_port"],
+            "protocol": port["protocol"],
+            "tls_enabled": bool(port.get("tls_enabled", False)),
+        }
+        for port in configured
+    ]
+
+
+def effective_ttl(caller: Principal, size: ComputeSize, asked: int | None) -> int | None:
+    """Seconds until the server is stopped, or None: persistent sizes never are, the free plan always after 1 h."""
+    if size.persistent:
+        return None
+    return 3600 if caller.plan == "free" else asked
+
+
+def check_plan(caller: Principal, request: StartRequest) -> None:
+    """What the caller's plan forbids. The one place where starts meet plans."""
+    if caller.plan == "free" and request.compute_size != "small":
+        raise Forbidden(
+            f"The free plan is limited to compute_size 'small', not '{request.compute_size[:64]}'.", error="Plan limit"
+        )

@@ -1,0 +1,75 @@
+"""Structured logs: one JSON object a line, in `<home>/logs/<component>.log`, bounded in size."""
+
+import os
+import threading
+from pathlib import Path
+
+import orjson
+import structlog
+from structlog.typing import EventDict, WrappedLogger
+
+MAX_BYTES = 64 * 1024 * 1024
+CHECK_EVERY = 256
+
+
+class AppendLog:
+    """A log file that several processes may share: whole lines are appended, and one old file is kept."""
+
+    def __init__(self, path: Path, max_bytes: int = MAX_BYTES) -> None:
+        self._path = path
+        self._max = max_bytes
+        self._lock = threading.Lock()
+        self._lines = 0
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._fd = self._open()
+
+    def _open(self) -> int:
+        return os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o640)
+
+    def write(self, line: bytes) -> None:
+        with self._lock:
+            os.write(self._fd, line + b"\n")
+            self._lines += 1
+            if self._lines % CHECK_EVERY == 0:
+                self._turn_over()
+
+    def _turn_over(self) -> None:
+        mine = os.fstat(self._fd)
+        current = self._path.stat() if self._path.exists() else None
+        moved_by_other = current is None or current.st_ino != mine.st_ino
+        if not moved_by_other and mine.st_size < self._max:
+            return
+        if not moved_by_other:
+            self._path.replace(self._path.with_suffix(".log.1"))
+        os.close(self._fd)
+        self._fd = self._open()
+
+    # What structlog calls on a logger, by level.
+    def msg(self, message: bytes) -> None:
+        self.write(message)
+
+    debug = info = warning = error = critical = exception = msg
+
+
+def _json(_logger: WrappedLogger, _name: str, event: EventDict) -> bytes:
+    return orjson.dumps(event, default=repr, option=orjson.OPT_NON_STR_KEYS)
+
+
+def setup_logging(component: str, home: Path, level: str = "info") -> Path:
+    """Send this process's structured logs to the component's file; returns its path. Call once per process."""
+    path = home / "logs" / f"{component}.log"
+    log = AppendLog(path)
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            _json,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=lambda *_args: log,
+        cache_logger_on_first_use=True,
+    )
+    structlog.contextvars.bind_contextvars(component=component, pid=os.getpid())
+    return path

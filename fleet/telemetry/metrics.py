@@ -1,0 +1,62 @@
+"""Prometheus metrics of the API, summed over the replicas of a node.
+
+Each process counts in memory-mapped files of one folder (prometheus_client's multiprocess mode), so whichever
+replica a scrape reaches tells the sum of all, those that have died included.
+"""
+
+import os
+from pathlib import Path
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest, values
+from prometheus_client.multiprocess import MultiProcessCollector
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 30.0, 120.0)
+_METHODS = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"})
+
+
+class HttpMetrics:
+    """Request counts and times by route template. Make one per process.
+
+    `folder`: where the processes of this node count together; None counts in this process alone.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self._folder = folder
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(folder)
+            # The library chooses at import, which Ray may have done before us.
+            values.ValueClass = values.MultiProcessValue()
+        self._registry = CollectorRegistry()
+        self._requests = Counter(
+            "fleet_http_requests", "Requests answered.", ["method", "route", "status"], registry=self._registry
+        )
+        self._seconds = Histogram(
+            "fleet_http_request_seconds",
+            "Time to answer.",
+            ["method", "route"],
+            buckets=BUCKETS,
+            registry=self._registry,
+        )
+        self._children: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
+
+    def observe(self, method: str, route: str, status: int, seconds: float) -> None:
+        """Count one answer. `route` is the template (`/api/v3/servers/{instance_id}`), never a raw path."""
+        method = method if method in _METHODS else "other"
+        key = (method, route, status)
+        pair = self._children.get(key)
+        if pair is None:
+            # Looking labels up costs more than counting; the keys are bounded by routes, methods and statuses.
+            pair = self._requests.labels(method, route, str(status)), self._seconds.labels(method, route)
+            self._children[key] = pair
+        pair[0].inc()
+        pair[1].observe(seconds)
+
+    def exposition(self) -> bytes:
+        """Everything counted on this node, in Prometheus' text format."""
+        if self._folder is None:
+            return generate_latest(self._registry)
+        merged = CollectorRegistry()
+        MultiProcessCollector(merged, path=str(self._folder))
+        return generate_latest(merged)

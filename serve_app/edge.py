@@ -1,0 +1,167 @@
+"""The outermost layer, plain ASGI so that streams stay streams.
+
+It gives each request its id, answers repeated reads from the cache, bounds JSON bodies while they stream in, takes
+paths with a trailing slash, counts, logs, and turns a fault into the one error shape.
+"""
+
+import time
+from typing import Any
+
+import structlog
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from fleet.projects.model import Principal
+from fleet.telemetry.metrics import HttpMetrics
+from fleet.telemetry.request_id import accept_request_id, bind_request_id
+from serve_app.errors import error_response
+from serve_app.read_cache import Kept, Key, ReadCache
+
+log = structlog.get_logger(__name__)
+
+MAX_BODY = 1024 * 1024
+KEEP = "fleet.keep_until"  # set in the scope by handlers whose answer depends on the database alone
+UPLOAD_PREFIX = "/upload/"
+
+
+class Edge:
+    """`echo_id`: put x-request-id on the response; off where the server before us (Ray Serve) does."""
+
+    def __init__(self, app: ASGIApp, cache: ReadCache, metrics: HttpMetrics, echo_id: bool) -> None:
+        self.app = app
+        self.cache = cache
+        self.metrics = metrics
+        self.echo_id = echo_id
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        exchange = _Exchange(scope, send, self.metrics, self.echo_id)
+        key = _cache_key(scope)
+        version = self.cache.look() if key else None
+        if key and version is not None:
+            kept = self.cache.get(key)
+            if kept is not None:
+                await exchange.replay(kept)
+                return
+        await self._serve(exchange, receive, key, version)
+
+    async def _serve(self, exchange: "_Exchange", receive: Receive, key: Key | None, version: int | None) -> None:
+        scope = exchange.scope
+        _strip_slash(scope)
+        bind_request_id(exchange.request_id)
+        if not scope["path"].startswith(UPLOAD_PREFIX):
+            receive = _bounded(receive)
+        try:
+            await self.app(scope, receive, exchange.send)
+        except Exception as error:
+            await exchange.fault(error)
+        kept = exchange.keepable()
+        if kept is not None and key and version is not None:
+            self.cache.put(key, kept, version)
+        exchange.finish(_route_of(scope))
+
+
+class _Exchange:
+    """One request and what is sent back for it."""
+
+    def __init__(self, scope: Scope, send: Send, metrics: HttpMetrics, echo_id: bool) -> None:
+        self.scope = scope
+        self.request_id = accept_request_id(_header(scope, b"x-request-id"))
+        self.status = 0
+        self._send = send
+        self._metrics = metrics
+        self._echo = [(b"x-request-id", self.request_id.encode())] if echo_id else []
+        self._started = time.perf_counter()
+        self._headers: list[tuple[bytes, bytes]] = []
+        self._body: bytes | None = None
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            self._headers = list(message.get("headers", []))
+            message = {**message, "headers": [*self._headers, *self._echo]}
+        elif message["type"] == "http.response.body" and not message.get("more_body"):
+            self._body = message.get("body", b"")
+        await self._send(message)
+
+    def keepable(self) -> Kept | None:
+        until = self.scope.get(KEEP)
+        if until is None or self.status != 200 or self._body is None:
+            return None
+        return Kept(self._headers, self._body, _route_of(self.scope), until)
+
+    async def replay(self, kept: Kept) -> None:
+        self.status = 200
+        await self._send({"type": "http.response.start", "status": 200, "headers": [*kept.headers, *self._echo]})
+        await self._send({"type": "http.response.body", "body": kept.body})
+        self._metrics.observe(self.scope["method"], kept.route, 200, time.perf_counter() - self._started)
+
+    async def fault(self, error: Exception) -> None:
+        log.error("request_failed", path=self.scope["path"], method=self.scope["method"], exc_info=error)
+        if self.status:
+            raise error  # the answer has begun; only cutting the connection is honest
+        detail = f"The request failed inside the fleet. Its id {self.request_id} finds it in the logs."
+        response = error_response(500, "Internal error", detail)
+        await response(self.scope, _no_receive, self.send)
+
+    def finish(self, route: str) -> None:
+        seconds = time.perf_counter() - self._started
+        method = self.scope["method"]
+        self._metrics.observe(method, route, self.status, seconds)
+        if method != "GET" or self.status >= 400:
+            log.info("request", method=method, route=route, status=self.status, ms=round(seconds * 1000, 2))
+
+
+def _cache_key(scope: Scope) -> Key | None:
+    if scope["method"] != "GET":
+        return None
+    for name, value in scope["headers"]:
+        if name == b"api-key":
+            return value, scope["path"], scope["query_string"]
+    return None
+
+
+def _header(scope: Scope, wanted: bytes) -> str | None:
+    for name, value in scope["headers"]:
+        if name == wanted:
+            return value.decode("latin-1")
+    return None
+
+
+def _strip_slash(scope: Scope) -> None:
+    path = scope["path"]
+    if len(path) > 1 and path.endswith("/"):
+        scope["path"] = path.rstrip("/") or "/"
+        scope.pop("raw_path", None)
+
+
+def _route_of(scope: Scope) -> str:
+    """The route's template, so that ids never become labels."""
+    route: Any = scope.get("route")
+    return getattr(route, "path_format", None) or getattr(route, "path", None) or "unmatched"
+
+
+def _bounded(receive: Receive) -> Receive:
+    seen = 0
+
+    async def bounded() -> Message:
+        nonlocal seen
+        message = await receive()
+        seen += len(message.get("body", b""))
+        if seen > MAX_BODY:
+            raise HTTPException(413, f"The body is over {MAX_BODY} bytes.", headers={"connection": "close"})
+        return message
+
+    return bounded
+
+
+async def _no_receive() -> Message:
+    return {"type": "http.disconnect"}
+
+
+def keep_answer(request: Request, caller: Principal) -> None:
+    """Say that this answer depends on the database alone, so it may be kept while that does not change."""
+    request.scope[KEEP] = caller.valid_until

@@ -1,0 +1,82 @@
+"""Every error leaves in one shape: `{"error","detail","status"}`."""
+
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from fleet.errors import FleetError
+from fleet.servers.limits import Unprocessable
+from serve_app.json import json_response
+
+NAMES = {404: "Not found", 405: "Method not allowed", 413: "Payload too large", 400: "Bad request"}
+
+# pydantic's error types, by the words in them, as the issue codes that clients of this API know.
+_CODES = (
+    ("too_short", "too_small"),
+    ("greater_than", "too_small"),
+    ("too_long", "too_big"),
+    ("less_than", "too_big"),
+    ("literal_error", "invalid_enum_value"),
+    ("enum", "invalid_enum_value"),
+    ("extra_forbidden", "unrecognized_keys"),
+    ("string_pattern", "invalid_string"),
+    ("string_unicode", "invalid_string"),
+    ("datetime", "invalid_date"),
+)
+
+
+def issue_code(pydantic_type: str) -> str:
+    """The code for a pydantic error type: `string_too_short` → `too_small`; `invalid_type` for the rest."""
+    return next((code for part, code in _CODES if part in pydantic_type), "invalid_type")
+
+
+def error_response(
+    status: int, error: str, detail: object, headers: dict[str, str] | None = None
+) -> Response:
+    return json_response({"error": error, "detail": detail, "status": status}, status, headers)
+
+
+def _fleet_error(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, FleetError)
+    detail: object = error.detail
+    if isinstance(error, Unprocessable):
+        loc = ["body", error.field] if error.field else ["body"]
+        detail = [{"loc": loc, "msg": error.detail, "type": "custom"}]
+    return error_response(error.status, error.error, detail)
+
+
+def _http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    detail: str = error.detail
+    if error.status_code == 404 and detail == "Not Found":
+        detail = f"There is nothing at {request.url.path[:200]}. The API is described at /api/doc."
+    elif error.status_code == 405:
+        detail = f"{request.method} is not possible at {request.url.path[:200]}."
+    headers = dict(error.headers) if error.headers else None
+    return error_response(error.status_code, NAMES.get(error.status_code, "Request failed"), detail, headers)
+
+
+def _validation_error(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    issues: list[dict[str, Any]] = list(error.errors())
+    if any(issue["type"] == "json_invalid" for issue in issues):
+        return error_response(400, "Invalid JSON", "The body is not valid JSON.")
+    detail = [
+        {"loc": [_plain(part) for part in issue["loc"]], "msg": issue["msg"], "type": issue_code(issue["type"])}
+        for issue in issues[:50]
+    ]
+    return error_response(422, "Validation error", detail)
+
+
+def _plain(part: object) -> str | int:
+    return part if isinstance(part, int) else str(part)[:200]
+
+
+def install_error_handlers(app: FastAPI) -> None:
+    app.add_exception_handler(FleetError, _fleet_error)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(RequestValidationError, _validation_error)

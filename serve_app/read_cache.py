@@ -1,0 +1,76 @@
+"""Answers to reads, kept as bytes exactly as long as the database has not changed.
+
+SQLite tells in microseconds whether any other connection has committed since the last look. While that number
+stands still, the same question by the same key has the same answer, so serving the kept bytes is exact. Where the
+database cannot tell (PostgreSQL), nothing is kept.
+"""
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+
+Headers = list[tuple[bytes, bytes]]
+Key = tuple[bytes, str, bytes]  # api key, path, query string
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A complete answer. `until` (monotonic): the caller's key must be looked up again then."""
+
+    headers: Headers
+    body: bytes
+    route: str
+    until: float
+
+
+class ReadCache:
+    """Bounded in entries and bytes; the oldest answers go first."""
+
+    def __init__(
+        self,
+        version: Callable[[], int | None],
+        *,
+        max_entries: int = 4096,
+        max_bytes: int = 32 * 1024 * 1024,
+    ) -> None:
+        self._version = version
+        self._max_entries = max_entries
+        self._max_bytes = max_bytes
+        self._kept: OrderedDict[Key, Kept] = OrderedDict()
+        self._bytes = 0
+        self._current: int | None = None
+
+    def look(self) -> int | None:
+        """The database's version now; forgets everything if it has changed. None: nothing may be kept."""
+        version = self._version()
+        if version != self._current:
+            self._kept.clear()
+            self._bytes = 0
+            self._current = version
+        return version
+
+    def get(self, key: Key) -> Kept | None:
+        """The kept answer; only right after `look()`."""
+        kept = self._kept.get(key)
+        if kept is None:
+            return None
+        if kept.until <= time.monotonic():
+            self._drop(key)
+            return None
+        return kept
+
+    def put(self, key: Key, kept: Kept, version: int) -> None:
+        """Keep an answer that was computed after `look()` gave `version`."""
+        if version != self._current or len(kept.body) > self._max_bytes // 8:
+            return
+        self._drop(key)
+        self._kept[key] = kept
+        self._bytes += len(kept.body)
+        while len(self._kept) > self._max_entries or self._bytes > self._max_bytes:
+            self._drop(next(iter(self._kept)))
+
+    def _drop(self, key: Key) -> None:
+        old = self._kept.pop(key, None)
+        if old is not None:
+            self._bytes -= len(old.body)

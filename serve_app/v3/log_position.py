@@ -1,0 +1,47 @@
+"""Where to begin reading a log: a time, a relative time, or a token of ours."""
+
+import base64
+import binascii
+import re
+from datetime import UTC, datetime
+
+from fleet.errors import BadRequest
+from fleet.times import now_ms
+
+_RELATIVE = re.compile(r"-(\d{1,9})([smhd])")
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+_TOKEN_PREFIX = "t."
+
+
+def encode_token(token: str) -> str:
+    """A runtime's token as clients see it: cannot be taken for a time, safe in URLs and SSE ids."""
+    return _TOKEN_PREFIX + base64.urlsafe_b64encode(token.encode()).decode().rstrip("=")
+
+
+def decode_token(text: str) -> str:
+    raw = text.removeprefix(_TOKEN_PREFIX)
+    try:
+        return base64.b64decode(raw + "=" * (-len(raw) % 4), altchars=b"-_", validate=True).decode()
+    except (binascii.Error, UnicodeDecodeError) as error:
+        raise BadRequest("This is no token of ours; send next_token back as it came.", error="Bad token") from error
+
+
+def parse_position(text: str | None) -> tuple[str | None, int | None]:
+    """(token, since_ms) of a `start_time`: at most one is set. `BadRequest` if it is none of the three forms."""
+    if not text:
+        return None, None
+    if text.startswith(_TOKEN_PREFIX):
+        return decode_token(text), None
+    relative = _RELATIVE.fullmatch(text)
+    if relative:
+        return None, max(0, now_ms() - int(relative[1]) * _SECONDS[relative[2]] * 1000)
+    try:
+        # A '+' of a UTC offset that was not escaped arrives as a space.
+        moment = datetime.fromisoformat(text.replace(" ", "+") if "T" in text else text)
+        moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+        return None, max(0, int(moment.timestamp() * 1000))
+    except (ValueError, OverflowError) as error:
+        raise BadRequest(
+            "start_time is an ISO 8601 time, a relative one (-45s, -30m, -1h, -2d), or a next_token.",
+            error="Bad start_time",
+        ) from error
