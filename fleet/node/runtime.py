@@ -171,10 +171,6 @@ class Runtime(Protocol):
         """Which declared ports are open, seen from the kernel's tables, never by sending traffic."""
         ...
 
-    async def list(self) -> list[Observed]:
-        """Every container of this fleet and region, running or ended and not yet removed."""
-        ...
-
     def exits(self) -> AsyncIterator[Exited]:
         """Ends of runs as the engine reports them. Reconnects by itself; after a gap, `list()` tells what died."""
         ...
@@ -197,6 +193,11 @@ class Runtime(Protocol):
 
     def follow(self, key: RunKey, after: str | None) -> AsyncIterator[LogLine]:
         """Lines after token `after` as they come, ending when the run ends."""
+        ...
+
+    # Last, since inside the class its name hides the built-in one.
+    async def list(self) -> list[Observed]:
+        """Every container of this fleet and region, running or ended and not yet removed."""
         ...
 
 
