@@ -21,7 +21,7 @@ from fleet.node.model import Hello, NodeShare, Page
 from fleet.node.node import Node
 from fleet.node.runtime import BuildRef, LaunchSpec, LogLine, Port, RunKey
 from fleet.settings import get_settings
-from fleet.telemetry.logs import configure_logging
+from fleet.telemetry.logs import setup_logging
 
 log = structlog.get_logger(__name__)
 
@@ -38,8 +38,8 @@ class NodeAgent:
     """One per leased node. Detached and restarted by Ray; after a restart it adopts what runs."""
 
     async def __init__(self, region: str, share: NodeShare) -> None:
-        configure_logging(component="agent", region=region)
         settings = get_settings()
+        setup_logging(f"agent-{region}", settings.home)
         self._region = region
         self._archive = LogArchive(settings.home / "logs" / "servers", settings.logs)
         runtime = await choose_runtime(settings, region)

@@ -7,7 +7,6 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
-import ray
 import structlog
 from ray.exceptions import RayActorError, RayError, RayTaskError
 from sqlmodel import col, select

@@ -32,7 +32,7 @@ from fleet.settings import FleetSettings, get_settings
 from fleet.store.commit import GroupCommit, row_values, take_epoch
 from fleet.store.engine import Store
 from fleet.store.tables import Server
-from fleet.telemetry.logs import configure_logging
+from fleet.telemetry.logs import setup_logging
 from fleet.times import now_ms
 
 log = structlog.get_logger(__name__)
@@ -65,8 +65,8 @@ class RegionManager:
     """Commands are idempotent (by instance_id, or by op_id), so that Ray may repeat them after a crash."""
 
     async def __init__(self, region: str) -> None:
-        configure_logging(component="manager", region=region)
         settings = get_settings()
+        setup_logging(f"manager-{region}", settings.home)
         self._region = region
         self._policy = policy_of(settings)
         self._store = Store(settings.database)

@@ -60,8 +60,9 @@ class RegionWatch:
                     await asyncio.sleep(0.2)
                     continue
                 self._cursor = changes.cursor
-                self._listening.set()
-                self._wake(changes)
+                if self._listening.is_set():
+                    self._wake(changes)
+                self._listening.set()  # those who wait for this look for themselves
                 idle = 0 if self._waiters else idle + 1
         finally:
             self._listening.clear()

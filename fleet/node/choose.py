@@ -1,0 +1,33 @@
+"""Which runtime a node uses: the engine where there is one, else plain processes."""
+
+import structlog
+
+from fleet.node.docker import DockerRuntime
+from fleet.node.process import ProcessRuntime
+from fleet.node.runtime import EngineUnavailable, Runtime, RuntimePlace
+from fleet.settings import FleetSettings
+
+log = structlog.get_logger(__name__)
+
+
+async def choose_runtime(settings: FleetSettings, region: str) -> Runtime:
+    """`settings.runtime`, where `auto` is docker if an engine answers now and process otherwise."""
+    place = RuntimePlace(
+        fleet_id=settings.fleet_id,
+        region=region,
+        servers_dir=settings.servers_dir,
+        bundles=settings.bundles,
+        base_image=settings.base_image,
+    )
+    if settings.runtime == "process":
+        return ProcessRuntime(place)
+    docker = DockerRuntime(place)
+    if settings.runtime == "docker":
+        return docker
+    try:
+        await docker.ping()
+    except EngineUnavailable as error:
+        await docker.close()
+        log.warning("no container engine: games run as plain processes, without isolation", error=str(error))
+        return ProcessRuntime(place)
+    return docker
