@@ -1,0 +1,300 @@
+"""The Docker runtime: every server is a container with all the isolation the engine offers.
+
+The engine is the state: names make a launch idempotent, labels make a container adoptable, and what is remembered
+here (pids, image facts) is a cache that any restart may lose.
+"""
+
+import asyncio
+import contextlib
+import math
+import os
+import re
+import resource
+import shutil
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import orjson
+import structlog
+
+from fleet.errors import Conflict
+from fleet.node.base_image import ensure_base_image
+from fleet.node.docker_exits import ExitWatch
+from fleet.node.docker_logs import read_lines, read_page, read_tail
+from fleet.node.docker_spec import Host, ImageFacts, container_config, container_name, fleet_filter, key_of, ports_of
+from fleet.node.engine import Engine, EngineError
+from fleet.node.executable import bundle_folder, check_executable, executable_of
+from fleet.node.health import readiness_of
+from fleet.node.images import BuildImages
+from fleet.node.runtime import (
+    BuildRef,
+    EngineUnavailable,
+    Exited,
+    LaunchFailed,
+    LaunchSpec,
+    LogLine,
+    Observed,
+    Port,
+    PortTaken,
+    Readiness,
+    RunKey,
+    RuntimePlace,
+)
+from fleet.node.server_folder import make_private, server_folder, write_config
+
+log = structlog.get_logger(__name__)
+
+# The engine's network set-up does not scale: more at once only makes each slower.
+LAUNCHES_AT_ONCE = 4
+_PORT_TAKEN = ("port is already allocated", "address already in use")
+
+
+class DockerRuntime:
+    """Runtime (see `fleet.node.runtime`) on the Docker engine of this machine."""
+
+    name = "docker"
+
+    def __init__(self, place: RuntimePlace, *, socket: str | None = None) -> None:
+        self._place = place
+        self._engine = Engine(socket)
+        self._images = BuildImages(self._engine)
+        self._labels = fleet_filter(place.fleet_id, place.region)
+        self._watch = ExitWatch(self._engine, self._labels, self.list, self._tail)
+        self._launches = asyncio.Semaphore(LAUNCHES_AT_ONCE)
+        self._locks: dict[RunKey, asyncio.Lock] = {}
+        self._under_way: set[asyncio.Task[None]] = set()
+        self._pids: dict[RunKey, int] = {}
+        self._base = ImageFacts("")
+        # More open files than the engine itself may have would be refused; ours are a good guess of that.
+        files = min(65536, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
+        self._host = Host(place.fleet_id, os.cpu_count() or 1, place.servers_dir, place.bundles, files)
+
+    async def ping(self) -> None:
+        """EngineUnavailable unless the engine answers now."""
+        try:
+            await self._engine.call("GET", "/_ping", decode=False, timeout_s=10)
+        except EngineError as error:
+            raise EngineUnavailable(error.message) from error
+
+    async def start(self) -> None:
+        info = await self._ask("GET", "/info")
+        self._host = replace(self._host, cpus=info["NCPU"])
+        make_private(self._place.servers_dir)
+        state = self._place.servers_dir.parent
+        self._base = ImageFacts(await ensure_base_image(self._engine, self._place.base_image, state))
+
+    async def close(self) -> None:
+        await asyncio.gather(*self._under_way, return_exceptions=True)
+        await self._engine.close()
+
+    async def prepare(self, build: BuildRef) -> None:
+        await self._image(build)
+
+    async def _image(self, build: BuildRef) -> ImageFacts:
+        if build.kind == "image":
+            return await self._images.prepare(build)
+        folder = bundle_folder(self._place.bundles, build)
+        check_executable(folder / build.root, executable_of(build))
+        return self._base
+
+    async def launch(self, spec: LaunchSpec) -> None:
+        image = await self._image(spec.build)
+        async with self._launches:
+            # The engine carries out a start whose caller has gone, so a cancelled launch is seen through, and
+            # `stop` waits for it: otherwise it would find nothing to stop, and the server would run for ever.
+            work = asyncio.create_task(self._carry_out(spec, image))
+            self._under_way.add(work)
+            work.add_done_callback(self._settled)
+            await asyncio.shield(work)
+
+    def _settled(self, work: asyncio.Task[None]) -> None:
+        self._under_way.discard(work)
+        if not work.cancelled():
+            work.exception()  # a caller that went away does not fetch it
+
+    async def _carry_out(self, spec: LaunchSpec, image: ImageFacts) -> None:
+        folder = server_folder(self._place.servers_dir, spec.key)
+        async with self._locks.setdefault(spec.key, asyncio.Lock()):
+            folder.mkdir(exist_ok=True)
+            write_config(folder, spec.config)
+            name = self._name(spec.key)
+            try:
+                if await self._create(name, container_config(spec, image, self._host)):
+                    await self._start(name, spec)
+            except EngineError as error:
+                raise self._refusal(error, spec) from error
+            self._watch.launched(spec.key)
+
+    def _name(self, key: RunKey) -> str:
+        return container_name(self._place.fleet_id, key)
+
+    async def _create(self, name: str, config: dict[str, Any]) -> bool:
+        """True if the container now waits to be started; False if it runs (or has run) already."""
+        for _ in range(2):
+            try:
+                await self._engine.call("POST", "/containers/create", params={"name": name}, json=config)
+                return True
+            except EngineError as error:
+                if error.status != 409:
+                    raise
+            if not await self._discard_half_made(name):
+                return False
+        raise EngineUnavailable(f"container {name} cannot be replaced")
+
+    async def _discard_half_made(self, name: str) -> bool:
+        """Remove what an interrupted launch left. False if that launch was carried out, so there is nothing to do."""
+        details = await self._inspect(name)
+        if details is not None and details["State"]["Status"] != "created":
+            return False
+        await self._delete(name)
+        return True
+
+    async def _start(self, name: str, spec: LaunchSpec) -> None:
+        try:
+            await self._engine.call("POST", f"/containers/{name}/start")
+        except EngineError as error:
+            if error.status == 304:
+                return
+            log.warning("launch_refused", server=spec.key.instance_id, error=error.message)
+            await self._delete(name)
+            raise
+
+    def _refusal(self, error: EngineError, spec: LaunchSpec) -> Exception:
+        """The engine's words as one of the protocol's errors."""
+        text = error.message
+        if any(words in text for words in _PORT_TAKEN):
+            return PortTaken(taken_ports(text, spec.ports), text)
+        if error.status == 404 or "No such image" in text:
+            self._images.forget(spec.build)
+            return LaunchFailed("STARTUP_FAILURE_DOWNLOAD", f"The build's image is gone from the node: {text}")
+        if "bind source path does not exist" in text:
+            return LaunchFailed("STARTUP_FAILURE_DOWNLOAD", f"The build's files are gone from the node: {text}")
+        if error.status == 400 or "OCI runtime create failed" in text:
+            return LaunchFailed("STARTUP_FAILURE_EXECUTABLE", f"The server cannot be started: {text[:500]}")
+        return EngineUnavailable(text)
+
+    async def readiness(self, spec_ports: tuple[Port, ...], key: RunKey) -> Readiness:
+        pid = self._pids.get(key) or await self._find_pid(key)
+        if not pid:
+            return Readiness(missing=spec_ports)
+        try:
+            return readiness_of(Path(f"/proc/{pid}/net"), spec_ports)
+        except OSError:  # ended meanwhile
+            self._pids.pop(key, None)
+            return Readiness(missing=spec_ports)
+
+    async def _find_pid(self, key: RunKey) -> int:
+        details = await self._inspect(self._name(key))
+        pid = int(details["State"]["Pid"]) if details else 0
+        if pid:
+            self._pids[key] = pid
+        return pid
+
+    async def _observe(self, row: dict[str, Any]) -> Observed | None:
+        labels: dict[str, str] = row["Labels"]
+        running = row["State"] in ("running", "paused", "restarting")
+        if running:
+            return _observed(labels, running=True, started_at=row["Created"] * 1000)
+        details = await self._inspect(row["Id"])
+        if details is None:
+            return None  # removed since the listing
+        state = details["State"]
+        ended = state["Status"] in ("exited", "dead")
+        return _observed(
+            labels,
+            running=state["Running"],
+            started_at=_time_ms(state["StartedAt"]),
+            ended_at=_time_ms(state["FinishedAt"]) if ended else None,
+            exit_code=state["ExitCode"] if ended else None,
+            oom=bool(state["OOMKilled"]),
+        )
+
+    async def exits(self) -> AsyncIterator[Exited]:
+        async for exited in self._watch.exits():
+            self._pids.pop(exited.key, None)
+            yield exited
+
+    async def stop(self, key: RunKey, grace_s: float) -> None:
+        seconds = math.ceil(grace_s)
+        async with self._locks.get(key) or contextlib.nullcontext():
+            path = f"/containers/{self._name(key)}/stop"
+            await self._settle("POST", path, {"t": str(seconds)}, timeout_s=seconds + 60)
+
+    async def remove(self, key: RunKey) -> None:
+        """As the protocol says; Conflict if it still runs."""
+        await self._settle("DELETE", f"/containers/{self._name(key)}", {"v": "1"})
+        await asyncio.to_thread(shutil.rmtree, server_folder(self._place.servers_dir, key), ignore_errors=True)
+        self._watch.removed(key)
+        self._pids.pop(key, None)
+        self._locks.pop(key, None)
+
+    async def rewrite_config(self, key: RunKey, config: dict[str, Any]) -> None:
+        write_config(server_folder(self._place.servers_dir, key), config)
+
+    async def logs(self, key: RunKey, after: str | None, since_ms: int | None, limit: int) -> list[LogLine]:
+        return await read_page(self._engine, self._name(key), after, since_ms, limit)
+
+    def follow(self, key: RunKey, after: str | None) -> AsyncIterator[LogLine]:
+        return read_lines(self._engine, self._name(key), after, None, follow=True)
+
+    async def _tail(self, key: RunKey) -> str:
+        return await read_tail(self._engine, self._name(key))
+
+    async def _inspect(self, name: str) -> dict[str, Any] | None:
+        return await self._ask("GET", f"/containers/{name}/json", missing_ok=True)
+
+    async def _delete(self, name: str) -> None:
+        await self._settle("DELETE", f"/containers/{name}", {"v": "1", "force": "1"})
+
+    async def _settle(self, method: str, path: str, params: dict[str, str], timeout_s: float = 60.0) -> None:
+        """A command whose effect may be there already: gone and already stopped are success."""
+        try:
+            await self._engine.call(method, path, params=params, timeout_s=timeout_s)
+        except EngineError as error:
+            if error.status == 409 and "running container" in error.message:
+                raise Conflict("The server still runs; stop it first.") from error
+            if error.status not in (304, 404) and "already in progress" not in error.message:
+                raise EngineUnavailable(error.message) from error
+
+    async def _ask(
+        self, method: str, path: str, params: dict[str, str] | None = None, *, missing_ok: bool = False
+    ) -> Any:
+        try:
+            return await self._engine.call(method, path, params=params)
+        except EngineError as error:
+            if error.status == 404 and missing_ok:
+                return None
+            raise EngineUnavailable(error.message) from error
+
+    # Last, since inside the class its name hides the built-in one.
+    async def list(self) -> list[Observed]:
+        filters = orjson.dumps({"label": self._labels}).decode()
+        rows = await self._ask("GET", "/containers/json", {"all": "1", "filters": filters})
+        return [run for run in await asyncio.gather(*map(self._observe, rows)) if run is not None]
+
+
+def taken_ports(message: str, ports: tuple[Port, ...]) -> tuple[Port, ...]:
+    """The ports of the spec that the engine's message names; all of them if it names none."""
+    numbers = {int(number) for number in re.findall(r":(\d+)(?=[ :])", message)}
+    return tuple(port for port in ports if port.external in numbers) or ports
+
+
+def _observed(labels: dict[str, str], **state: Any) -> Observed:
+    return Observed(
+        key=key_of(labels),
+        ports=ports_of(labels),
+        labels=labels,
+        memory_mb=int(labels["fleet.memory"]),
+        cpus=float(labels["fleet.cpus"]),
+        **state,
+    )
+
+
+def _time_ms(text: str) -> int | None:
+    """Milliseconds of the engine's RFC 3339 time; None for its zero time."""
+    if text.startswith("0001"):
+        return None
+    return int(datetime.fromisoformat(re.sub(r"\.(\d{1,6})\d*", r".\1", text)).timestamp() * 1000)

@@ -1,0 +1,163 @@
+"""LaunchSpec → container configuration, and labels → what was launched. Pure: no engine, no files, no clock.
+
+Everything that a restarted agent must know is in the labels, so that a listing is enough to adopt a container.
+"""
+
+import posixpath
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from fleet.node.executable import executable_of, split_args
+from fleet.node.runtime import LaunchSpec, Port, RunKey
+
+GAME, BUNDLE, CONFIG, TMP = "/game", "/bundle", "/playflow", "/tmp"
+GAME_USER = "1000:1000"
+# Fills the writable copy, then becomes the game: no process stays between it and its signals.
+_FILL = f'cp -RP {BUNDLE}/. {GAME}/ && chmod -R u+w {GAME} && cd "$0" && exec "$@"'
+
+
+@dataclass(frozen=True, slots=True)
+class ImageFacts:
+    """What a launch needs to know of an image."""
+
+    reference: str
+    entrypoint: tuple[str, ...] = ()
+    command: tuple[str, ...] = ()
+    environment: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """What of the host goes into a configuration."""
+
+    fleet_id: str
+    cpus: int
+    servers_dir: Path
+    bundles: Path
+    open_files: int = 4096
+
+
+def container_name(fleet_id: str, key: RunKey) -> str:
+    return f"fleet-{fleet_id}-{key.instance_id}-{key.generation}"
+
+
+def fleet_filter(fleet_id: str, region: str) -> list[str]:
+    """Label filter that matches exactly the containers of one fleet in one region."""
+    return [f"fleet.id={fleet_id}", f"fleet.region={region}"]
+
+
+def container_config(spec: LaunchSpec, image: ImageFacts, host: Host) -> dict[str, Any]:
+    """Body of the engine's create call."""
+    config: dict[str, Any] = {
+        "Image": image.reference,
+        "Labels": labels_of(spec, host.fleet_id),
+        "Env": _environment(spec, image),
+        "ExposedPorts": {_port_key(port): {} for port in spec.ports},
+        "HostConfig": _host_config(spec, host),
+        "AttachStdout": False,
+        "AttachStderr": False,
+    }
+    return config | (_zip_command(spec) if spec.build.kind == "zip" else _image_command(spec, image))
+
+
+def labels_of(spec: LaunchSpec, fleet_id: str) -> dict[str, str]:
+    ports = [[port.name, port.internal, port.external, port.protocol] for port in spec.ports]
+    return spec.labels | {
+        "fleet.id": fleet_id,
+        "fleet.region": spec.region,
+        "fleet.server": spec.key.instance_id,
+        "fleet.generation": str(spec.key.generation),
+        "fleet.ports": orjson.dumps(ports).decode(),
+        "fleet.memory": str(spec.memory_mb),
+        "fleet.cpus": f"{spec.cpus:g}",
+    }
+
+
+def key_of(labels: dict[str, str]) -> RunKey:
+    return RunKey(labels["fleet.server"], int(labels["fleet.generation"]))
+
+
+def ports_of(labels: dict[str, str]) -> tuple[Port, ...]:
+    return tuple(Port(*fields) for fields in orjson.loads(labels["fleet.ports"]))
+
+
+def _port_key(port: Port) -> str:
+    return f"{port.internal}/{port.protocol}"
+
+
+def _environment(spec: LaunchSpec, image: ImageFacts) -> list[str]:
+    defaults = {"PLAYFLOW_CONFIG": f"{CONFIG}/playflow.json"}
+    if "HOME" not in image.environment or spec.build.kind == "zip":
+        defaults["HOME"] = TMP
+    return [f"{name}={value}" for name, value in (defaults | spec.environment).items()]
+
+
+def _zip_command(spec: LaunchSpec) -> dict[str, Any]:
+    folder = posixpath.join(GAME, spec.build.root).rstrip("/")
+    command = [f"./{executable_of(spec.build)}", *split_args(spec.startup_args)]
+    if not spec.build.writable:
+        return {"User": GAME_USER, "WorkingDir": folder, "Entrypoint": [], "Cmd": command}
+    fill = ["/bin/sh", "-c", _FILL, folder, *command]
+    return {"User": GAME_USER, "WorkingDir": "/", "Entrypoint": [], "Cmd": fill}
+
+
+def _image_command(spec: LaunchSpec, image: ImageFacts) -> dict[str, Any]:
+    args = split_args(spec.startup_args)
+    if spec.build.executable:
+        return {"Entrypoint": [spec.build.executable], "Cmd": args}
+    if not args:
+        return {}
+    return {"Entrypoint": list(image.entrypoint), "Cmd": [*image.command, *args]}
+
+
+def _host_config(spec: LaunchSpec, host: Host) -> dict[str, Any]:
+    memory = spec.memory_mb << 20
+    cpus = min(spec.cpus, host.cpus)
+    log_kb = max(spec.log_mb * 1024 // 4, 64)
+    return {
+        "Memory": memory,
+        "MemorySwap": memory,
+        "NanoCpus": int(cpus * 1e9),
+        "CpuShares": max(2, int(cpus * 1024)),
+        "PidsLimit": spec.pids,
+        "CapDrop": ["ALL"],
+        "SecurityOpt": ["no-new-privileges"],
+        "Init": True,
+        "ReadonlyRootfs": not (spec.build.kind == "image" and spec.build.writable),
+        "RestartPolicy": {"Name": "no"},
+        "LogConfig": {"Type": "local", "Config": {"max-size": f"{log_kb}k", "max-file": "4", "compress": "false"}},
+        "Ulimits": [_limit("nofile", host.open_files), _limit("core", 0)],
+        "Tmpfs": _tmpfs(spec),
+        "Mounts": _mounts(spec, host),
+        "PortBindings": {
+            _port_key(port): [{"HostIp": spec.bind_host, "HostPort": str(port.external)}] for port in spec.ports
+        },
+    }
+
+
+def _limit(name: str, value: int) -> dict[str, Any]:
+    return {"Name": name, "Soft": value, "Hard": value}
+
+
+def _tmpfs(spec: LaunchSpec) -> dict[str, str]:
+    # exec: single-file .NET servers unpack their libraries there.
+    tmpfs = {TMP: f"rw,exec,nosuid,nodev,mode=1777,size={spec.tmpfs_mb}m"}
+    if spec.build.kind == "zip" and spec.build.writable:
+        size = (spec.build.unpacked_bytes >> 20) + 1 + spec.writable_extra_mb
+        tmpfs[GAME] = f"rw,exec,nosuid,nodev,mode=0755,uid=1000,gid=1000,size={size}m"
+    return tmpfs
+
+
+def _mounts(spec: LaunchSpec, host: Host) -> list[dict[str, Any]]:
+    mounts = [_bind(host.servers_dir / str(spec.key), CONFIG)]
+    if spec.build.kind == "zip":
+        target = BUNDLE if spec.build.writable else GAME
+        mounts.append(_bind(host.bundles / str(spec.build.content_hash), target))
+    return mounts
+
+
+def _bind(source: Path, target: str) -> dict[str, Any]:
+    return {"Type": "bind", "Source": str(source), "Target": target, "ReadOnly": True}

@@ -1,0 +1,105 @@
+"""A thin client of the Docker engine's HTTP API on its local socket.
+
+The runtime needs the engine of its own machine (it reads /proc and bind-mounts folders), so a Unix socket is all
+there is to support, and a launch is three requests: this costs a third of a millisecond of CPU per request.
+"""
+
+import os
+from collections.abc import AsyncIterable, AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import aiohttp
+import orjson
+
+from fleet.node.runtime import EngineUnavailable
+
+DEFAULT_SOCKET = "/var/run/docker.sock"
+
+
+class EngineError(Exception):
+    """The engine refused: `status` is its HTTP status, `message` its own words."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(f"engine {status}: {message}")
+        self.status = status
+        self.message = message
+
+
+def socket_path(environ: Mapping[str, str] = os.environ) -> str:
+    """Path of the engine's socket: DOCKER_HOST if it names one, else the usual place. ValueError for others."""
+    host = environ.get("DOCKER_HOST", "")
+    if not host:
+        return DEFAULT_SOCKET
+    if host.startswith("unix://"):
+        return host.removeprefix("unix://")
+    raise ValueError(f"DOCKER_HOST={host}: only a local engine (unix://…) can run game servers of this node")
+
+
+class Engine:
+    """One connection pool. Calls raise EngineError (it refused) or EngineUnavailable (it does not answer)."""
+
+    def __init__(self, socket: str | None = None) -> None:
+        self.socket = socket or socket_path()
+        self._session: aiohttp.ClientSession | None = None
+
+    def _client(self) -> aiohttp.ClientSession:
+        if self._session is None or self._session.closed:
+            # No limit: every log follower holds a connection, and must never starve a launch.
+            connector = aiohttp.UnixConnector(self.socket, limit=0)
+            self._session = aiohttp.ClientSession("http://engine", connector=connector)
+        return self._session
+
+    async def close(self) -> None:
+        if self._session is not None:
+            await self._session.close()
+
+    async def call(
+        self,
+        method: str,
+        path: str,
+        *,
+        params: Mapping[str, str] | Sequence[tuple[str, str]] | None = None,
+        json: Any = None,
+        data: AsyncIterable[bytes] | bytes | None = None,
+        headers: Mapping[str, str] | None = None,
+        timeout_s: float = 60.0,
+        decode: bool = True,
+    ) -> Any:
+        """One request; the decoded JSON answer, or None where there is none (or it is not wanted)."""
+        timeout = aiohttp.ClientTimeout(total=timeout_s)
+        body, sent = data, dict(headers or {})
+        if json is not None:
+            body = orjson.dumps(json)
+            sent["Content-Type"] = "application/json"
+        try:
+            async with self._client().request(
+                method, path, params=params, data=body, headers=sent, timeout=timeout
+            ) as answer:
+                content = await answer.read()
+        except (TimeoutError, aiohttp.ClientError, OSError) as error:
+            raise EngineUnavailable(f"the engine at {self.socket} does not answer: {error!r}") from error
+        if answer.status >= 400:
+            raise EngineError(answer.status, _message(content))
+        return orjson.loads(content) if content and decode else None
+
+    @asynccontextmanager
+    async def stream(
+        self, method: str, path: str, params: Mapping[str, str] | None = None, headers: Mapping[str, str] | None = None
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """An answer that may last for ever (events, logs, a pull): read it from `.content`."""
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=10)
+        try:
+            async with self._client().request(method, path, params=params, headers=headers, timeout=timeout) as answer:
+                if answer.status >= 400:
+                    raise EngineError(answer.status, _message(await answer.read()))
+                yield answer
+        except (aiohttp.ClientError, OSError) as error:
+            raise EngineUnavailable(f"the engine at {self.socket} went away: {error!r}") from error
+
+
+def _message(content: bytes) -> str:
+    try:
+        return str(orjson.loads(content)["message"])
+    except (orjson.JSONDecodeError, KeyError, TypeError):
+        return content.decode(errors="replace")[:500]
