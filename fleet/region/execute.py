@@ -4,32 +4,38 @@ Commands are collected and sent only after the changes that led to them are on d
 """
 
 import asyncio
-from collections import OrderedDict
-from collections.abc import Callable, Coroutine, Iterable
-from typing import Any
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from typing import Any, Protocol
 
 import structlog
 
-from fleet.builds.secrets import registry_credentials
 from fleet.catalog import Catalog
-from fleet.errors import NotFound, Unavailable
-from fleet.node.model import RunView
+from fleet.errors import FleetError
+from fleet.node.model import Hello, RunView
 from fleet.node.runtime import BuildRef, RunKey
 from fleet.region.books import Books
-from fleet.region.leases import Leases
-from fleet.region.model import Action, Advance, End, Finish, Forget, Launch, Place, Requeue, StopRun
+from fleet.region.model import Action, Advance, End, Finish, Forget, Launch, NodeView, Place, Requeue, StopRun
 from fleet.region.placement import Demand, Room, place
 from fleet.region.plan import current, unreported
-from fleet.region.spec import build_ref, game_config, launch_spec, network_ports
+from fleet.region.spec import game_config, launch_spec, network_ports
 from fleet.settings import FleetSettings
-from fleet.store.engine import Store
-from fleet.store.tables import Build, Server
+from fleet.store.tables import Server
 from fleet.times import now_ms
 
 log = structlog.get_logger(__name__)
 
-_BUILDS_KEPT = 256
 Command = tuple[str, str, tuple[Any, ...]]  # node id, method, arguments
+
+
+class Nodes(Protocol):
+    """What the executor needs of the region's leases (`fleet.region.leases.Leases`)."""
+
+    @property
+    def pending(self) -> bool: ...
+    def grow(self) -> bool: ...
+    def views(self) -> dict[str, NodeView]: ...
+    def hellos(self) -> list[Hello]: ...
+    async def call(self, node_id: str, method: str, *arguments: Any) -> Any: ...
 
 
 class Executor:
@@ -39,22 +45,22 @@ class Executor:
         self,
         epoch: int,
         settings: FleetSettings,
-        store: Store,
         catalog: Catalog,
         books: Books,
         runs: dict[RunKey, RunView],
-        leases: Leases,
+        leases: Nodes,
+        *,
         settle: Callable[[], Coroutine[Any, Any, None]],
+        builds: Callable[[str], Awaitable[BuildRef]],
     ) -> None:
         self._epoch = epoch
         self._settings = settings
-        self._store = store
         self._catalog = catalog
         self._books = books
         self._runs = runs
         self._leases = leases
         self._settle = settle
-        self._builds: OrderedDict[str, BuildRef] = OrderedDict()
+        self._builds = builds
         self._commands: list[Command] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self.queued: list[Server] = []
@@ -199,11 +205,11 @@ class Executor:
         if hello is None:
             return
         try:
-            build = await self._build(server.build_id)
+            build = await self._builds(server.build_id)
             size = self._catalog.size(server.compute_size)
             spec = launch_spec(server, build, size, hello.share, self._settings)
             ports = await self._leases.call(node_id, "launch", self._epoch, spec)
-        except Unavailable as error:
+        except FleetError as error:
             log.warning("launch not delivered", server=server.instance_id, node=node_id, error=error.detail)
             return
         if current(server) == key and server.status == "launching":
@@ -213,19 +219,6 @@ class Executor:
     async def _launch_and_settle(self, server: Server) -> None:
         await self.launch(server)
         await self._settle()
-
-    async def _build(self, build_id: str) -> BuildRef:
-        """A ready build never changes, so it is read once."""
-        found = self._builds.get(build_id)
-        if found is None:
-            async with self._store.read() as session:
-                row = await session.get(Build, build_id)
-            if row is None:
-                raise NotFound(f"There is no build '{build_id}'.", error="Build not found")
-            found = self._builds[build_id] = build_ref(row, registry_credentials(row, self._settings))
-            if len(self._builds) > _BUILDS_KEPT:
-                self._builds.popitem(last=False)
-        return found
 
     # Commands ---------------------------------------------------------------------------------------------------
 
@@ -246,7 +239,7 @@ class Executor:
     async def _send(self, node_id: str, method: str, arguments: tuple[Any, ...]) -> None:
         try:
             await self._leases.call(node_id, method, self._epoch, *arguments)
-        except Unavailable as error:
+        except FleetError as error:
             log.warning("command not delivered", node=node_id, method=method, error=error.detail)
             return
         if method == "forget":

@@ -17,11 +17,13 @@ import ray
 import structlog
 from sqlmodel import col, select
 
+from fleet.builds.secrets import registry_credentials
 from fleet.catalog import load_catalog
 from fleet.errors import Conflict, FleetError, NotFound
 from fleet.node.model import Hello, RunView
 from fleet.node.runtime import LogLine, RunKey
 from fleet.region.books import Books
+from fleet.region.build_refs import BuildRefs
 from fleet.region.execute import Executor
 from fleet.region.feed import ChangeFeed, Changes
 from fleet.region.leases import Leases
@@ -91,12 +93,12 @@ class RegionManager:
         self._executor = Executor(
             self._epoch,
             settings,
-            self._store,
             load_catalog(),
             self._books,
             self._runs,
             self._leases,
-            self._settle,
+            settle=self._settle,
+            builds=BuildRefs(self._store, lambda build: registry_credentials(build, settings)),
         )
         await self._load()
         self._leases.adopt()

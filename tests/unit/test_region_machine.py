@@ -109,11 +109,20 @@ class RegionMachine(RuleBasedStateMachine):
         self.runs: dict[RunKey, RunView] = {}
         fleet = FleetSettings(home=Path("nowhere"))
         self.executor = Executor(
-            1, fleet, None, load_catalog(), self.books, self.runs, self.nodes, self.settle  # type: ignore[arg-type]
+            1,
+            fleet,
+            load_catalog(),
+            self.books,
+            self.runs,
+            self.nodes,
+            settle=self.settle,
+            builds=self.build,
         )
-        self.executor._builds["b"] = BuildRef("b", "zip", "hash")
         if self.nodes.synced:
             self.runs.update(self.nodes.containers)
+
+    async def build(self, build_id: str) -> BuildRef:
+        return BuildRef(build_id, "zip", "hash")
 
     async def settle(self) -> None:
         await self.executor.launch_queued()
