@@ -34,9 +34,7 @@ def issue_code(pydantic_type: str) -> str:
     return next((code for part, code in _CODES if part in pydantic_type), "invalid_type")
 
 
-def error_response(
-    status: int, error: str, detail: object, headers: dict[str, str] | None = None
-) -> Response:
+def error_response(status: int, error: str, detail: object, headers: dict[str, str] | None = None) -> Response:
     return json_response({"error": error, "detail": detail, "status": status}, status, headers)
 
 

@@ -12,6 +12,8 @@ from fleet.settings import ServerLimits
 MIN_TTL_S, MAX_TTL_S = 60, 86_400
 MAX_VARIABLE_BYTES = 8 * 1024
 MAX_ENVIRONMENT_BYTES = 32 * 1024
+_ENVIRONMENT = "environment_variables"
+_PORTS = "port_configs"
 
 
 class Unprocessable(FleetError):
@@ -40,17 +42,28 @@ def check_custom_data(data: dict[str, Any] | None, limits: ServerLimits) -> None
 
 def check_environment(variables: dict[str, str], limits: ServerLimits) -> None:
     if len(variables) > limits.max_environment:
-        raise Unprocessable(f"{len(variables)} environment variables; at most {limits.max_environment} are allowed.", field="environment_variables")
+        raise Unprocessable(
+            f"{len(variables)} environment variables; at most {limits.max_environment} are allowed.",
+            field="environment_variables",
+        )
     total = 0
     for name, value in variables.items():
         if not name or "=" in name or "\0" in name or "\0" in value:
-            raise Unprocessable(f"{name[:64]!r} cannot be an environment variable: no empty name, '=' or NUL.", field="environment_variables")
+            raise Unprocessable(
+                f"{name[:64]!r} cannot be an environment variable: no empty name, '=' or NUL.",
+                field="environment_variables",
+            )
         size = len(name.encode()) + len(value.encode())
         total += size
         if size > MAX_VARIABLE_BYTES:
-            raise Unprocessable(f"Environment variable '{name[:64]}' is over {MAX_VARIABLE_BYTES} bytes.", field="environment_variables")
+            raise Unprocessable(
+                f"Environment variable '{name[:64]}' is over {MAX_VARIABLE_BYTES} bytes.", field="environment_variables"
+            )
     if total > MAX_ENVIRONMENT_BYTES:
-        raise Unprocessable(f"The environment takes {total} bytes; at most {MAX_ENVIRONMENT_BYTES} are allowed.", field="environment_variables")
+        raise Unprocessable(
+            f"The environment takes {total} bytes; at most {MAX_ENVIRONMENT_BYTES} are allowed.",
+            field="environment_variables",
+        )
 
 
 def check_startup_args(args: str | None, limits: ServerLimits) -> None:
@@ -62,14 +75,14 @@ def check_startup_args(args: str | None, limits: ServerLimits) -> None:
 
 def check_ports(ports: list[PortConfig], limits: ServerLimits) -> None:
     if len(ports) > limits.max_ports:
-        raise Unprocessable(f"{len(ports)} ports; at most {limits.max_ports} are allowed.", field="port_configs")
+        raise Unprocessable(f"{len(ports)} ports; at most {limits.max_ports} are allowed.", field=_PORTS)
     _unique("name", [port["name"] for port in ports])
     _unique("internal port", [f"{port['internal_port']}/{port['protocol']}" for port in ports])
     for port in ports:
         if not port["tls_enabled"]:
             continue
         if port["protocol"] != "tcp":
-            raise Unprocessable(f"Port '{port['name']}': tls_enabled needs protocol tcp.", field="port_configs")
+            raise Unprocessable(f"Port '{port['name']}': tls_enabled needs protocol tcp.", field=_PORTS)
         raise BadRequest(
             f"Port '{port['name']}': this fleet does not end TLS yet. Send tls_enabled false and, if players need "
             "TLS, put a TLS proxy before host:external_port.",
@@ -80,7 +93,9 @@ def check_ports(ports: list[PortConfig], limits: ServerLimits) -> None:
 def _unique(what: str, values: list[str]) -> None:
     for value, times in Counter(values).items():
         if times > 1:
-            raise Unprocessable(f"The {what} '{value[:64]}' is declared {times} times; it must be unique.", field="port_configs")
+            raise Unprocessable(
+                f"The {what} '{value[:64]}' is declared {times} times; it must be unique.", field="port_configs"
+            )
 
 
 def check_ttl(ttl: int | None) -> None:

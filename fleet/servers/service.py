@@ -134,6 +134,7 @@ class ServerService:
             created_at=now,
             updated_at=now,
             launched_at=now,
+            step_at=now,
         )
 
     def _check(

@@ -16,7 +16,7 @@ class ErrorOut(BaseModel):
 
 
 class Issue(BaseModel):
-    loc: list[str | int] = Field(description="Where, e.g. `[\"body\",\"ttl\"]`")
+    loc: list[str | int] = Field(description='Where, e.g. `["body","ttl"]`')
     msg: str
     type: str = Field(description="An issue code such as `invalid_type`, `too_small`, `custom`")
 

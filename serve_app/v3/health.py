@@ -2,7 +2,6 @@
 
 from fastapi import APIRouter
 from pydantic import BaseModel
-from sqlalchemy import text
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -22,9 +21,7 @@ class HealthOut(BaseModel):
 @router.get("/health", include_in_schema=False)
 async def health(context: Context) -> Response:
     """`ok` while this replica can read its database. Needs no key."""
-    async with context.store.read() as session:
-        await session.connection()
-        await session.execute(text("SELECT 1"))
+    await context.check()
     return json_response({"status": "ok"})
 
 

@@ -33,7 +33,7 @@ WaitFor = Annotated[
     Literal["running", "stopped"] | None,
     Query(description="Answer only once the server has this status or has stopped (an extension)"),
 ]
-Timeout = Annotated[float, Query(ge=0, le=120, description="Longest wait, seconds")]
+MaxWait = Annotated[float, Query(alias="timeout", ge=0, le=120, description="Longest wait, seconds")]
 Offset = Annotated[int, Query(ge=0, le=2**31 - 1)]
 
 
@@ -69,12 +69,12 @@ async def list_servers(
     summary="Start a server",
 )
 async def start_server(
-    body: StartIn, caller: AnyKey, context: Context, wait_for: WaitFor = None, timeout: Timeout = 30
+    body: StartIn, caller: AnyKey, context: Context, wait_for: WaitFor = None, max_wait: MaxWait = 30
 ) -> Response:
     """Start a build in a region. The answer already has the ports, though the game may not listen yet."""
     server = await context.servers.start(caller, body.request())
     if wait_for:
-        server = await context.servers.wait(caller, server, wait_for, timeout)
+        server = await context.servers.wait(caller, server, wait_for, max_wait)
     return json_response(server_view(server), 201)
 
 
@@ -85,12 +85,12 @@ async def get_server(
     caller: AnyKey,
     context: Context,
     wait_for: WaitFor = None,
-    timeout: Timeout = 30,
+    max_wait: MaxWait = 30,
 ) -> Response:
     """One server, whatever its status."""
     server = await context.servers.get(caller, instance_id)
     if wait_for:
-        server = await context.servers.wait(caller, server, wait_for, timeout)
+        server = await context.servers.wait(caller, server, wait_for, max_wait)
     else:
         keep_answer(request, caller)
     return json_response(server_view(server))
@@ -124,9 +124,7 @@ async def restart_server(
     return json_response(server_view(await context.servers.restart(caller, instance_id, given)))
 
 
-@router.delete(
-    "/{instance_id}", response_model=StoppedOut, responses=errors(401, 403, 404), summary="Stop a server"
-)
+@router.delete("/{instance_id}", response_model=StoppedOut, responses=errors(401, 403, 404), summary="Stop a server")
 async def stop_server(
     instance_id: str,
     caller: ServerKey,

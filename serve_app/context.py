@@ -1,0 +1,57 @@
+"""What a replica needs to serve requests, made once when it starts."""
+
+import asyncio
+from dataclasses import dataclass
+
+import structlog
+from sqlmodel import literal, select
+
+from fleet.builds.service import BuildService
+from fleet.catalog import Catalog
+from fleet.projects.service import ProjectService
+from fleet.servers.service import Regions, ServerService
+from fleet.settings import FleetSettings
+from fleet.store.engine import Store
+
+log = structlog.get_logger(__name__)
+HOUSEKEEPING_S = 60.0
+
+
+@dataclass(slots=True)
+class AppContext:
+    """The services behind the API."""
+
+    settings: FleetSettings
+    store: Store
+    catalog: Catalog
+    projects: ProjectService
+    builds: BuildService
+    servers: ServerService
+    regions: Regions
+
+    @classmethod
+    def make(
+        cls, settings: FleetSettings, store: Store, catalog: Catalog, builds: BuildService, regions: Regions
+    ) -> "AppContext":
+        servers = ServerService(store, regions, builds, catalog, settings.servers)
+        return cls(settings, store, catalog, ProjectService(store), builds, servers, regions)
+
+    async def check(self) -> None:
+        """Raises if the database cannot be read."""
+        async with self.store.read() as session:
+            (await session.exec(select(literal(1)))).one()
+
+    async def keep_house(self) -> None:
+        """Recover what a crash left behind, then look after expired uploads every minute, until cancelled."""
+        first = True
+        while True:
+            try:
+                if first:
+                    await self.regions.recover()
+                await self.builds.recover()
+                await self.builds.expire_uploads()
+                first = False
+            except Exception:
+                # The next round tries again; the replica serves reads meanwhile.
+                log.exception("housekeeping_failed")
+            await asyncio.sleep(HOUSEKEEPING_S)

@@ -1,0 +1,50 @@
+"""The FastAPI app over the fleet's services; knows nothing of what serves it."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+
+from fastapi import FastAPI
+
+from fleet.telemetry.metrics import HttpMetrics
+from serve_app import reference
+from serve_app.context import AppContext
+from serve_app.edge import Edge
+from serve_app.errors import install_error_handlers
+from serve_app.read_cache import ReadCache
+from serve_app.v3 import builds, health, servers, uploads
+
+
+def create_app(context: AppContext, *, metrics: HttpMetrics | None = None, echo_request_id: bool = True) -> FastAPI:
+    """The ASGI app over the services of `context`, which it closes when it ends."""
+    app = FastAPI(
+        version="3.0.0",
+        openapi_url="/api/doc",
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        lifespan=_lifespan,
+        separate_input_output_schemas=False,
+    )
+    reference.describe(app)
+    app.state.context = context
+    app.state.metrics = metrics or HttpMetrics()
+    cache = ReadCache(context.store.data_version)
+    app.add_middleware(Edge, cache=cache, metrics=app.state.metrics, echo_id=echo_request_id)
+    install_error_handlers(app)
+    for router in (health.router, servers.router, builds.router, uploads.router, reference.router):
+        app.include_router(router)
+    return app
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    context: AppContext = app.state.context
+    house = asyncio.create_task(context.keep_house())
+    try:
+        yield
+    finally:
+        house.cancel()
+        with suppress(asyncio.CancelledError):
+            await house
+        await context.store.close()

@@ -1,0 +1,162 @@
+"""Builds: ask for an upload URL, process, register an image, look, delete."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query
+from starlette.requests import Request
+from starlette.responses import Response
+
+from fleet.builds.signing import sign_upload
+from serve_app.auth import Context, ServerKey
+from serve_app.edge import keep_answer
+from serve_app.json import StrictJsonRoute, json_response
+from serve_app.v3.build_schemas import (
+    AcceptedOut,
+    BuildListOut,
+    BuildLogsOut,
+    BuildName,
+    BuildOut,
+    DeletedOut,
+    DockerImageIn,
+    ExecutablePath,
+    UploadOut,
+    build_log_view,
+    build_view,
+)
+from serve_app.v3.common import errors
+
+router = APIRouter(prefix="/api/v3/builds", tags=["Builds"], route_class=StrictJsonRoute)
+
+Offset = Annotated[int, Query(ge=0, le=2**31 - 1)]
+DEFAULT_EXECUTABLE = "Server.x86_64"
+
+
+@router.get("", response_model=BuildListOut, responses=errors(401, 403), summary="List builds")
+async def list_builds(
+    request: Request,
+    caller: ServerKey,
+    context: Context,
+    name: Annotated[str | None, Query(max_length=128, description="Only builds of this name")] = None,
+    limit: Annotated[int, Query(ge=1, le=100)] = 50,
+    offset: Offset = 0,
+) -> Response:
+    """The project's builds, newest first."""
+    builds, total = await context.builds.list(caller.project_id, name, limit, offset)
+    keep_answer(request, caller)
+    return json_response(
+        {
+            "builds": [build_view(build) for build in builds],
+            "total": total,
+            "limit": limit,
+            "offset": offset,
+            "has_more": offset + len(builds) < total,
+        }
+    )
+
+
+@router.post(
+    "/upload-url",
+    status_code=201,
+    response_model=UploadOut,
+    responses=errors(400, 401, 403),
+    summary="Begin an upload",
+)
+async def upload_url(
+    request: Request,
+    caller: ServerKey,
+    context: Context,
+    name: Annotated[BuildName, Query(description="Name of the build; a start's `version_tag`")] = "default",
+    executable_path: Annotated[
+        ExecutablePath, Query(description="The game's executable inside the ZIP")
+    ] = DEFAULT_EXECUTABLE,
+    writable: Annotated[bool, Query(description="The game may write into its own folder (an extension)")] = False,
+) -> Response:
+    """A new build and a URL to PUT its ZIP to. Processing begins by itself after the upload."""
+    build = await context.builds.request_upload(caller.project_id, name, executable_path, writable=writable)
+    url = f"{public_base(request, context.settings.public_url)}{sign_upload(build)}"
+    minutes = context.settings.upload.url_ttl_s // 60
+    return json_response(
+        {
+            "build_id": build.build_id,
+            "name": build.name,
+            "upload_url": url,
+            "message": f"PUT the ZIP to upload_url within {minutes} minutes; processing then begins by itself.",
+        },
+        201,
+    )
+
+
+def public_base(request: Request, configured: str | None) -> str:
+    """Where this client reaches the fleet: as configured, else as it just did."""
+    return (configured or f"{request.url.scheme}://{request.url.netloc}").rstrip("/")
+
+
+@router.post(
+    "/docker-image",
+    response_model=AcceptedOut,
+    responses=errors(400, 401, 403, 413),
+    summary="Build from a container image",
+)
+async def docker_image(body: DockerImageIn, caller: ServerKey, context: Context) -> Response:
+    """Register an image; it is checked at once and becomes `ready` or `failed`."""
+    credentials = body.registry_credentials.model_dump() if body.registry_credentials else None
+    build = await context.builds.docker_image(
+        caller.project_id, body.name, body.image_url, body.executable_path, credentials
+    )
+    return json_response({"status": "accepted", "build_id": build.build_id, "message": "The image is being checked."})
+
+
+@router.post(
+    "/{build_id}/process",
+    response_model=AcceptedOut,
+    responses=errors(400, 401, 403, 404, 409),
+    summary="Process an uploaded build",
+)
+async def process_build(
+    build_id: str,
+    caller: ServerKey,
+    context: Context,
+    name: Annotated[BuildName | None, Query(description="Must be the build's name if given")] = None,
+) -> Response:
+    """Not needed after an upload, which begins processing itself; doing it again changes nothing."""
+    build = await context.builds.process(caller.project_id, build_id, name)
+    return json_response({"status": "accepted", "build_id": build.build_id, "message": f"The build is {build.status}."})
+
+
+@router.get("/{build_id}", response_model=BuildOut, responses=errors(401, 403, 404), summary="Get a build")
+async def get_build(request: Request, build_id: str, caller: ServerKey, context: Context) -> Response:
+    """One build; poll it until it is `ready` or `failed`."""
+    build = await context.builds.get(caller.project_id, build_id)
+    keep_answer(request, caller)
+    return json_response(build_view(build))
+
+
+@router.get("/{build_id}/logs", response_model=BuildLogsOut, responses=errors(401, 403, 404), summary="Log of a build")
+async def build_logs(
+    request: Request,
+    build_id: str,
+    caller: ServerKey,
+    context: Context,
+    limit: Annotated[int, Query(ge=1, le=500)] = 100,
+    offset: Offset = 0,
+) -> Response:
+    """What the pipeline did with the build, oldest first."""
+    lines, total = await context.builds.logs(caller.project_id, build_id, limit, offset)
+    keep_answer(request, caller)
+    return json_response(
+        {
+            "build_id": build_id,
+            "logs": [build_log_view(line) for line in lines],
+            "total": total,
+            "limit": limit,
+            "offset": offset,
+            "has_more": offset + len(lines) < total,
+        }
+    )
+
+
+@router.delete("/{build_id}", response_model=DeletedOut, responses=errors(401, 403, 404), summary="Delete a build")
+async def delete_build(build_id: str, caller: ServerKey, context: Context) -> Response:
+    """No new server starts from it; running servers keep it until they stop."""
+    await context.builds.delete(caller.project_id, build_id)
+    return json_response({"status": "success", "message": "Build deleted successfully"})

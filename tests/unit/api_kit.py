@@ -1,0 +1,190 @@
+"""The API in this process: the real app over a real SQLite file, with region managers that only keep the books."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+from fastapi import FastAPI
+from sqlalchemy import create_engine
+from sqlmodel import SQLModel
+
+from fleet.builds.service import BuildService
+from fleet.catalog import load_catalog
+from fleet.errors import NotFound
+from fleet.node.runtime import LogLine
+from fleet.projects.model import NewProject
+from fleet.projects.service import create_project
+from fleet.servers.model import LogPage, RestartChanges
+from fleet.settings import FleetSettings
+from fleet.store.engine import Store
+from fleet.store.tables import Build, Server, ServerEvent
+from fleet.times import now_ms
+from serve_app.context import AppContext
+from serve_app.http import create_app
+
+
+class BookkeepingRegions:
+    """The `Regions` protocol over the database alone: nothing runs, statuses change when a test says so."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.changed = asyncio.Condition()
+        self.lines: list[LogLine] = []
+        self.waiting = asyncio.Event()
+        self.ops: list[str] = []
+
+    async def recover(self) -> None:
+        return None
+
+    async def start(self, row: Server) -> Server:
+        row.network_ports = [self._published(port, 20000 + i) for i, port in enumerate(row.port_configs or [])]
+        await self._save(row, "accepted")
+        return row
+
+    @staticmethod
+    def _published(port: dict[str, Any], external: int) -> dict[str, Any]:
+        return {**port, "external_port": external, "host": "127.0.0.1"}
+
+    async def _save(self, row: Server, event: str) -> None:
+        async with self.store.write() as session:
+            await session.merge(row)
+            await session.flush()
+            session.add(
+                ServerEvent(
+                    instance_id=row.instance_id,
+                    project_id=row.project_id,
+                    region=row.region,
+                    generation=row.generation,
+                    at=now_ms(),
+                    type=event,
+                )
+            )
+        async with self.changed:
+            self.changed.notify_all()
+
+    async def change(self, instance_id: str, event: str, **values: Any) -> Server:
+        async with self.store.read() as session:
+            row = await session.get(Server, instance_id)
+        if row is None:
+            raise NotFound(f"There is no server {instance_id}.")
+        for name, value in values.items():
+            setattr(row, name, value)
+        await self._save(row, event)
+        return row
+
+    async def update(self, region: str, instance_id: str, custom_data: dict[str, Any]) -> Server:
+        return await self.change(instance_id, "updated", custom_data=custom_data)
+
+    async def restart(self, region: str, instance_id: str, changes: RestartChanges, op_id: str) -> Server:
+        self.ops.append(op_id)
+        return await self.change(instance_id, "restarted", status="launching", **changes.values)
+
+    async def stop(self, region: str, instance_id: str, reason: str, detail: str | None) -> Server:
+        values = {"stop_reason": reason, "stop_detail": detail, "stopped_at": now_ms()}
+        return await self.change(instance_id, "stopped", status="stopped", step="stopped", **values)
+
+    async def wait(self, region: str, instance_id: str, statuses: set[str], timeout_s: float) -> None:
+        async def status() -> str:
+            async with self.store.read() as session:
+                row = await session.get(Server, instance_id)
+                return row.status if row else "gone"
+
+        try:
+            async with asyncio.timeout(timeout_s), self.changed:
+                while await status() not in statuses:
+                    self.waiting.set()
+                    await self.changed.wait()
+        except TimeoutError:
+            return
+
+    async def logs(self, server: Server, after: str | None, since_ms: int | None, limit: int) -> LogPage:
+        lines = [line for line in self.lines if after is None or line.token > after]
+        page = lines[:limit]
+        return LogPage(page, "node-1", page[-1].token if len(lines) > limit else None)
+
+    async def follow_logs(self, server: Server, after: str | None) -> AsyncIterator[list[LogLine]]:
+        for line in self.lines:
+            if after is None or line.token > after:
+                yield [line]
+
+
+@dataclass
+class Api:
+    """A client of the app, and what stands behind it."""
+
+    app: FastAPI
+    store: Store
+    regions: BookkeepingRegions
+    project: NewProject
+    other: NewProject
+    settings: FleetSettings
+    client: httpx.AsyncClient
+    start_body: dict[str, Any] = field(default_factory=lambda: {"name": "match", "region": "us-east"})
+
+    async def call(self, method: str, path: str, key: str | None = "", **kwargs: Any) -> httpx.Response:
+        """A call with the server key, with `key`, or (None) without any."""
+        headers = dict(kwargs.pop("headers", {}))
+        if key is not None:
+            headers["api-key"] = key or self.project.server_key
+        return await self.client.request(method, path, headers=headers, **kwargs)
+
+    async def start(self, **body: Any) -> dict[str, Any]:
+        answer = await self.call("POST", "/api/v3/servers/start", json={**self.start_body, **body})
+        assert answer.status_code == 201, answer.text
+        return answer.json()
+
+    async def running(self, **body: Any) -> dict[str, Any]:
+        server = await self.start(**body)
+        await self.regions.change(
+            server["instance_id"], "running", status="running", step="running", started_at=now_ms()
+        )
+        return server
+
+    async def add_build(self, **values: Any) -> Build:
+        project_id = values.pop("project_id", self.project.project_id)
+        number = values.pop("version", 1)
+        defaults = {
+            "build_id": f"build-{values.get('name', 'default')}-{number}-{project_id[:4]}",
+            "name": "default",
+            "status": "ready",
+            "build_type": "zip",
+            "executable_path": "Server.x86_64",
+            "content_hash": "0" * 64,
+        }
+        build = Build(**{**defaults, **values}, project_id=project_id, version=number, created_at=now_ms())
+        async with self.store.write() as session:
+            session.add(build)
+        return build
+
+
+def make_schema(path: Path) -> None:
+    engine = create_engine(f"sqlite:///{path}")
+    SQLModel.metadata.create_all(engine)
+    engine.dispose()
+
+
+async def open_api(folder: Path) -> Api:
+    """An app of its own in `folder`, with two projects and one ready build in each."""
+    settings = FleetSettings(home=folder)
+    (folder / "fleet-id").write_text("unit")
+    make_schema(folder / "fleet.db")
+    store = Store(settings.database)
+    regions = BookkeepingRegions(store)
+    builds = BuildService(store, settings)
+    app = create_app(AppContext.make(settings, store, load_catalog(), builds, regions))
+    transport = httpx.ASGITransport(app)
+    api = Api(
+        app,
+        store,
+        regions,
+        await create_project(store, "one"),
+        await create_project(store, "two"),
+        settings,
+        httpx.AsyncClient(transport=transport, base_url="http://fleet.test"),
+    )
+    await api.add_build()
+    await api.add_build(project_id=api.other.project_id)
+    return api
