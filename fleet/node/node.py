@@ -10,7 +10,7 @@ import contextlib
 import secrets
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import structlog
 
@@ -34,6 +34,7 @@ from fleet.node.runtime import (
 from fleet.times import now_ms
 
 log = structlog.get_logger(__name__)
+T = TypeVar("T")
 
 _ENGINE_PATIENCE_S = 120.0
 _PORT_ATTEMPTS = 20
@@ -93,9 +94,19 @@ class Node:
         self._check(epoch)
         runs = tuple(run.view for run in self._runs.values() if not run.forgetting)
         host = self.share.public_host
-        return Hello(self._boot_id, self._outbox.seq, self.node_id, host, self.share, self._runtime.name, runs)
+        return Hello(
+            self._boot_id,
+            self._outbox.seq,
+            self.node_id,
+            host,
+            self.share,
+            self._runtime.name,
+            runs,
+        )
 
-    async def poll(self, epoch: int, boot_id: str, after: int, timeout_s: float) -> Page | None:
+    async def poll(
+        self, epoch: int, boot_id: str, after: int, timeout_s: float
+    ) -> Page | None:
         """Events after a number; None when this is another life of the agent (say hello again)."""
         self._check(epoch)
         if boot_id != self._boot_id:
@@ -110,7 +121,15 @@ class Node:
             return known.view.ports
         spec = replace(spec, ports=self._reserve(spec.key, spec.ports))
         cores = spec.cpus if spec.dedicated else 0.0
-        view = RunView(spec.key, self.node_id, RunState.PREPARING, now_ms(), spec.ports, spec.memory_mb, cores)
+        view = RunView(
+            spec.key,
+            self.node_id,
+            RunState.PREPARING,
+            now_ms(),
+            spec.ports,
+            spec.memory_mb,
+            cores,
+        )
         run = self._runs[spec.key] = _Run(view)
         self._outbox.put(view)
         run.task = self._spawn(self._launch(run, spec))
@@ -132,18 +151,24 @@ class Node:
             run.forgetting = True
             self._spawn(self._forget(run))
 
-    async def rewrite_config(self, epoch: int, key: RunKey, config: dict[str, Any]) -> None:
+    async def rewrite_config(
+        self, epoch: int, key: RunKey, config: dict[str, Any]
+    ) -> None:
         self._check(epoch)
         if key in self._runs:
             await self._runtime.rewrite_config(key, config)
 
-    async def logs(self, key: RunKey, after: str | None, since_ms: int | None, limit: int) -> list[LogLine]:
+    async def logs(
+        self, key: RunKey, after: str | None, since_ms: int | None, limit: int
+    ) -> list[LogLine]:
         return await self._runtime.logs(key, after, since_ms, limit)
 
     def has(self, key: RunKey) -> bool:
         return key in self._runs
 
-    async def wait_logs(self, key: RunKey, after: str | None, timeout_s: float) -> tuple[list[LogLine], bool]:
+    async def wait_logs(
+        self, key: RunKey, after: str | None, timeout_s: float
+    ) -> tuple[list[LogLine], bool]:
         """Lines after a token, waiting up to the timeout for one, and whether the run has ended."""
         run = self._runs.get(key)
         if run is None or run.view.state.ended:
@@ -160,13 +185,17 @@ class Node:
 
     def _check(self, epoch: int) -> None:
         if epoch < self._epoch:
-            raise Fenced(f"Epoch {epoch} is replaced by {self._epoch} on node {self.node_id}.")
+            raise Fenced(
+                f"Epoch {epoch} is replaced by {self._epoch} on node {self.node_id}."
+            )
         self._epoch = epoch
 
     # Launching --------------------------------------------------------------------------------------------------
 
     def _reserve(self, key: RunKey, wanted: tuple[Port, ...]) -> tuple[Port, ...]:
-        return tuple(replace(port, external=self._ports.take(str(key))) for port in wanted)
+        return tuple(
+            replace(port, external=self._ports.take(str(key))) for port in wanted
+        )
 
     async def _launch(self, run: _Run, spec: LaunchSpec) -> None:
         try:
@@ -179,19 +208,35 @@ class Node:
         except LaunchFailed as failure:
             self._end(run, RunState.FAILED, reason=failure.reason, message=str(failure))
         except FleetError as failure:
-            self._end(run, RunState.FAILED, reason="STARTUP_FAILURE_DOWNLOAD", message=failure.detail)
+            self._end(
+                run,
+                RunState.FAILED,
+                reason="STARTUP_FAILURE_DOWNLOAD",
+                message=failure.detail,
+            )
         except asyncio.CancelledError:
             raise
         except Exception as fault:
             log.exception("launch failed", run=str(spec.key), node=self.node_id)
-            self._end(run, RunState.FAILED, reason="STARTUP_FAILURE_URL", message=f"The node failed: {fault!r}")
+            self._end(
+                run,
+                RunState.FAILED,
+                reason="STARTUP_FAILURE_URL",
+                message=f"The node failed: {fault!r}",
+            )
 
-    async def _launch_on_free_ports(self, run: _Run, spec: LaunchSpec) -> tuple[Port, ...]:
+    async def _launch_on_free_ports(
+        self, run: _Run, spec: LaunchSpec
+    ) -> tuple[Port, ...]:
         for _ in range(_PORT_ATTEMPTS):
             try:
                 await self._patiently(lambda spec=spec: self._runtime.launch(spec))
             except PortTaken as taken:
-                log.warning("host port taken by something else", run=str(spec.key), error=str(taken))
+                log.warning(
+                    "host port taken by something else",
+                    run=str(spec.key),
+                    error=str(taken),
+                )
                 for port in taken.ports or spec.ports:
                     self._ports.exclude(port.external)
                 self._ports.release(str(spec.key))
@@ -200,7 +245,9 @@ class Node:
                 self._outbox.put(run.view, urgent=True)
             else:
                 return spec.ports
-        raise LaunchFailed("STARTUP_FAILURE_PORTS", "No free host port could be found on the node.")
+        raise LaunchFailed(
+            "STARTUP_FAILURE_PORTS", "No free host port could be found on the node."
+        )
 
     async def _until_ready(self, run: _Run, ports: tuple[Port, ...]) -> None:
         """The kernel gives no event for a bound socket, so look, often at first, then less."""
@@ -220,7 +267,7 @@ class Node:
             await asyncio.sleep(delay)
             delay = min(delay * 1.3, 0.25)
 
-    async def _patiently[T](self, call: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    async def _patiently(self, call: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """Call, and call again while the engine is out of reach (it may be restarting)."""
         delay, waited = 0.2, 0.0
         while True:
@@ -229,7 +276,11 @@ class Node:
             except EngineUnavailable as error:
                 if waited >= _ENGINE_PATIENCE_S:
                     raise
-                log.warning("engine unavailable, trying again", node=self.node_id, error=str(error))
+                log.warning(
+                    "engine unavailable, trying again",
+                    node=self.node_id,
+                    error=str(error),
+                )
                 await asyncio.sleep(delay)
                 waited += delay
                 delay = min(delay * 1.5, 5.0)
@@ -241,7 +292,12 @@ class Node:
             run = self._runs.get(exited.key)
             if run is not None:
                 self._end(
-                    run, RunState.EXITED, at=exited.at, exit_code=exited.exit_code, oom=exited.oom, message=exited.tail
+                    run,
+                    RunState.EXITED,
+                    at=exited.at,
+                    exit_code=exited.exit_code,
+                    oom=exited.oom,
+                    message=exited.tail,
                 )
 
     async def _stop(self, run: _Run, grace_s: float) -> None:
@@ -261,12 +317,16 @@ class Node:
         if run.view.state is RunState.EXITED:
             try:
                 await self._archive(key)
-            except Exception:  # the log is worth less than the room that its container holds
+            except (
+                Exception
+            ):  # the log is worth less than the room that its container holds
                 log.exception("log not kept", run=str(key))
         await self._patiently(lambda: self._runtime.remove(key))
         self._runs.pop(key, None)
 
-    def _end(self, run: _Run, state: RunState, *, at: int | None = None, **facts: Any) -> None:
+    def _end(
+        self, run: _Run, state: RunState, *, at: int | None = None, **facts: Any
+    ) -> None:
         if run.view.state.ended:
             return
         if run.task is not None and run.task is not asyncio.current_task():
@@ -289,7 +349,15 @@ class Node:
         state = RunState.BOOTING if seen.running else RunState.EXITED
         at = (seen.started_at if seen.running else seen.ended_at) or now_ms()
         view = RunView(
-            seen.key, self.node_id, state, at, seen.ports, seen.memory_mb, seen.cpus, seen.exit_code, seen.oom
+            seen.key,
+            self.node_id,
+            state,
+            at,
+            seen.ports,
+            seen.memory_mb,
+            seen.cpus,
+            seen.exit_code,
+            seen.oom,
         )
         run = self._runs[seen.key] = _Run(view)
         if seen.running:
@@ -308,7 +376,12 @@ class Node:
     def _done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()):
-            log.error("background work of the node failed", node=self.node_id, error=repr(error), exc_info=error)
+            log.error(
+                "background work of the node failed",
+                node=self.node_id,
+                error=repr(error),
+                exc_info=error,
+            )
 
 
 def _waiting_for(seen: Readiness) -> str:

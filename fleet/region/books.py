@@ -31,7 +31,9 @@ class Books:
         self.live[row.instance_id] = self._new[row.instance_id] = row
         self.note(row, at, "queued")
 
-    def note(self, server: Server, at: int, event: str, data: dict[str, Any] | None = None) -> None:
+    def note(
+        self, server: Server, at: int, event: str, data: dict[str, Any] | None = None
+    ) -> None:
         """An entry of the journal."""
         entry = {
             "instance_id": server.instance_id,
@@ -53,7 +55,14 @@ class Books:
         if server.step == "stopped":
             self.live.pop(server.instance_id, None)
 
-    def step(self, server: Server, at: int, step: str, data: dict[str, Any] | None = None, **values: Any) -> None:
+    def step(
+        self,
+        server: Server,
+        at: int,
+        step: str,
+        data: dict[str, Any] | None = None,
+        **values: Any,
+    ) -> None:
         """The server enters a step: journal entry with the milliseconds that the step before took."""
         took = {"after": server.step, "ms": max(0, at - server.step_at)}
         self.change(server, at, step=step, step_at=at, **values)
@@ -63,13 +72,28 @@ class Books:
         """Statements in order and the ids they touch; the books are clean afterwards."""
         statements: list[Statement] = []
         if self._new:
-            statements.append((insert(Server), [row_values(row) for row in self._new.values()]))
+            statements.append(
+                (insert(Server), [row_values(row) for row in self._new.values()])
+            )
         for name, (server, columns) in self._dirty.items():
             if name not in self._new:
                 values = {column: getattr(server, column) for column in sorted(columns)}
-                statements.append((update(Server).where(col(Server.instance_id) == name).values(values), None))
+                statements.append(
+                    (
+                        update(Server)
+                        .where(col(Server.instance_id) == name)
+                        .values(values),
+                        None,
+                    )
+                )
         if self._journal:
             statements.append((insert(ServerEvent), self._journal))
-        touched = list({**self._new, **self._dirty, **{entry["instance_id"]: None for entry in self._journal}})
+        touched = list(
+            {
+                **self._new,
+                **self._dirty,
+                **{entry["instance_id"]: None for entry in self._journal},
+            }
+        )
         self._new, self._dirty, self._journal = {}, {}, []
         return statements, touched

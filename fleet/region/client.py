@@ -61,20 +61,34 @@ class RegionClient:
     async def start(self, row: Server) -> Server:
         return Server(**await self._call(row.region, "start", row_values(row)))
 
-    async def update(self, region: str, instance_id: str, custom_data: dict[str, Any]) -> Server:
+    async def update(
+        self, region: str, instance_id: str, custom_data: dict[str, Any]
+    ) -> Server:
         return Server(**await self._call(region, "update", instance_id, custom_data))
 
-    async def restart(self, region: str, instance_id: str, changes: RestartChanges, op_id: str) -> Server:
-        return Server(**await self._call(region, "restart", instance_id, dict(changes.values), op_id))
+    async def restart(
+        self, region: str, instance_id: str, changes: RestartChanges, op_id: str
+    ) -> Server:
+        return Server(
+            **await self._call(
+                region, "restart", instance_id, dict(changes.values), op_id
+            )
+        )
 
-    async def stop(self, region: str, instance_id: str, reason: str, detail: str | None) -> Server:
+    async def stop(
+        self, region: str, instance_id: str, reason: str, detail: str | None
+    ) -> Server:
         return Server(**await self._call(region, "stop", instance_id, reason, detail))
 
-    async def wait(self, region: str, instance_id: str, statuses: set[str], timeout_s: float) -> None:
+    async def wait(
+        self, region: str, instance_id: str, statuses: set[str], timeout_s: float
+    ) -> None:
         """Return once the committed row has one of the statuses, or at the timeout."""
         watch = self._watches.get(region)
         if watch is None:
-            watch = self._watches[region] = RegionWatch(lambda *a: self._call(region, "changes", *a))
+            watch = self._watches[region] = RegionWatch(
+                lambda *a: self._call(region, "changes", *a)
+            )
 
         async def reached() -> bool:
             query = select(Server.status).where(col(Server.instance_id) == instance_id)
@@ -83,14 +97,21 @@ class RegionClient:
 
         await watch.until(instance_id, reached, timeout_s)
 
-    async def logs(self, server: Server, after: str | None, since_ms: int | None, limit: int) -> LogPage:
+    async def logs(
+        self, server: Server, after: str | None, since_ms: int | None, limit: int
+    ) -> LogPage:
         """Lines of all the server's runs in order. A token names the run and the place in it."""
         generation, token = _split(after)
         lines: list[LogLine] = []
         for number in range(generation, server.generation + 1):
             key = RunKey(server.instance_id, number)
             page: list[LogLine] = await self._call(
-                server.region, "logs", key, token, None if token else since_ms, limit - len(lines)
+                server.region,
+                "logs",
+                key,
+                token,
+                None if token else since_ms,
+                limit - len(lines),
             )
             lines += [_numbered(line, number) for line in page]
             token = None
@@ -101,7 +122,9 @@ class RegionClient:
         last = lines[-1].token if lines else after
         return LogPage(lines, server.node_id, last if more else None)
 
-    async def follow_logs(self, server: Server, after: str | None) -> AsyncIterator[list[LogLine]]:
+    async def follow_logs(
+        self, server: Server, after: str | None
+    ) -> AsyncIterator[list[LogLine]]:
         """What is there already, then lines as they come, until the present run has ended."""
         token = after
         while True:
@@ -115,7 +138,9 @@ class RegionClient:
         while True:
             generation, inner = _split(token)
             inner = inner if generation == server.generation else None
-            lines, ended = await self._call(server.region, "wait_logs", key, inner, _LOG_WAIT_S)
+            lines, ended = await self._call(
+                server.region, "wait_logs", key, inner, _LOG_WAIT_S
+            )
             if lines:
                 numbered = [_numbered(line, server.generation) for line in lines]
                 token = numbered[-1].token
@@ -143,7 +168,9 @@ class RegionClient:
         return handle
 
     async def _call(self, region: str, method: str, *arguments: Any) -> Any:
-        handle = self._handles.get(region) or await asyncio.to_thread(self._handle, region)
+        handle = self._handles.get(region) or await asyncio.to_thread(
+            self._handle, region
+        )
         try:
             async with asyncio.timeout(_CALL_S):
                 return await getattr(handle, method).remote(*arguments)
@@ -154,7 +181,12 @@ class RegionClient:
         except (RayError, TimeoutError) as error:
             if isinstance(error, RayActorError):
                 self._handles.pop(region, None)
-            log.warning("region does not answer", region=region, method=method, error=repr(error))
+            log.warning(
+                "region does not answer",
+                region=region,
+                method=method,
+                error=repr(error),
+            )
             raise Unavailable(
                 f"Region {region} does not answer now. Whether the command took effect is unknown: look before "
                 "you repeat it.",

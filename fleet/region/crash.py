@@ -11,7 +11,14 @@ _SHUTDOWN = {"never_ready": "STARTUP_FAILURE_EXECUTABLE"}
 
 
 def crash_verdict(
-    server: Server, at: int, reason: str, detail: str, exit_code: int | None, policy: Policy, *, gone: bool
+    server: Server,
+    at: int,
+    reason: str,
+    detail: str,
+    exit_code: int | None,
+    policy: Policy,
+    *,
+    gone: bool,
 ) -> End | Requeue:
     """End, or another attempt. `gone`: the container has ended already. Times in milliseconds."""
     shutdown = _SHUTDOWN.get(reason, "PROCESS_EXITED")
@@ -22,7 +29,15 @@ def crash_verdict(
         seconds = policy.crash_window_ms // 1000
         text = f"Crash loop: {len(recent)} failed runs within {seconds} s. Last: {detail}".strip()
         return End(server.instance_id, at, reason, shutdown, text, exit_code, gone)
-    return Requeue(server.instance_id, at, reason, at + backoff_ms(len(recent), policy), detail, exit_code, recent)
+    return Requeue(
+        server.instance_id,
+        at,
+        reason,
+        at + backoff_ms(len(recent), policy),
+        detail,
+        exit_code,
+        recent,
+    )
 
 
 def backoff_ms(attempt: int, policy: Policy) -> int:

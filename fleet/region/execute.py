@@ -14,7 +14,18 @@ from fleet.errors import FleetError
 from fleet.node.model import Hello, RunView
 from fleet.node.runtime import BuildRef, RunKey
 from fleet.region.books import Books
-from fleet.region.model import Action, Advance, End, Finish, Forget, Launch, NodeView, Place, Requeue, StopRun
+from fleet.region.model import (
+    Action,
+    Advance,
+    End,
+    Finish,
+    Forget,
+    Launch,
+    NodeView,
+    Place,
+    Requeue,
+    StopRun,
+)
 from fleet.region.placement import Demand, Room, place
 from fleet.region.plan import current, unreported
 from fleet.region.spec import game_config, launch_spec, network_ports
@@ -81,11 +92,17 @@ class Executor:
                 demand = self.demand(server)
                 memory[server.node_id] -= demand.memory_mb
                 cores[server.node_id] -= demand.cores
-        return [Room(n, memory[n], cores[n], view.draining) for n, view in views.items() if view.synced]
+        return [
+            Room(n, memory[n], cores[n], view.draining)
+            for n, view in views.items()
+            if view.synced
+        ]
 
     def demand(self, server: Server) -> Demand:
         size = self._catalog.size(server.compute_size)
-        return Demand(server.instance_id, size.memory_mb, size.cpus if size.dedicated else 0.0)
+        return Demand(
+            server.instance_id, size.memory_mb, size.cpus if size.dedicated else 0.0
+        )
 
     def find_node(self, server: Server) -> str | None:
         return place([self.demand(server)], self.rooms()).get(server.instance_id)
@@ -97,7 +114,9 @@ class Executor:
         for action in actions:
             match action:
                 case StopRun(key, node_id):
-                    self._commands.append((node_id, "stop", (key, self._settings.servers.stop_grace_s)))
+                    self._commands.append(
+                        (node_id, "stop", (key, self._settings.servers.stop_grace_s))
+                    )
                 case Forget(key, node_id):
                     self._commands.append((node_id, "forget", (key,)))
                 case _:
@@ -105,7 +124,9 @@ class Executor:
                     if server is not None:
                         self._change(server, action)
 
-    def _change(self, server: Server, action: Place | Launch | Advance | End | Requeue | Finish) -> None:
+    def _change(
+        self, server: Server, action: Place | Launch | Advance | End | Requeue | Finish
+    ) -> None:
         match action:
             case Place():
                 if server not in self.queued:
@@ -113,19 +134,38 @@ class Executor:
             case Launch():
                 self.spawn(self._launch_and_settle(server))
             case Advance(_, step, at):
-                running = {"status": "running", "started_at": at} if step == "running" else {}
+                running = (
+                    {"status": "running", "started_at": at} if step == "running" else {}
+                )
                 self._books.step(server, at, step, **running)
             case End(_, at, reason, shutdown, detail, exit_code, gone):
                 self.end(server, at, reason, shutdown, detail, exit_code, gone=gone)
             case Requeue(_, at, reason, retry_at, detail, exit_code, crashes):
-                data = {"reason": reason, "exit_code": exit_code, "detail": detail, "retry_at": retry_at}
-                self.new_generation(server, at, "restarting", data, retry_at=retry_at, crashes=crashes)
+                data = {
+                    "reason": reason,
+                    "exit_code": exit_code,
+                    "detail": detail,
+                    "retry_at": retry_at,
+                }
+                self.new_generation(
+                    server, at, "restarting", data, retry_at=retry_at, crashes=crashes
+                )
             case Finish(_, at, exit_code):
                 known = server.exit_code if exit_code is None else exit_code
-                self._books.step(server, at, "stopped", {"exit_code": known}, exit_code=known)
+                self._books.step(
+                    server, at, "stopped", {"exit_code": known}, exit_code=known
+                )
 
     def end(
-        self, server: Server, at: int, reason: str, shutdown: str, detail: str, exit_code: int | None, *, gone: bool
+        self,
+        server: Server,
+        at: int,
+        reason: str,
+        shutdown: str,
+        detail: str,
+        exit_code: int | None,
+        *,
+        gone: bool,
     ) -> None:
         """The server is stopped for everybody; `stopping` until its container is gone."""
         self._books.change(
@@ -140,10 +180,17 @@ class Executor:
             exit_code=exit_code,
             retry_at=None,
         )
-        data = {"reason": reason, "shutdown_reason": shutdown, "detail": detail, "exit_code": exit_code}
+        data = {
+            "reason": reason,
+            "shutdown_reason": shutdown,
+            "detail": detail,
+            "exit_code": exit_code,
+        }
         self._books.step(server, at, "stopped" if gone else "stopping", data)
 
-    def new_generation(self, server: Server, at: int, event: str, data: dict[str, Any], **values: Any) -> None:
+    def new_generation(
+        self, server: Server, at: int, event: str, data: dict[str, Any], **values: Any
+    ) -> None:
         """Back to `queued` as another run: new container, new ports, the same id."""
         self._books.note(server, at, event, data)
         values = {"retry_at": None, **values}
@@ -168,12 +215,19 @@ class Executor:
         """Take over what a node says of a live run's place and ports, where the row says otherwise."""
         for view in views:
             server = self._books.live.get(view.key.instance_id)
-            if server is None or server.status == "stopped" or current(server) != view.key or view.state.ended:
+            if (
+                server is None
+                or server.status == "stopped"
+                or current(server) != view.key
+                or view.state.ended
+            ):
                 continue
             node = self._leases.views().get(view.node_id)
             ports = network_ports(server, view.ports, node.host if node else None)
             if ports != server.network_ports or server.node_id != view.node_id:
-                self._books.change(server, view.at, network_ports=ports, node_id=view.node_id)
+                self._books.change(
+                    server, view.at, network_ports=ports, node_id=view.node_id
+                )
                 self._books.note(server, view.at, "ports", {"ports": ports})
 
     # Launching --------------------------------------------------------------------------------------------------
@@ -182,7 +236,10 @@ class Executor:
         """Place what waits, oldest first; what fits is launched, the rest waits for room or its deadline."""
         waiting, self.queued = sorted(self.queued, key=lambda s: s.created_at), []
         for server in waiting:
-            still = self._books.live.get(server.instance_id) is server and server.step == "queued"
+            still = (
+                self._books.live.get(server.instance_id) is server
+                and server.step == "queued"
+            )
             if not still:
                 continue
             if self.find_node(server) is not None:
@@ -195,7 +252,13 @@ class Executor:
         node_id = self.find_node(server)
         if node_id is None:
             return
-        self._books.step(server, max(server.step_at, now_ms()), "placed", {"node": node_id}, node_id=node_id)
+        self._books.step(
+            server,
+            max(server.step_at, now_ms()),
+            "placed",
+            {"node": node_id},
+            node_id=node_id,
+        )
         await self.launch(server)
 
     async def launch(self, server: Server) -> None:
@@ -210,7 +273,12 @@ class Executor:
             spec = launch_spec(server, build, size, hello.share, self._settings)
             ports = await self._leases.call(node_id, "launch", self._epoch, spec)
         except FleetError as error:
-            log.warning("launch not delivered", server=server.instance_id, node=node_id, error=error.detail)
+            log.warning(
+                "launch not delivered",
+                server=server.instance_id,
+                node=node_id,
+                error=error.detail,
+            )
             return
         if current(server) == key and server.status == "launching":
             shown = network_ports(server, ports, hello.host)
@@ -225,7 +293,15 @@ class Executor:
     def tell_game(self, server: Server) -> None:
         """Have the running game's playflow.json rewritten."""
         if server.node_id:
-            self.command([(server.node_id, "rewrite_config", (current(server), game_config(server)))])
+            self.command(
+                [
+                    (
+                        server.node_id,
+                        "rewrite_config",
+                        (current(server), game_config(server)),
+                    )
+                ]
+            )
 
     def take_commands(self) -> list[Command]:
         commands, self._commands = self._commands, []
@@ -236,11 +312,15 @@ class Executor:
         for node_id, method, arguments in commands:
             self.spawn(self._send(node_id, method, arguments))
 
-    async def _send(self, node_id: str, method: str, arguments: tuple[Any, ...]) -> None:
+    async def _send(
+        self, node_id: str, method: str, arguments: tuple[Any, ...]
+    ) -> None:
         try:
             await self._leases.call(node_id, method, self._epoch, *arguments)
         except FleetError as error:
-            log.warning("command not delivered", node=node_id, method=method, error=error.detail)
+            log.warning(
+                "command not delivered", node=node_id, method=method, error=error.detail
+            )
             return
         if method == "forget":
             run = self._runs.get(arguments[0])
@@ -255,5 +335,8 @@ class Executor:
     def _done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()):
-            log.error("background work failed; the repair timer plans again", error=repr(error), exc_info=error)
-
+            log.error(
+                "background work failed; the repair timer plans again",
+                error=repr(error),
+                exc_info=error,
+            )

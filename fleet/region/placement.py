@@ -27,10 +27,18 @@ class Room:
     draining: bool = False
 
     def fits(self, demand: Demand) -> bool:
-        return not self.draining and self.memory_mb >= demand.memory_mb and self.cores >= demand.cores
+        return (
+            not self.draining
+            and self.memory_mb >= demand.memory_mb
+            and self.cores >= demand.cores
+        )
 
     def less(self, demand: Demand) -> "Room":
-        return replace(self, memory_mb=self.memory_mb - demand.memory_mb, cores=self.cores - demand.cores)
+        return replace(
+            self,
+            memory_mb=self.memory_mb - demand.memory_mb,
+            cores=self.cores - demand.cores,
+        )
 
 
 def place(demands: Sequence[Demand], rooms: Iterable[Room]) -> dict[str, str]:

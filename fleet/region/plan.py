@@ -53,7 +53,11 @@ def current(server: Server) -> RunKey:
 
 
 def plan_server(
-    server: Server, run: RunView | None, nodes: Mapping[str, NodeView], now: int, policy: Policy
+    server: Server,
+    run: RunView | None,
+    nodes: Mapping[str, NodeView],
+    now: int,
+    policy: Policy,
 ) -> list[Action]:
     """What one server needs now, given its present generation's run (None: no node reports one)."""
     if server.status == "stopped":
@@ -69,7 +73,11 @@ def deadline(server: Server, now: int, policy: Policy) -> int | None:
     """When this server needs planning again though nothing happens; None if never."""
     if server.step == "queued":
         waiting = server.retry_at is not None and now < server.retry_at
-        return server.retry_at if waiting else _queued_since(server) + policy.queue_deadline_ms
+        return (
+            server.retry_at
+            if waiting
+            else _queued_since(server) + policy.queue_deadline_ms
+        )
     if server.step == "booting":
         return server.step_at + policy.ready_deadline_ms
     if server.step == "running" and server.ttl:
@@ -86,24 +94,44 @@ def _expiry(server: Server) -> int:
 
 
 def _release(run: RunView) -> Action:
-    return Forget(run.key, run.node_id) if run.state.ended else StopRun(run.key, run.node_id)
+    return (
+        Forget(run.key, run.node_id)
+        if run.state.ended
+        else StopRun(run.key, run.node_id)
+    )
 
 
 def _plan_stopped(
-    server: Server, run: RunView | None, nodes: Mapping[str, NodeView], now: int, policy: Policy
+    server: Server,
+    run: RunView | None,
+    nodes: Mapping[str, NodeView],
+    now: int,
+    policy: Policy,
 ) -> list[Action]:
     if run is not None and not run.state.ended:
         return [StopRun(run.key, run.node_id)]
     actions: list[Action] = []
-    gone = run is not None or server.node_id is None or _host_answered(server, nodes, now, policy)
+    gone = (
+        run is not None
+        or server.node_id is None
+        or _host_answered(server, nodes, now, policy)
+    )
     if server.step != "stopped" and gone:
-        actions.append(Finish(server.instance_id, run.at if run else now, run.exit_code if run else None))
+        actions.append(
+            Finish(
+                server.instance_id,
+                run.at if run else now,
+                run.exit_code if run else None,
+            )
+        )
     if run is not None:
         actions.append(Forget(run.key, run.node_id))
     return actions
 
 
-def _host_answered(server: Server, nodes: Mapping[str, NodeView], now: int, policy: Policy) -> bool:
+def _host_answered(
+    server: Server, nodes: Mapping[str, NodeView], now: int, policy: Policy
+) -> bool:
     """Whether the absence of a run is known: its node has told its list, or is lost for good."""
     node = nodes.get(server.node_id or "")
     if node is None:
@@ -111,19 +139,37 @@ def _host_answered(server: Server, nodes: Mapping[str, NodeView], now: int, poli
     return node.synced or now - (node.unsynced_since or now) >= policy.node_lost_ms
 
 
-def _plan_without_run(server: Server, nodes: Mapping[str, NodeView], now: int, policy: Policy) -> list[Action]:
+def _plan_without_run(
+    server: Server, nodes: Mapping[str, NodeView], now: int, policy: Policy
+) -> list[Action]:
     if server.step == "queued":
         if server.retry_at is not None and now < server.retry_at:
             return []
         if now - _queued_since(server) >= policy.queue_deadline_ms:
             detail = "No node had room in time. Stop servers, choose a smaller size, or add nodes."
-            return [End(server.instance_id, now, "no_capacity", "STARTUP_FAILURE_CAPACITY", detail)]
+            return [
+                End(
+                    server.instance_id,
+                    now,
+                    "no_capacity",
+                    "STARTUP_FAILURE_CAPACITY",
+                    detail,
+                )
+            ]
         return [Place(server.instance_id)]
     node = nodes.get(server.node_id or "")
     if node is not None and node.synced and server.step != "running":
         if now - server.step_at < policy.queue_deadline_ms:
             return [Launch(server.instance_id)]
-        return [End(server.instance_id, now, "start_failed", "STARTUP_FAILURE_URL", "Its node could not launch it.")]
+        return [
+            End(
+                server.instance_id,
+                now,
+                "start_failed",
+                "STARTUP_FAILURE_URL",
+                "Its node could not launch it.",
+            )
+        ]
     if not _host_answered(server, nodes, now, policy):
         return []
     if node is not None and node.synced:
@@ -131,18 +177,40 @@ def _plan_without_run(server: Server, nodes: Mapping[str, NodeView], now: int, p
     else:
         detail = "Its node does not answer any more."
     if server.auto_restart or server.status == "launching":
-        return [Requeue(server.instance_id, now, "node_lost", now, detail, None, list(server.crashes or []))]
+        return [
+            Requeue(
+                server.instance_id,
+                now,
+                "node_lost",
+                now,
+                detail,
+                None,
+                list(server.crashes or []),
+            )
+        ]
     return [End(server.instance_id, now, "node_lost", "SHUTDOWN_SIGNAL", detail)]
 
 
 def _plan_ended(server: Server, run: RunView, now: int, policy: Policy) -> list[Action]:
     name = server.instance_id
     if run.state is RunState.FAILED:
-        return [End(name, run.at, "start_failed", run.reason or "STARTUP_FAILURE_EXECUTABLE", run.message)]
+        return [
+            End(
+                name,
+                run.at,
+                "start_failed",
+                run.reason or "STARTUP_FAILURE_EXECUTABLE",
+                run.message,
+            )
+        ]
     if run.exit_code == 0 and not run.oom:
         return [End(name, run.at, "exited", "PROCESS_EXITED", "", 0)]
     reason = "out_of_memory" if run.oom else "crashed"
-    return [crash_verdict(server, run.at, reason, run.message, run.exit_code, policy, gone=True)]
+    return [
+        crash_verdict(
+            server, run.at, reason, run.message, run.exit_code, policy, gone=True
+        )
+    ]
 
 
 def _plan_alive(server: Server, run: RunView, now: int, policy: Policy) -> list[Action]:
@@ -150,17 +218,35 @@ def _plan_alive(server: Server, run: RunView, now: int, policy: Policy) -> list[
     if server.status == "launching":
         if STEPS.index(run.state.value) > STEPS.index(server.step):
             return [Advance(name, run.state.value, run.at)]
-        if server.step == "booting" and now - server.step_at >= policy.ready_deadline_ms:
+        if (
+            server.step == "booting"
+            and now - server.step_at >= policy.ready_deadline_ms
+        ):
             detail = run.message or "The declared ports were not opened in time."
-            verdict = crash_verdict(server, now, "never_ready", detail, None, policy, gone=False)
+            verdict = crash_verdict(
+                server, now, "never_ready", detail, None, policy, gone=False
+            )
             return [verdict, StopRun(run.key, run.node_id)]
         return []
     if server.ttl and now >= _expiry(server):
-        end = End(name, now, "ttl", "TTL_EXPIRED", f"Its ttl of {server.ttl} s has passed.", gone=False)
+        end = End(
+            name,
+            now,
+            "ttl",
+            "TTL_EXPIRED",
+            f"Its ttl of {server.ttl} s has passed.",
+            gone=False,
+        )
         return [end, StopRun(run.key, run.node_id)]
     return []
 
 
-def unreported(servers: Iterable[Server], runs: Mapping[RunKey, RunView]) -> list[Server]:
+def unreported(
+    servers: Iterable[Server], runs: Mapping[RunKey, RunView]
+) -> list[Server]:
     """Servers placed on a node that does not report their run yet: they hold room all the same."""
-    return [s for s in servers if s.node_id and s.status != "stopped" and current(s) not in runs]
+    return [
+        s
+        for s in servers
+        if s.node_id and s.status != "stopped" and current(s) not in runs
+    ]

@@ -11,11 +11,12 @@ def _time(**kwargs: Any) -> Any:
 
 
 def _json(default: Any = None) -> Any:
-    return Field(default=default, sa_column=Column(JSON(none_as_null=True), nullable=True))
+    return Field(
+        default=default, sa_column=Column(JSON(none_as_null=True), nullable=True)
+    )
 
 
 class Project(SQLModel, table=True):
-    __tablename__ = "project"
     id: str = Field(primary_key=True)
     name: str
     plan: str = "pro"
@@ -27,7 +28,6 @@ class Project(SQLModel, table=True):
 class ApiKey(SQLModel, table=True):
     """A key is 256 random bits, so its SHA-256 can be looked up by index and never guessed."""
 
-    __tablename__ = "api_key"
     hash: str = Field(primary_key=True)
     project_id: str = Field(foreign_key="project.id", index=True)
     kind: str  # server | client
@@ -38,7 +38,6 @@ class ApiKey(SQLModel, table=True):
 class Build(SQLModel, table=True):
     """One uploaded version of a game. `version` counts per (project, name) from 1."""
 
-    __tablename__ = "build"
     __table_args__ = (
         Index("build_version", "project_id", "name", "version", unique=True),
         Index("build_status", "status"),
@@ -55,17 +54,20 @@ class Build(SQLModel, table=True):
     writable: bool = False
     error: str | None = None
     content_hash: str | None = Field(default=None, index=True)
-    bundle_root: str | None = None  # folder inside the bundle that the game sees as its own
+    bundle_root: str | None = (
+        None  # folder inside the bundle that the game sees as its own
+    )
     packed_bytes: int | None = Field(default=None, sa_type=BigInteger)
     unpacked_bytes: int | None = Field(default=None, sa_type=BigInteger)
     upload_expires_at: int | None = _time(default=None)
-    lease_until: int | None = _time(default=None)  # a pipeline run owns the build until then
+    lease_until: int | None = _time(
+        default=None
+    )  # a pipeline run owns the build until then
     created_at: int = _time()
     updated_at: int | None = _time(default=None)
 
 
 class BuildLog(SQLModel, table=True):
-    __tablename__ = "build_log"
     id: int | None = Field(default=None, primary_key=True)
     build_id: str = Field(foreign_key="build.build_id", index=True)
     at: int = _time()
@@ -76,7 +78,6 @@ class BuildLog(SQLModel, table=True):
 class RegionEpoch(SQLModel, table=True):
     """Fence: only the manager that holds the newest epoch of a region may write its servers."""
 
-    __tablename__ = "region_epoch"
     region: str = Field(primary_key=True)
     epoch: int = Field(sa_type=BigInteger)
 
@@ -84,7 +85,6 @@ class RegionEpoch(SQLModel, table=True):
 class Server(SQLModel, table=True):
     """A game server. Written only by the RegionManager of its region."""
 
-    __tablename__ = "server"
     __table_args__ = (
         Index("server_listing", "project_id", "status", "created_at"),
         Index("server_live", "region", "step"),
@@ -113,7 +113,9 @@ class Server(SQLModel, table=True):
     # Where and which run: a restart raises the generation, and every container carries its own.
     node_id: str | None = None
     generation: int = 1
-    last_op: str | None = None  # id of the newest command applied, so that a retried command is one effect
+    last_op: str | None = (
+        None  # id of the newest command applied, so that a retried command is one effect
+    )
     # Why and when
     stop_reason: str | None = None
     shutdown_reason: str | None = None
@@ -126,13 +128,14 @@ class Server(SQLModel, table=True):
     step_at: int = _time()  # when the present step began
     started_at: int | None = _time(default=None)
     stopped_at: int | None = _time(default=None)
-    retry_at: int | None = _time(default=None)  # next attempt of a crashed auto_restart server
+    retry_at: int | None = _time(
+        default=None
+    )  # next attempt of a crashed auto_restart server
 
 
 class ServerEvent(SQLModel, table=True):
     """The append-only journal: history, usage and the events endpoint are computed from it."""
 
-    __tablename__ = "server_event"
     __table_args__ = (Index("server_event_server", "instance_id", "id"),)
     id: int | None = Field(default=None, primary_key=True)
     instance_id: str = Field(foreign_key="server.instance_id")
