@@ -1,0 +1,50 @@
+"""What every operation must hold under generated input, whatever serves it."""
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from schemathesis import Case
+from schemathesis.checks import not_a_server_error
+from schemathesis.generation import GenerationMode
+from schemathesis.schemas import APIOperation, BaseSchema
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    response_headers_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
+
+CHECKS = [
+    not_a_server_error,
+    status_code_conformance,
+    content_type_conformance,
+    response_headers_conformance,
+    response_schema_conformance,
+]
+
+
+def check_operations(schema: BaseSchema, key: str, examples: int, subtests: pytest.Subtests) -> list[str]:
+    """Send `examples` generated requests to each operation and check each answer; the operations' labels."""
+    labels: list[str] = []
+    for found in schema.get_all_operations():
+        operation = found.ok()
+        labels.append(operation.label)
+        with subtests.test(msg=operation.label):
+            _check_operation(operation, key, examples)
+    return labels
+
+
+def _check_operation(operation: APIOperation, key: str, examples: int) -> None:
+    @settings(
+        max_examples=examples,
+        deadline=None,
+        derandomize=True,
+        database=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(case=st.one_of(*(operation.as_strategy(generation_mode=mode) for mode in GenerationMode)))
+    def check(case: Case) -> None:
+        case.call_and_validate(headers={"api-key": key}, checks=CHECKS, timeout=60)
+
+    check()
