@@ -147,7 +147,10 @@ class Fleet:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.close()
 
@@ -167,7 +170,10 @@ def _connect(path: Path) -> bool:
     home = find_home(path)
     head = read_head(home) if home else None
     if head is None or not head.alive:
-        raise Unavailable(f"No fleet runs in {path}. Start it with `fleet up`.", error="Fleet not running")
+        raise Unavailable(
+            f"No fleet runs in {path}. Start it with `fleet up`.",
+            error="Fleet not running",
+        )
     os.environ.update(head.environment)
     ray.init(address=head.address, namespace=NAMESPACE, log_to_driver=False)
     return True

@@ -14,7 +14,7 @@ import ray
 import structlog
 
 from fleet.builds.artefacts import DiskStore
-from fleet.builds.bundles import ensure_bundle
+from fleet.builds.bundles import ensure_bundle, game_folders
 from fleet.node.choose import choose_runtime
 from fleet.node.logs import LogArchive
 from fleet.node.model import Hello, NodeShare, Page
@@ -47,14 +47,10 @@ class NodeAgent:
 
         async def fetch(build: BuildRef) -> None:
             if build.kind == "zip" and build.content_hash:
-                arguments = (
-                    store,
-                    build.content_hash,
-                    build.root,
-                    settings.bundles,
-                    settings.upload,
+                folders = game_folders(build.root, build.executable)
+                await asyncio.to_thread(
+                    ensure_bundle, store, build.content_hash, folders, settings.bundles, settings.upload
                 )
-                await asyncio.to_thread(ensure_bundle, *arguments)
 
         async def archive(key: RunKey) -> None:
             await self._archive.keep(runtime, key)
@@ -67,9 +63,7 @@ class NodeAgent:
     async def hello(self, epoch: int) -> Hello:
         return self._node.hello(epoch)
 
-    async def poll(
-        self, epoch: int, boot_id: str, after: int, timeout_s: float
-    ) -> Page | None:
+    async def poll(self, epoch: int, boot_id: str, after: int, timeout_s: float) -> Page | None:
         return await self._node.poll(epoch, boot_id, after, timeout_s)
 
     async def launch(self, epoch: int, spec: LaunchSpec) -> tuple[Port, ...]:
@@ -81,22 +75,16 @@ class NodeAgent:
     async def forget(self, epoch: int, key: RunKey) -> None:
         self._node.forget(epoch, key)
 
-    async def rewrite_config(
-        self, epoch: int, key: RunKey, config: dict[str, Any]
-    ) -> None:
+    async def rewrite_config(self, epoch: int, key: RunKey, config: dict[str, Any]) -> None:
         await self._node.rewrite_config(epoch, key, config)
 
-    async def logs(
-        self, key: RunKey, after: str | None, since_ms: int | None, limit: int
-    ) -> list[LogLine]:
+    async def logs(self, key: RunKey, after: str | None, since_ms: int | None, limit: int) -> list[LogLine]:
         """Lines of a run, from the engine while it has them, else from the archive."""
         if self._node.has(key):
             return await self._node.logs(key, after, since_ms, limit)
         return await self._archive.page(key, after, since_ms, limit)
 
-    async def wait_logs(
-        self, key: RunKey, after: str | None, timeout_s: float
-    ) -> tuple[list[LogLine], bool]:
+    async def wait_logs(self, key: RunKey, after: str | None, timeout_s: float) -> tuple[list[LogLine], bool]:
         return await self._node.wait_logs(key, after, timeout_s)
 
     async def _sweep(self) -> None:

@@ -28,6 +28,9 @@ async def choose_runtime(settings: FleetSettings, region: str) -> Runtime:
         await docker.ping()
     except EngineUnavailable as error:
         await docker.close()
-        log.warning("no container engine: games run as plain processes, without isolation", error=str(error))
+        log.warning(
+            "no container engine: games run as plain processes, without isolation",
+            error=str(error),
+        )
         return ProcessRuntime(place)
     return docker

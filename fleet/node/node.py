@@ -104,9 +104,7 @@ class Node:
             runs,
         )
 
-    async def poll(
-        self, epoch: int, boot_id: str, after: int, timeout_s: float
-    ) -> Page | None:
+    async def poll(self, epoch: int, boot_id: str, after: int, timeout_s: float) -> Page | None:
         """Events after a number; None when this is another life of the agent (say hello again)."""
         self._check(epoch)
         if boot_id != self._boot_id:
@@ -151,24 +149,18 @@ class Node:
             run.forgetting = True
             self._spawn(self._forget(run))
 
-    async def rewrite_config(
-        self, epoch: int, key: RunKey, config: dict[str, Any]
-    ) -> None:
+    async def rewrite_config(self, epoch: int, key: RunKey, config: dict[str, Any]) -> None:
         self._check(epoch)
         if key in self._runs:
             await self._runtime.rewrite_config(key, config)
 
-    async def logs(
-        self, key: RunKey, after: str | None, since_ms: int | None, limit: int
-    ) -> list[LogLine]:
+    async def logs(self, key: RunKey, after: str | None, since_ms: int | None, limit: int) -> list[LogLine]:
         return await self._runtime.logs(key, after, since_ms, limit)
 
     def has(self, key: RunKey) -> bool:
         return key in self._runs
 
-    async def wait_logs(
-        self, key: RunKey, after: str | None, timeout_s: float
-    ) -> tuple[list[LogLine], bool]:
+    async def wait_logs(self, key: RunKey, after: str | None, timeout_s: float) -> tuple[list[LogLine], bool]:
         """Lines after a token, waiting up to the timeout for one, and whether the run has ended."""
         run = self._runs.get(key)
         if run is None or run.view.state.ended:
@@ -185,17 +177,13 @@ class Node:
 
     def _check(self, epoch: int) -> None:
         if epoch < self._epoch:
-            raise Fenced(
-                f"Epoch {epoch} is replaced by {self._epoch} on node {self.node_id}."
-            )
+            raise Fenced(f"Epoch {epoch} is replaced by {self._epoch} on node {self.node_id}.")
         self._epoch = epoch
 
     # Launching --------------------------------------------------------------------------------------------------
 
     def _reserve(self, key: RunKey, wanted: tuple[Port, ...]) -> tuple[Port, ...]:
-        return tuple(
-            replace(port, external=self._ports.take(str(key))) for port in wanted
-        )
+        return tuple(replace(port, external=self._ports.take(str(key))) for port in wanted)
 
     async def _launch(self, run: _Run, spec: LaunchSpec) -> None:
         try:
@@ -225,9 +213,7 @@ class Node:
                 message=f"The node failed: {fault!r}",
             )
 
-    async def _launch_on_free_ports(
-        self, run: _Run, spec: LaunchSpec
-    ) -> tuple[Port, ...]:
+    async def _launch_on_free_ports(self, run: _Run, spec: LaunchSpec) -> tuple[Port, ...]:
         for _ in range(_PORT_ATTEMPTS):
             try:
                 await self._patiently(lambda spec=spec: self._runtime.launch(spec))
@@ -245,9 +231,7 @@ class Node:
                 self._outbox.put(run.view, urgent=True)
             else:
                 return spec.ports
-        raise LaunchFailed(
-            "STARTUP_FAILURE_PORTS", "No free host port could be found on the node."
-        )
+        raise LaunchFailed("STARTUP_FAILURE_PORTS", "No free host port could be found on the node.")
 
     async def _until_ready(self, run: _Run, ports: tuple[Port, ...]) -> None:
         """The kernel gives no event for a bound socket, so look, often at first, then less."""
@@ -317,16 +301,12 @@ class Node:
         if run.view.state is RunState.EXITED:
             try:
                 await self._archive(key)
-            except (
-                Exception
-            ):  # the log is worth less than the room that its container holds
+            except Exception:  # the log is worth less than the room that its container holds
                 log.exception("log not kept", run=str(key))
         await self._patiently(lambda: self._runtime.remove(key))
         self._runs.pop(key, None)
 
-    def _end(
-        self, run: _Run, state: RunState, *, at: int | None = None, **facts: Any
-    ) -> None:
+    def _end(self, run: _Run, state: RunState, *, at: int | None = None, **facts: Any) -> None:
         if run.view.state.ended:
             return
         if run.task is not None and run.task is not asyncio.current_task():

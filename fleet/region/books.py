@@ -31,9 +31,7 @@ class Books:
         self.live[row.instance_id] = self._new[row.instance_id] = row
         self.note(row, at, "queued")
 
-    def note(
-        self, server: Server, at: int, event: str, data: dict[str, Any] | None = None
-    ) -> None:
+    def note(self, server: Server, at: int, event: str, data: dict[str, Any] | None = None) -> None:
         """An entry of the journal."""
         entry = {
             "instance_id": server.instance_id,
@@ -72,17 +70,13 @@ class Books:
         """Statements in order and the ids they touch; the books are clean afterwards."""
         statements: list[Statement] = []
         if self._new:
-            statements.append(
-                (insert(Server), [row_values(row) for row in self._new.values()])
-            )
+            statements.append((insert(Server), [row_values(row) for row in self._new.values()]))
         for name, (server, columns) in self._dirty.items():
             if name not in self._new:
                 values = {column: getattr(server, column) for column in sorted(columns)}
                 statements.append(
                     (
-                        update(Server)
-                        .where(col(Server.instance_id) == name)
-                        .values(values),
+                        update(Server).where(col(Server.instance_id) == name).values(values),
                         None,
                     )
                 )

@@ -15,9 +15,7 @@ KEPT = 256
 class BuildRefs:
     """`credentials` gives a build's registry login in clear, or None."""
 
-    def __init__(
-        self, store: Store, credentials: Callable[[Build], dict[str, str] | None]
-    ) -> None:
+    def __init__(self, store: Store, credentials: Callable[[Build], dict[str, str] | None]) -> None:
         self._store = store
         self._credentials = credentials
         self._known: OrderedDict[str, BuildRef] = OrderedDict()
@@ -29,9 +27,7 @@ class BuildRefs:
             async with self._store.read() as session:
                 row = await session.get(Build, build_id)
             if row is None:
-                raise NotFound(
-                    f"There is no build '{build_id}'.", error="Build not found"
-                )
+                raise NotFound(f"There is no build '{build_id}'.", error="Build not found")
             found = self._known[build_id] = build_ref(row, self._credentials(row))
             if len(self._known) > KEPT:
                 self._known.popitem(last=False)

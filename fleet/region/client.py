@@ -61,34 +61,20 @@ class RegionClient:
     async def start(self, row: Server) -> Server:
         return Server(**await self._call(row.region, "start", row_values(row)))
 
-    async def update(
-        self, region: str, instance_id: str, custom_data: dict[str, Any]
-    ) -> Server:
+    async def update(self, region: str, instance_id: str, custom_data: dict[str, Any]) -> Server:
         return Server(**await self._call(region, "update", instance_id, custom_data))
 
-    async def restart(
-        self, region: str, instance_id: str, changes: RestartChanges, op_id: str
-    ) -> Server:
-        return Server(
-            **await self._call(
-                region, "restart", instance_id, dict(changes.values), op_id
-            )
-        )
+    async def restart(self, region: str, instance_id: str, changes: RestartChanges, op_id: str) -> Server:
+        return Server(**await self._call(region, "restart", instance_id, dict(changes.values), op_id))
 
-    async def stop(
-        self, region: str, instance_id: str, reason: str, detail: str | None
-    ) -> Server:
+    async def stop(self, region: str, instance_id: str, reason: str, detail: str | None) -> Server:
         return Server(**await self._call(region, "stop", instance_id, reason, detail))
 
-    async def wait(
-        self, region: str, instance_id: str, statuses: set[str], timeout_s: float
-    ) -> None:
+    async def wait(self, region: str, instance_id: str, statuses: set[str], timeout_s: float) -> None:
         """Return once the committed row has one of the statuses, or at the timeout."""
         watch = self._watches.get(region)
         if watch is None:
-            watch = self._watches[region] = RegionWatch(
-                lambda *a: self._call(region, "changes", *a)
-            )
+            watch = self._watches[region] = RegionWatch(lambda *a: self._call(region, "changes", *a))
 
         async def reached() -> bool:
             query = select(Server.status).where(col(Server.instance_id) == instance_id)
@@ -97,9 +83,7 @@ class RegionClient:
 
         await watch.until(instance_id, reached, timeout_s)
 
-    async def logs(
-        self, server: Server, after: str | None, since_ms: int | None, limit: int
-    ) -> LogPage:
+    async def logs(self, server: Server, after: str | None, since_ms: int | None, limit: int) -> LogPage:
         """Lines of all the server's runs in order. A token names the run and the place in it."""
         generation, token = _split(after)
         lines: list[LogLine] = []
@@ -122,9 +106,7 @@ class RegionClient:
         last = lines[-1].token if lines else after
         return LogPage(lines, server.node_id, last if more else None)
 
-    async def follow_logs(
-        self, server: Server, after: str | None
-    ) -> AsyncIterator[list[LogLine]]:
+    async def follow_logs(self, server: Server, after: str | None) -> AsyncIterator[list[LogLine]]:
         """What is there already, then lines as they come, until the present run has ended."""
         token = after
         while True:
@@ -138,9 +120,7 @@ class RegionClient:
         while True:
             generation, inner = _split(token)
             inner = inner if generation == server.generation else None
-            lines, ended = await self._call(
-                server.region, "wait_logs", key, inner, _LOG_WAIT_S
-            )
+            lines, ended = await self._call(server.region, "wait_logs", key, inner, _LOG_WAIT_S)
             if lines:
                 numbered = [_numbered(line, server.generation) for line in lines]
                 token = numbered[-1].token
@@ -168,9 +148,7 @@ class RegionClient:
         return handle
 
     async def _call(self, region: str, method: str, *arguments: Any) -> Any:
-        handle = self._handles.get(region) or await asyncio.to_thread(
-            self._handle, region
-        )
+        handle = self._handles.get(region) or await asyncio.to_thread(self._handle, region)
         try:
             async with asyncio.timeout(_CALL_S):
                 return await getattr(handle, method).remote(*arguments)

@@ -92,17 +92,11 @@ class Executor:
                 demand = self.demand(server)
                 memory[server.node_id] -= demand.memory_mb
                 cores[server.node_id] -= demand.cores
-        return [
-            Room(n, memory[n], cores[n], view.draining)
-            for n, view in views.items()
-            if view.synced
-        ]
+        return [Room(n, memory[n], cores[n], view.draining) for n, view in views.items() if view.synced]
 
     def demand(self, server: Server) -> Demand:
         size = self._catalog.size(server.compute_size)
-        return Demand(
-            server.instance_id, size.memory_mb, size.cpus if size.dedicated else 0.0
-        )
+        return Demand(server.instance_id, size.memory_mb, size.cpus if size.dedicated else 0.0)
 
     def find_node(self, server: Server) -> str | None:
         return place([self.demand(server)], self.rooms()).get(server.instance_id)
@@ -114,9 +108,7 @@ class Executor:
         for action in actions:
             match action:
                 case StopRun(key, node_id):
-                    self._commands.append(
-                        (node_id, "stop", (key, self._settings.servers.stop_grace_s))
-                    )
+                    self._commands.append((node_id, "stop", (key, self._settings.servers.stop_grace_s)))
                 case Forget(key, node_id):
                     self._commands.append((node_id, "forget", (key,)))
                 case _:
@@ -124,9 +116,7 @@ class Executor:
                     if server is not None:
                         self._change(server, action)
 
-    def _change(
-        self, server: Server, action: Place | Launch | Advance | End | Requeue | Finish
-    ) -> None:
+    def _change(self, server: Server, action: Place | Launch | Advance | End | Requeue | Finish) -> None:
         match action:
             case Place():
                 if server not in self.queued:
@@ -134,9 +124,7 @@ class Executor:
             case Launch():
                 self.spawn(self._launch_and_settle(server))
             case Advance(_, step, at):
-                running = (
-                    {"status": "running", "started_at": at} if step == "running" else {}
-                )
+                running = {"status": "running", "started_at": at} if step == "running" else {}
                 self._books.step(server, at, step, **running)
             case End(_, at, reason, shutdown, detail, exit_code, gone):
                 self.end(server, at, reason, shutdown, detail, exit_code, gone=gone)
@@ -147,14 +135,10 @@ class Executor:
                     "detail": detail,
                     "retry_at": retry_at,
                 }
-                self.new_generation(
-                    server, at, "restarting", data, retry_at=retry_at, crashes=crashes
-                )
+                self.new_generation(server, at, "restarting", data, retry_at=retry_at, crashes=crashes)
             case Finish(_, at, exit_code):
                 known = server.exit_code if exit_code is None else exit_code
-                self._books.step(
-                    server, at, "stopped", {"exit_code": known}, exit_code=known
-                )
+                self._books.step(server, at, "stopped", {"exit_code": known}, exit_code=known)
 
     def end(
         self,
@@ -188,9 +172,7 @@ class Executor:
         }
         self._books.step(server, at, "stopped" if gone else "stopping", data)
 
-    def new_generation(
-        self, server: Server, at: int, event: str, data: dict[str, Any], **values: Any
-    ) -> None:
+    def new_generation(self, server: Server, at: int, event: str, data: dict[str, Any], **values: Any) -> None:
         """Back to `queued` as another run: new container, new ports, the same id."""
         self._books.note(server, at, event, data)
         values = {"retry_at": None, **values}
@@ -215,19 +197,12 @@ class Executor:
         """Take over what a node says of a live run's place and ports, where the row says otherwise."""
         for view in views:
             server = self._books.live.get(view.key.instance_id)
-            if (
-                server is None
-                or server.status == "stopped"
-                or current(server) != view.key
-                or view.state.ended
-            ):
+            if server is None or server.status == "stopped" or current(server) != view.key or view.state.ended:
                 continue
             node = self._leases.views().get(view.node_id)
             ports = network_ports(server, view.ports, node.host if node else None)
             if ports != server.network_ports or server.node_id != view.node_id:
-                self._books.change(
-                    server, view.at, network_ports=ports, node_id=view.node_id
-                )
+                self._books.change(server, view.at, network_ports=ports, node_id=view.node_id)
                 self._books.note(server, view.at, "ports", {"ports": ports})
 
     # Launching --------------------------------------------------------------------------------------------------
@@ -236,10 +211,7 @@ class Executor:
         """Place what waits, oldest first; what fits is launched, the rest waits for room or its deadline."""
         waiting, self.queued = sorted(self.queued, key=lambda s: s.created_at), []
         for server in waiting:
-            still = (
-                self._books.live.get(server.instance_id) is server
-                and server.step == "queued"
-            )
+            still = self._books.live.get(server.instance_id) is server and server.step == "queued"
             if not still:
                 continue
             if self.find_node(server) is not None:
@@ -312,15 +284,11 @@ class Executor:
         for node_id, method, arguments in commands:
             self.spawn(self._send(node_id, method, arguments))
 
-    async def _send(
-        self, node_id: str, method: str, arguments: tuple[Any, ...]
-    ) -> None:
+    async def _send(self, node_id: str, method: str, arguments: tuple[Any, ...]) -> None:
         try:
             await self._leases.call(node_id, method, self._epoch, *arguments)
         except FleetError as error:
-            log.warning(
-                "command not delivered", node=node_id, method=method, error=error.detail
-            )
+            log.warning("command not delivered", node=node_id, method=method, error=error.detail)
             return
         if method == "forget":
             run = self._runs.get(arguments[0])

@@ -51,9 +51,7 @@ class ChangeFeed:
                 return Changes(self.cursor, ())
         lost = bool(self._recent) and self._recent[0][0] > since + 1
         newer = takewhile(lambda entry: entry[0] > since, reversed(self._recent))
-        return Changes(
-            self.cursor, tuple(dict.fromkeys(name for _, name in newer)), lost
-        )
+        return Changes(self.cursor, tuple(dict.fromkeys(name for _, name in newer)), lost)
 
     @property
     def cursor(self) -> str:

@@ -87,19 +87,13 @@ class Leases:
         named: list[dict[str, str]] = ray.util.list_named_actors(all_namespaces=True)  # pyright: ignore[reportAssignmentType]
         for entry in named:
             if entry["namespace"] == NAMESPACE and entry["name"].startswith(prefix):
-                self._follow(
-                    entry["name"], ray.get_actor(entry["name"], namespace=NAMESPACE)
-                )
+                self._follow(entry["name"], ray.get_actor(entry["name"], namespace=NAMESPACE))
 
     def grow(self) -> bool:
         """Ask for one more node; False if the region has all that it may have."""
         if len(self._links) >= self._max_nodes:
             return False
-        name = next(
-            n
-            for i in range(self._max_nodes)
-            if (n := agent_name(self._region, i)) not in self._links
-        )
+        name = next(n for i in range(self._max_nodes) if (n := agent_name(self._region, i)) not in self._links)
         options = NodeAgent.options(  # pyright: ignore[reportAttributeAccessIssue]
             name=name,
             namespace=NAMESPACE,
@@ -120,9 +114,7 @@ class Leases:
         return any(link.hello is None for link in self._links.values())
 
     def views(self) -> dict[str, NodeView]:
-        return {
-            view.node_id: view for link in self._links.values() if (view := link.view())
-        }
+        return {view.node_id: view for link in self._links.values() if (view := link.view())}
 
     def hellos(self) -> list[Hello]:
         return [link.hello for link in self._links.values() if link.hello]
@@ -144,9 +136,7 @@ class Leases:
         except TimeoutError:
             return
 
-    async def call(
-        self, node_id: str, method: str, *arguments: Any, timeout_s: float = _CALL_S
-    ) -> Any:
+    async def call(self, node_id: str, method: str, *arguments: Any, timeout_s: float = _CALL_S) -> Any:
         """Command a node. `Unavailable` if it does not answer; the next sync makes good what was missed."""
         link = self._link(node_id)
         if link is None:
@@ -157,9 +147,7 @@ class Leases:
         except (RayError, TimeoutError) as error:
             if isinstance(error, Fenced):
                 self._on_fenced(error)
-            raise Unavailable(
-                f"Node {node_id} does not answer ({type(error).__name__})."
-            ) from error
+            raise Unavailable(f"Node {node_id} does not answer ({type(error).__name__}).") from error
 
     def _link(self, node_id: str) -> Link | None:
         return next(
@@ -196,9 +184,7 @@ class Leases:
         self._changed.set()
         after = hello.seq
         while True:
-            page = await link.handle.poll.remote(
-                self._epoch, hello.boot_id, after, _POLL_S
-            )
+            page = await link.handle.poll.remote(self._epoch, hello.boot_id, after, _POLL_S)
             if page is None:
                 return
             after = page.seq

@@ -58,9 +58,7 @@ def policy_of(settings: FleetSettings) -> Policy:
 
 def die(error: BaseException) -> None:
     """End this process: Ray starts a successor, which rebuilds from the database."""
-    log.error(
-        "the manager ends; its successor rebuilds", error=repr(error), pid=os.getpid()
-    )
+    log.error("the manager ends; its successor rebuilds", error=repr(error), pid=os.getpid())
     os._exit(1)
 
 
@@ -89,9 +87,7 @@ class RegionManager:
             nodes.offer.max_nodes,
             on_sync=self._on_sync,
             on_events=self._on_events,
-            on_lost=lambda _node: (
-                None
-            ),  # what to do is a matter of time: the repair timer plans it
+            on_lost=lambda _node: None,  # what to do is a matter of time: the repair timer plans it
             on_fenced=die,
         )
         self._executor = Executor(
@@ -102,9 +98,7 @@ class RegionManager:
             self._runs,
             self._leases,
             settle=self._settle,
-            builds=BuildRefs(
-                self._store, lambda build: registry_credentials(build, settings)
-            ),
+            builds=BuildRefs(self._store, lambda build: registry_credentials(build, settings)),
         )
         await self._load()
         self._leases.adopt()
@@ -120,9 +114,7 @@ class RegionManager:
         )
 
     async def _load(self) -> None:
-        rows = select(Server).where(
-            col(Server.region) == self._region, col(Server.step) != "stopped"
-        )
+        rows = select(Server).where(col(Server.region) == self._region, col(Server.step) != "stopped")
         async with self._store.read() as session:
             self._books.load(list((await session.exec(rows)).all()))
         for server in self._books.live.values():
@@ -168,9 +160,7 @@ class RegionManager:
                 return False
             await self._leases.wait_change(left)
 
-    async def update(
-        self, instance_id: str, custom_data: dict[str, Any]
-    ) -> dict[str, Any]:
+    async def update(self, instance_id: str, custom_data: dict[str, Any]) -> dict[str, Any]:
         """Replace custom_data, in the row and in the running game's playflow.json."""
         server = self._alive(instance_id)
         now = now_ms()
@@ -180,9 +170,7 @@ class RegionManager:
         self._executor.tell_game(server)
         return row_values(server)
 
-    async def restart(
-        self, instance_id: str, values: dict[str, Any], op_id: str
-    ) -> dict[str, Any]:
+    async def restart(self, instance_id: str, values: dict[str, Any], op_id: str) -> dict[str, Any]:
         """A new generation with changed values; once per op_id. The old run is stopped."""
         server = self._alive(instance_id)
         if server.last_op != op_id:
@@ -202,17 +190,13 @@ class RegionManager:
         self._reconcile_runs(instance_id)
         return row_values(server)
 
-    async def stop(
-        self, instance_id: str, reason: str, detail: str | None
-    ) -> dict[str, Any]:
+    async def stop(self, instance_id: str, reason: str, detail: str | None) -> dict[str, Any]:
         """Stopped at once for the caller; the container ends gracefully behind. Stopping again changes nothing."""
         server = self._books.live.get(instance_id)
         if server is None:
             stored = await self._stored(instance_id)
             if stored is None:
-                raise NotFound(
-                    f"There is no server '{instance_id}'.", error="Server not found"
-                )
+                raise NotFound(f"There is no server '{instance_id}'.", error="Server not found")
             return row_values(stored)
         if server.status != "stopped":
             self._executor.end(
@@ -241,9 +225,7 @@ class RegionManager:
     def _alive(self, instance_id: str) -> Server:
         server = self._books.live.get(instance_id)
         if server is None or server.status == "stopped":
-            raise Conflict(
-                "The server has stopped; start a new one.", error="Server stopped"
-            )
+            raise Conflict("The server has stopped; start a new one.", error="Server stopped")
         return server
 
     async def _stored(self, instance_id: str) -> Server | None:
@@ -257,25 +239,15 @@ class RegionManager:
         """Long poll: which servers changed since the cursor (see `feed.py`)."""
         return await self._feed.after(cursor, timeout_s)
 
-    async def logs(
-        self, key: RunKey, after: str | None, since_ms: int | None, limit: int
-    ) -> list[LogLine]:
+    async def logs(self, key: RunKey, after: str | None, since_ms: int | None, limit: int) -> list[LogLine]:
         return await self._ask_log_keeper(key, "logs", key, after, since_ms, limit)
 
-    async def wait_logs(
-        self, key: RunKey, after: str | None, timeout_s: float
-    ) -> tuple[list[LogLine], bool]:
-        return await self._ask_log_keeper(
-            key, "wait_logs", key, after, timeout_s, timeout_s=timeout_s + 10
-        )
+    async def wait_logs(self, key: RunKey, after: str | None, timeout_s: float) -> tuple[list[LogLine], bool]:
+        return await self._ask_log_keeper(key, "wait_logs", key, after, timeout_s, timeout_s=timeout_s + 10)
 
-    async def _ask_log_keeper(
-        self, key: RunKey, method: str, *arguments: Any, timeout_s: float = 20.0
-    ) -> Any:
+    async def _ask_log_keeper(self, key: RunKey, method: str, *arguments: Any, timeout_s: float = 20.0) -> Any:
         run = self._runs.get(key)
-        server = self._books.live.get(key.instance_id) or await self._stored(
-            key.instance_id
-        )
+        server = self._books.live.get(key.instance_id) or await self._stored(key.instance_id)
         node = run.node_id if run else (server.node_id if server else None)
         if node is None:
             return ([], True) if method == "wait_logs" else []
@@ -294,15 +266,10 @@ class RegionManager:
                 "host": h.host,
                 "runtime": h.runtime,
                 "memory_mb": h.share.memory_mb,
-                "memory_free_mb": rooms[h.node_id].memory_mb
-                if h.node_id in rooms
-                else None,
+                "memory_free_mb": rooms[h.node_id].memory_mb if h.node_id in rooms else None,
                 "draining": view.draining,
                 "synced": view.synced,
-                "runs": sum(
-                    r.node_id == h.node_id and not r.state.ended
-                    for r in self._runs.values()
-                ),
+                "runs": sum(r.node_id == h.node_id and not r.state.ended for r in self._runs.values()),
             }
             for h in self._leases.hellos()
             if (view := self._leases.views().get(h.node_id))
@@ -334,9 +301,7 @@ class RegionManager:
         self._runs.update({run.key: run for run in hello.runs})
         self._executor.adopt_ports(hello.runs)
         await self._plan_all()
-        log.info(
-            "node synced", region=self._region, node=hello.node_id, runs=len(hello.runs)
-        )
+        log.info("node synced", region=self._region, node=hello.node_id, runs=len(hello.runs))
 
     async def _on_events(self, views: tuple[RunView, ...]) -> None:
         for view in views:
@@ -358,22 +323,16 @@ class RegionManager:
             try:
                 await self._plan_all()
             except FleetError as error:
-                log.warning(
-                    "repair incomplete", region=self._region, error=error.detail
-                )
+                log.warning("repair incomplete", region=self._region, error=error.detail)
 
     async def _plan_all(self) -> None:
         live = list(self._books.live.values())
-        self._executor.carry_out(
-            plan(live, self._runs, self._leases.views(), now_ms(), self._policy)
-        )
+        self._executor.carry_out(plan(live, self._runs, self._leases.views(), now_ms(), self._policy))
         await self._settle()
 
     def _plan_one(self, server: Server) -> None:
         run = self._runs.get(current(server))
-        self._executor.carry_out(
-            plan_server(server, run, self._leases.views(), now_ms(), self._policy)
-        )
+        self._executor.carry_out(plan_server(server, run, self._leases.views(), now_ms(), self._policy))
 
     def _reconcile(self, server: Server) -> None:
         """Plan one server again after its change is on disk, and do what that says."""
@@ -400,11 +359,7 @@ class RegionManager:
 
     async def _settle(self) -> None:
         """Launch what was queued, commit, tell, then let the nodes act."""
-        if (
-            self._executor.queued
-            and not self._leases.views()
-            and not self._leases.pending
-        ):
+        if self._executor.queued and not self._leases.views() and not self._leases.pending:
             self._leases.grow()
         await self._executor.launch_queued()
         await self._commit()
@@ -427,9 +382,7 @@ class RegionManager:
         at = deadline(server, now_ms(), self._policy)
         if at is not None:
             delay = max(0.0, (at - now_ms()) / 1000) + 0.001
-            self._timers[server.instance_id] = asyncio.get_running_loop().call_later(
-                delay, self._due, server
-            )
+            self._timers[server.instance_id] = asyncio.get_running_loop().call_later(delay, self._due, server)
 
     def _disarm(self, instance_id: str) -> None:
         if timer := self._timers.pop(instance_id, None):

@@ -75,14 +75,9 @@ class NodesConfig(_Strict):
             )
         offer = self.offer
         # A region keeps its ports whatever other regions are enabled, so that running games can be adopted.
-        first = (
-            offer.ports.first
-            + tuple(load_catalog().regions).index(region) * offer.ports.per_region
-        )
+        first = offer.ports.first + tuple(load_catalog().regions).index(region) * offer.ports.per_region
         return NodeShare(
-            memory_mb=_auto_memory_mb()
-            if offer.memory_mb == "auto"
-            else offer.memory_mb,
+            memory_mb=_auto_memory_mb() if offer.memory_mb == "auto" else offer.memory_mb,
             cores=NOMINAL_CORES if offer.cores == "auto" else offer.cores,
             port_first=first,
             port_last=first + offer.ports.per_region,

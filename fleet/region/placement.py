@@ -27,11 +27,7 @@ class Room:
     draining: bool = False
 
     def fits(self, demand: Demand) -> bool:
-        return (
-            not self.draining
-            and self.memory_mb >= demand.memory_mb
-            and self.cores >= demand.cores
-        )
+        return not self.draining and self.memory_mb >= demand.memory_mb and self.cores >= demand.cores
 
     def less(self, demand: Demand) -> "Room":
         return replace(

@@ -73,11 +73,7 @@ def deadline(server: Server, now: int, policy: Policy) -> int | None:
     """When this server needs planning again though nothing happens; None if never."""
     if server.step == "queued":
         waiting = server.retry_at is not None and now < server.retry_at
-        return (
-            server.retry_at
-            if waiting
-            else _queued_since(server) + policy.queue_deadline_ms
-        )
+        return server.retry_at if waiting else _queued_since(server) + policy.queue_deadline_ms
     if server.step == "booting":
         return server.step_at + policy.ready_deadline_ms
     if server.step == "running" and server.ttl:
@@ -94,11 +90,7 @@ def _expiry(server: Server) -> int:
 
 
 def _release(run: RunView) -> Action:
-    return (
-        Forget(run.key, run.node_id)
-        if run.state.ended
-        else StopRun(run.key, run.node_id)
-    )
+    return Forget(run.key, run.node_id) if run.state.ended else StopRun(run.key, run.node_id)
 
 
 def _plan_stopped(
@@ -111,11 +103,7 @@ def _plan_stopped(
     if run is not None and not run.state.ended:
         return [StopRun(run.key, run.node_id)]
     actions: list[Action] = []
-    gone = (
-        run is not None
-        or server.node_id is None
-        or _host_answered(server, nodes, now, policy)
-    )
+    gone = run is not None or server.node_id is None or _host_answered(server, nodes, now, policy)
     if server.step != "stopped" and gone:
         actions.append(
             Finish(
@@ -129,9 +117,7 @@ def _plan_stopped(
     return actions
 
 
-def _host_answered(
-    server: Server, nodes: Mapping[str, NodeView], now: int, policy: Policy
-) -> bool:
+def _host_answered(server: Server, nodes: Mapping[str, NodeView], now: int, policy: Policy) -> bool:
     """Whether the absence of a run is known: its node has told its list, or is lost for good."""
     node = nodes.get(server.node_id or "")
     if node is None:
@@ -139,9 +125,7 @@ def _host_answered(
     return node.synced or now - (node.unsynced_since or now) >= policy.node_lost_ms
 
 
-def _plan_without_run(
-    server: Server, nodes: Mapping[str, NodeView], now: int, policy: Policy
-) -> list[Action]:
+def _plan_without_run(server: Server, nodes: Mapping[str, NodeView], now: int, policy: Policy) -> list[Action]:
     if server.step == "queued":
         if server.retry_at is not None and now < server.retry_at:
             return []
@@ -206,11 +190,7 @@ def _plan_ended(server: Server, run: RunView, now: int, policy: Policy) -> list[
     if run.exit_code == 0 and not run.oom:
         return [End(name, run.at, "exited", "PROCESS_EXITED", "", 0)]
     reason = "out_of_memory" if run.oom else "crashed"
-    return [
-        crash_verdict(
-            server, run.at, reason, run.message, run.exit_code, policy, gone=True
-        )
-    ]
+    return [crash_verdict(server, run.at, reason, run.message, run.exit_code, policy, gone=True)]
 
 
 def _plan_alive(server: Server, run: RunView, now: int, policy: Policy) -> list[Action]:
@@ -218,14 +198,9 @@ def _plan_alive(server: Server, run: RunView, now: int, policy: Policy) -> list[
     if server.status == "launching":
         if STEPS.index(run.state.value) > STEPS.index(server.step):
             return [Advance(name, run.state.value, run.at)]
-        if (
-            server.step == "booting"
-            and now - server.step_at >= policy.ready_deadline_ms
-        ):
+        if server.step == "booting" and now - server.step_at >= policy.ready_deadline_ms:
             detail = run.message or "The declared ports were not opened in time."
-            verdict = crash_verdict(
-                server, now, "never_ready", detail, None, policy, gone=False
-            )
+            verdict = crash_verdict(server, now, "never_ready", detail, None, policy, gone=False)
             return [verdict, StopRun(run.key, run.node_id)]
         return []
     if server.ttl and now >= _expiry(server):
@@ -241,12 +216,6 @@ def _plan_alive(server: Server, run: RunView, now: int, policy: Policy) -> list[
     return []
 
 
-def unreported(
-    servers: Iterable[Server], runs: Mapping[RunKey, RunView]
-) -> list[Server]:
+def unreported(servers: Iterable[Server], runs: Mapping[RunKey, RunView]) -> list[Server]:
     """Servers placed on a node that does not report their run yet: they hold room all the same."""
-    return [
-        s
-        for s in servers
-        if s.node_id and s.status != "stopped" and current(s) not in runs
-    ]
+    return [s for s in servers if s.node_id and s.status != "stopped" and current(s) not in runs]

@@ -70,10 +70,7 @@ def launch_spec(
 ) -> LaunchSpec:
     """The run of the row's present generation. Host ports are 0 here; the node gives them."""
     limits = settings.servers
-    ports = [
-        Port(p["name"], int(p["internal_port"]), 0, p["protocol"])
-        for p in server.port_configs or []
-    ]
+    ports = [Port(p["name"], int(p["internal_port"]), 0, p["protocol"]) for p in server.port_configs or []]
     return LaunchSpec(
         key=current(server),
         region=server.region,
@@ -95,9 +92,7 @@ def launch_spec(
     )
 
 
-def network_ports(
-    server: Server, ports: tuple[Port, ...], host: str | None
-) -> list[dict[str, Any]]:
+def network_ports(server: Server, ports: tuple[Port, ...], host: str | None) -> list[dict[str, Any]]:
     """The API's `network_ports`: players use host:external_port (null until a node is found)."""
     external = {port.name: port.external for port in ports}
     return [

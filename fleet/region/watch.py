@@ -25,9 +25,7 @@ class RegionWatch:
         self._listening = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
-    async def until(
-        self, instance_id: str, reached: Callable[[], Awaitable[bool]], timeout_s: float
-    ) -> bool:
+    async def until(self, instance_id: str, reached: Callable[[], Awaitable[bool]], timeout_s: float) -> bool:
         """Return True once `reached()` holds, asked first and after each change of the server; False at the timeout.
 
         The feed is joined before the first look, so no change falls between.

@@ -76,7 +76,7 @@ class GroupCommit:
             batch, self._waiting = self._waiting, []
             try:
                 await self._commit([s for statements, _ in batch for s in statements])
-            except Exception as error:  # noqa: BLE001 - whatever it is, the writer must end
+            except Exception as error:
                 log.error(
                     "commit failed for good",
                     region=self._region,
@@ -101,9 +101,7 @@ class GroupCommit:
             except OperationalError as error:  # locked or out of reach: the same statements may go through later
                 if attempt == _RETRIES - 1:
                     raise
-                log.warning(
-                    "commit is tried again", region=self._region, error=str(error.orig)
-                )
+                log.warning("commit is tried again", region=self._region, error=str(error.orig))
                 await asyncio.sleep(0.05 * 2**attempt)
             else:
                 self.batches += 1
@@ -115,18 +113,14 @@ class GroupCommit:
             row = select(RegionEpoch.epoch).where(RegionEpoch.region == self._region)  # pyright: ignore
             found = (await connection.execute(row)).scalar_one()
             if found != self._epoch:
-                raise Fenced(
-                    f"Region {self._region} is written by epoch {found}; this writer had {self._epoch}."
-                )
+                raise Fenced(f"Region {self._region} is written by epoch {found}; this writer had {self._epoch}.")
             for statement, values in statements:
                 await connection.execute(statement, values)
 
 
 def row_values(row: Any) -> dict[str, Any]:
     """Every column of a table object."""
-    return {
-        column.name: getattr(row, column.name) for column in type(row).__table__.columns
-    }
+    return {column.name: getattr(row, column.name) for column in type(row).__table__.columns}
 
 
 __all__ = ["GroupCommit", "Statement", "row_values", "take_epoch"]

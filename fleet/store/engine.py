@@ -40,9 +40,7 @@ class Store:
 
         @event.listens_for(engine.sync_engine, "connect")
         def _connect(connection: Any, _record: Any) -> None:
-            connection.isolation_level = (
-                None  # the driver must not begin transactions of its own
-            )
+            connection.isolation_level = None  # the driver must not begin transactions of its own
             cursor = connection.cursor()
             cursor.execute("PRAGMA journal_mode=WAL")
             # FULL: an acknowledged commit survives a power cut, not only a killed process.
@@ -61,9 +59,7 @@ class Store:
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncSession]:
         """A session for queries. Objects stay usable after it ends."""
-        async with AsyncSession(
-            self._reader, expire_on_commit=False, autoflush=False
-        ) as session:
+        async with AsyncSession(self._reader, expire_on_commit=False, autoflush=False) as session:
             yield session
 
     @asynccontextmanager
@@ -90,9 +86,7 @@ class Store:
             return None
         if self._watch is None:
             path = make_url(self.url).database or ""
-            self._watch = sqlite3.connect(
-                f"file:{path}?mode=ro", uri=True, check_same_thread=False
-            )
+            self._watch = sqlite3.connect(f"file:{path}?mode=ro", uri=True, check_same_thread=False)
         return int(self._watch.execute("PRAGMA data_version").fetchone()[0])
 
     async def close(self) -> None:

@@ -11,9 +11,7 @@ def _time(**kwargs: Any) -> Any:
 
 
 def _json(default: Any = None) -> Any:
-    return Field(
-        default=default, sa_column=Column(JSON(none_as_null=True), nullable=True)
-    )
+    return Field(default=default, sa_column=Column(JSON(none_as_null=True), nullable=True))
 
 
 class Project(SQLModel, table=True):
@@ -54,15 +52,11 @@ class Build(SQLModel, table=True):
     writable: bool = False
     error: str | None = None
     content_hash: str | None = Field(default=None, index=True)
-    bundle_root: str | None = (
-        None  # folder inside the bundle that the game sees as its own
-    )
+    bundle_root: str | None = None  # folder inside the bundle that the game sees as its own
     packed_bytes: int | None = Field(default=None, sa_type=BigInteger)
     unpacked_bytes: int | None = Field(default=None, sa_type=BigInteger)
     upload_expires_at: int | None = _time(default=None)
-    lease_until: int | None = _time(
-        default=None
-    )  # a pipeline run owns the build until then
+    lease_until: int | None = _time(default=None)  # a pipeline run owns the build until then
     created_at: int = _time()
     updated_at: int | None = _time(default=None)
 
@@ -113,9 +107,7 @@ class Server(SQLModel, table=True):
     # Where and which run: a restart raises the generation, and every container carries its own.
     node_id: str | None = None
     generation: int = 1
-    last_op: str | None = (
-        None  # id of the newest command applied, so that a retried command is one effect
-    )
+    last_op: str | None = None  # id of the newest command applied, so that a retried command is one effect
     # Why and when
     stop_reason: str | None = None
     shutdown_reason: str | None = None
@@ -128,9 +120,7 @@ class Server(SQLModel, table=True):
     step_at: int = _time()  # when the present step began
     started_at: int | None = _time(default=None)
     stopped_at: int | None = _time(default=None)
-    retry_at: int | None = _time(
-        default=None
-    )  # next attempt of a crashed auto_restart server
+    retry_at: int | None = _time(default=None)  # next attempt of a crashed auto_restart server
 
 
 class ServerEvent(SQLModel, table=True):

@@ -32,7 +32,14 @@ async def store(empty_database: Path, tmp_path: Path) -> AsyncIterator[Store]:
 
 
 def project(name: str) -> dict[str, object]:
-    return {"id": name, "name": name, "plan": "pro", "settings": None, "created_at": 1, "updated_at": 1}
+    return {
+        "id": name,
+        "name": name,
+        "plan": "pro",
+        "settings": None,
+        "created_at": 1,
+        "updated_at": 1,
+    }
 
 
 async def names(store: Store) -> list[str]:
@@ -44,7 +51,16 @@ async def test_what_waits_together_is_one_transaction_in_order(store: Store) -> 
     fatal: list[BaseException] = []
     commits = GroupCommit(store, "r", await take_epoch(store, "r"), fatal.append)
     futures = [commits.submit([(insert(Project), project(str(i)))]) for i in range(50)]
-    futures.append(commits.submit([(update(Project).where(col(Project.id) == "3").values(name="renamed"), None)]))
+    futures.append(
+        commits.submit(
+            [
+                (
+                    update(Project).where(col(Project.id) == "3").values(name="renamed"),
+                    None,
+                )
+            ]
+        )
+    )
     await asyncio.gather(*futures)
     assert commits.batches == 1
     assert "renamed" in await names(store)
@@ -52,7 +68,9 @@ async def test_what_waits_together_is_one_transaction_in_order(store: Store) -> 
     assert not fatal
 
 
-async def test_an_older_writer_changes_nothing_and_learns_that_it_is_replaced(store: Store) -> None:
+async def test_an_older_writer_changes_nothing_and_learns_that_it_is_replaced(
+    store: Store,
+) -> None:
     fatal: list[BaseException] = []
     old = GroupCommit(store, "r", await take_epoch(store, "r"), fatal.append)
     await take_epoch(store, "r")

@@ -60,7 +60,17 @@ class TwinNodes:
         return {"n": NodeView("n", "127.0.0.1", SHARE.memory_mb, SHARE.cores, self.synced, since)}
 
     def hellos(self) -> list[Hello]:
-        return [Hello("boot", 0, "n", "127.0.0.1", SHARE, "twin", tuple(self.containers.values()))]
+        return [
+            Hello(
+                "boot",
+                0,
+                "n",
+                "127.0.0.1",
+                SHARE,
+                "twin",
+                tuple(self.containers.values()),
+            )
+        ]
 
     async def call(self, node_id: str, method: str, _epoch: int, *arguments: Any) -> Any:
         if not self.synced:
@@ -73,7 +83,14 @@ class TwinNodes:
             for port in spec.ports:
                 ports.append(replace(port, external=self.next_port))
                 self.next_port += 1
-            view = RunView(spec.key, "n", RunState.PREPARING, self.now, tuple(ports), spec.memory_mb)
+            view = RunView(
+                spec.key,
+                "n",
+                RunState.PREPARING,
+                self.now,
+                tuple(ports),
+                spec.memory_mb,
+            )
             self.containers[spec.key] = view
             self.used()
         return self.containers[spec.key].ports

@@ -13,9 +13,7 @@ assert tables  # imported for the tables that it registers
 
 
 def _run(connection: Connection) -> None:
-    context.configure(
-        connection=connection, target_metadata=SQLModel.metadata, render_as_batch=True
-    )
+    context.configure(connection=connection, target_metadata=SQLModel.metadata, render_as_batch=True)
     with context.begin_transaction():
         context.run_migrations()
 

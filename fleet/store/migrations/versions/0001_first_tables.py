@@ -41,9 +41,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("hash"),
     )
     with op.batch_alter_table("apikey", schema=None) as batch_op:
-        batch_op.create_index(
-            batch_op.f("ix_apikey_project_id"), ["project_id"], unique=False
-        )
+        batch_op.create_index(batch_op.f("ix_apikey_project_id"), ["project_id"], unique=False)
 
     op.create_table(
         "build",
@@ -74,12 +72,8 @@ def upgrade() -> None:
     )
     with op.batch_alter_table("build", schema=None) as batch_op:
         batch_op.create_index("build_status", ["status"], unique=False)
-        batch_op.create_index(
-            "build_version", ["project_id", "name", "version"], unique=True
-        )
-        batch_op.create_index(
-            batch_op.f("ix_build_content_hash"), ["content_hash"], unique=False
-        )
+        batch_op.create_index("build_version", ["project_id", "name", "version"], unique=True)
+        batch_op.create_index(batch_op.f("ix_build_content_hash"), ["content_hash"], unique=False)
 
     op.create_table(
         "server",
@@ -126,9 +120,7 @@ def upgrade() -> None:
     )
     with op.batch_alter_table("server", schema=None) as batch_op:
         batch_op.create_index("server_build", ["build_id", "step"], unique=False)
-        batch_op.create_index(
-            "server_listing", ["project_id", "status", "created_at"], unique=False
-        )
+        batch_op.create_index("server_listing", ["project_id", "status", "created_at"], unique=False)
         batch_op.create_index("server_live", ["region", "step"], unique=False)
 
     op.create_table(
@@ -145,9 +137,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id"),
     )
     with op.batch_alter_table("buildlog", schema=None) as batch_op:
-        batch_op.create_index(
-            batch_op.f("ix_buildlog_build_id"), ["build_id"], unique=False
-        )
+        batch_op.create_index(batch_op.f("ix_buildlog_build_id"), ["build_id"], unique=False)
 
     op.create_table(
         "serverevent",
@@ -166,9 +156,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id"),
     )
     with op.batch_alter_table("serverevent", schema=None) as batch_op:
-        batch_op.create_index(
-            "server_event_server", ["instance_id", "id"], unique=False
-        )
+        batch_op.create_index("server_event_server", ["instance_id", "id"], unique=False)
 
     # ### end Alembic commands ###
 

@@ -1,0 +1,197 @@
+"""Uploaded ZIPs: checked as a whole before a byte is unpacked, then unpacked in constant memory.
+
+What could do harm is refused with a word a game developer understands, never quietly mended: names that leave the
+folder, links out of it, devices, encryption, bombs. What is merely missing, an execute bit, is mended.
+"""
+
+import os
+import stat
+import struct
+import zipfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from fleet.errors import FleetError
+from fleet.settings import UploadLimits
+
+_MB = 1 << 20
+_CHUNK = 1 << 20
+# Below this size a high ratio is harmless: a file of zeros packs very well.
+_RATIO_FREE_BYTES = 16 * _MB
+_METHODS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA}
+_MAX_LINK = 4096
+
+
+class ArchiveError(FleetError):
+    """The ZIP cannot be a build; the detail says why and what to do."""
+
+    status = 422
+    error = "Bad build archive"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One checked member. `kind`: file, folder or link; `path` is relative, without `.` and `..`."""
+
+    info: zipfile.ZipInfo
+    path: PurePosixPath
+    kind: str
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What was unpacked; sizes in bytes."""
+
+    files: int
+    packed_bytes: int
+    unpacked_bytes: int
+    mended: tuple[str, ...]
+
+
+def unpack(archive: Path, folder: Path, limits: UploadLimits) -> Manifest:
+    """Unpack a checked ZIP into an empty folder. ArchiveError says what is wrong with it.
+
+    Files end up read-only (0444, or 0555 if executable), folders 0755. Nothing outside `folder` is written.
+    """
+    packed = archive.stat().st_size
+    if packed > limits.max_packed_mb * _MB:
+        raise ArchiveError(f"The ZIP is larger than {limits.max_packed_mb} MB, the most that is taken here.")
+    try:
+        with zipfile.ZipFile(archive) as opened:
+            entries = check(opened, packed, limits)
+            return _unpack_all(opened, entries, folder, packed)
+    except (zipfile.BadZipFile, zipfile.LargeZipFile, zlib.error, EOFError, struct.error, ValueError) as error:
+        raise ArchiveError(
+            f"The file is not a whole ZIP archive ({error}). It may have been cut off on the way: upload it again."
+        ) from error
+    except (NotImplementedError, RuntimeError) as error:
+        raise ArchiveError(f"The ZIP uses something that is not supported ({error}). Pack it plainly.") from error
+
+
+def check(opened: zipfile.ZipFile, packed: int, limits: UploadLimits) -> list[Entry]:
+    """Every member against the limits and rules, before anything is unpacked."""
+    infos = opened.infolist()
+    if not infos:
+        raise ArchiveError("The ZIP is empty. Pack your server build's folder.")
+    if len(infos) > limits.max_files:
+        raise ArchiveError(f"The ZIP holds {len(infos)} files; at most {limits.max_files} are taken.")
+    total = sum(info.file_size for info in infos)
+    if total > limits.max_unpacked_mb * _MB:
+        raise ArchiveError(f"Unpacked it would take {total // _MB} MB; at most {limits.max_unpacked_mb} MB are taken.")
+    if total > _RATIO_FREE_BYTES and total > packed * limits.max_ratio:
+        raise ArchiveError(
+            f"It would unpack to more than {limits.max_ratio:g} times its size, as only a ZIP bomb does."
+        )
+    entries = [_entry(opened, info, limits) for info in infos]
+    _check_overlap(infos)
+    _check_names(entries)
+    return entries
+
+
+def _entry(opened: zipfile.ZipFile, info: zipfile.ZipInfo, limits: UploadLimits) -> Entry:
+    path = _safe_path(info, limits)
+    if info.flag_bits & 0x1:
+        raise ArchiveError(f"'{info.filename}' is encrypted. Pack the build without a password.")
+    if info.compress_type not in _METHODS:
+        raise ArchiveError(
+            f"'{info.filename}' is packed by a method that is not supported. Use ordinary ZIP (deflate)."
+        )
+    if info.file_size > _RATIO_FREE_BYTES and info.file_size > max(1, info.compress_size) * limits.max_ratio:
+        raise ArchiveError(f"'{info.filename}' unpacks to more than {limits.max_ratio:g} times its size.")
+    mode = info.external_attr >> 16 if info.create_system == 3 else 0
+    kind = stat.S_IFMT(mode)
+    if info.is_dir() or kind == stat.S_IFDIR:
+        return Entry(info, path, "folder")
+    if kind == stat.S_IFLNK:
+        _check_link(opened, info, path)
+        return Entry(info, path, "link")
+    if kind not in (0, stat.S_IFREG):
+        raise ArchiveError(f"'{info.filename}' is a device, pipe or socket. Pack files, folders and links only.")
+    return Entry(info, path, "file")
+
+
+def _safe_path(info: zipfile.ZipInfo, limits: UploadLimits) -> PurePosixPath:
+    name = info.orig_filename
+    shown = name[:100]
+    if len(name.encode(errors="surrogatepass")) > limits.max_path_length:
+        raise ArchiveError(f"The path '{shown}…' is longer than {limits.max_path_length} bytes.")
+    if "\0" in name or "\\" in name or any(ord(c) < 32 for c in name):
+        raise ArchiveError(f"The path {shown!r} has a backslash or control character. Pack with forward slashes.")
+    parts = PurePosixPath(name).parts
+    if name.startswith("/") or (parts and len(parts[0]) == 2 and parts[0][1] == ":"):
+        raise ArchiveError(f"The path '{shown}' is absolute. Pack paths relative to the build's folder.")
+    if ".." in parts:
+        raise ArchiveError(f"The path '{shown}' leaves the build's folder ('..'). Pack the folder itself.")
+    if not parts:
+        raise ArchiveError("The ZIP has an entry without a name. Pack it again.")
+    if any(len(part.encode(errors="surrogatepass")) > 255 for part in parts):
+        raise ArchiveError(f"The path '{shown}' has a name of over 255 bytes.")
+    return PurePosixPath(*parts)
+
+
+def _check_link(opened: zipfile.ZipFile, info: zipfile.ZipInfo, path: PurePosixPath) -> None:
+    if info.file_size > _MAX_LINK:
+        raise ArchiveError(f"The link '{info.filename}' is too long.")
+    target = opened.read(info).decode(errors="surrogateescape")
+    depth = len(path.parts) - 1
+    for part in PurePosixPath(target).parts:
+        depth += -1 if part == ".." else 1
+        if depth < 0:
+            break
+    if not target or "\0" in target or target.startswith("/") or depth < 0:
+        raise ArchiveError(f"The link '{info.filename}' points outside the build's folder. Pack the file itself.")
+
+
+def _check_overlap(infos: list[zipfile.ZipInfo]) -> None:
+    """Members that share packed bytes are how a small bomb claims much; honest archives have none."""
+    end = -1
+    for info in sorted(infos, key=lambda i: i.header_offset):
+        if info.header_offset < end:
+            raise ArchiveError("Entries of the ZIP overlap, as only a ZIP bomb's do. Pack it again.")
+        end = info.header_offset + 30 + info.compress_size
+
+
+def _check_names(entries: list[Entry]) -> None:
+    kinds: dict[PurePosixPath, str] = {}
+    for entry in entries:
+        known = kinds.get(entry.path)
+        if known is not None and not (known == entry.kind == "folder"):
+            raise ArchiveError(f"'{entry.path}' is in the ZIP twice. Pack it again.")
+        kinds[entry.path] = entry.kind
+    for entry in entries:
+        for parent in entry.path.parents:
+            if kinds.get(parent, "folder") != "folder":
+                raise ArchiveError(f"'{entry.path}' lies inside '{parent}', which is not a folder. Pack it again.")
+
+
+def _unpack_all(opened: zipfile.ZipFile, entries: list[Entry], folder: Path, packed: int) -> Manifest:
+    mended: list[str] = []
+    total = files = 0
+    for entry in entries:
+        target = folder / entry.path
+        if entry.kind == "folder":
+            target.mkdir(parents=True, exist_ok=True)
+            continue
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if entry.kind == "link":
+            os.symlink(opened.read(entry.info).decode(errors="surrogateescape"), target)
+            continue
+        files += 1
+        total += entry.info.file_size
+        if _write_file(opened, entry, target):
+            mended.append(str(entry.path))
+    return Manifest(files, packed, total, tuple(mended))
+
+
+def _write_file(opened: zipfile.ZipFile, entry: Entry, target: Path) -> bool:
+    """Write one member; True if its execute bit was missing and has been mended. zipfile checks the CRC."""
+    with opened.open(entry.info) as source, target.open("xb") as sink:
+        head = source.read(4)
+        sink.write(head)
+        while chunk := source.read(_CHUNK):
+            sink.write(chunk)
+    marked = entry.info.create_system == 3 and bool((entry.info.external_attr >> 16) & 0o111)
+    program = head[:2] == b"#!" or head == b"\x7fELF"
+    target.chmod(0o555 if marked or program else 0o444)
+    return program and not marked

@@ -1,0 +1,169 @@
+"""The artefact store: immutable archives by content hash, and uploads on their way there.
+
+`ArtefactStore` is what the rest needs of it; `DiskStore` keeps it in a folder. Every file appears whole or not at all.
+"""
+
+import asyncio
+import fcntl
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+from fleet.errors import Conflict, NotFound, PayloadTooLarge
+
+_BLOCK = 4 << 20
+
+
+class ArtefactStore(Protocol):
+    """Keys are relative paths such as `archives/<sha256>.zip`. Methods block: call them in a thread."""
+
+    def put_file(self, key: str, path: Path) -> None:
+        """Take over a local file (it is moved away from `path`)."""
+        ...
+
+    def get_to(self, key: str, path: Path) -> None:
+        """Copy an object to a local file; NotFound if there is none."""
+        ...
+
+    def exists(self, key: str) -> bool: ...
+
+    def size(self, key: str) -> int:
+        """Bytes; NotFound if there is none."""
+        ...
+
+    def delete(self, key: str) -> None:
+        """No error if there is none."""
+        ...
+
+    def list(self, prefix: str) -> Iterator[str]: ...
+
+
+class DiskStore:
+    """A folder. Readers on the same machine may use `path` instead of copying."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def path(self, key: str) -> Path:
+        found = (self._root / key).resolve()
+        if not found.is_relative_to(self._root.resolve()):
+            raise NotFound(f"There is no object '{key[:100]}'.")
+        return found
+
+    def put_file(self, key: str, path: Path) -> None:
+        target = self.path(key)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.replace(target)
+        except OSError:  # another file system: copy beside it, then move
+            beside = target.with_name(f".{target.name}.{os.getpid()}")
+            shutil.copyfile(path, beside)
+            beside.replace(target)
+            path.unlink()
+        sync_folder(target.parent)
+
+    def get_to(self, key: str, path: Path) -> None:
+        source = self.path(key)
+        if not source.is_file():
+            raise NotFound(f"There is no object '{key}'.")
+        shutil.copyfile(source, path)
+
+    def exists(self, key: str) -> bool:
+        return self.path(key).is_file()
+
+    def size(self, key: str) -> int:
+        if not self.exists(key):
+            raise NotFound(f"There is no object '{key}'.")
+        return self.path(key).stat().st_size
+
+    def delete(self, key: str) -> None:
+        self.path(key).unlink(missing_ok=True)
+
+    def list(self, prefix: str) -> Iterator[str]:
+        folder = self.path(prefix)
+        if folder.is_dir():
+            for file in sorted(folder.rglob("*")):
+                if file.is_file():
+                    yield str(file.relative_to(self._root.resolve()))
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames in a folder durable."""
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+class UploadSink:
+    """Writes a stream to a file through a thread, in big blocks, at most two of them in memory.
+
+    The file appears under `path` when `finish` returns, on disk for good; before that only as `<path>.part`.
+    Conflict if another sink writes to the same path.
+    """
+
+    def __init__(self, path: Path, max_bytes: int) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._path = path
+        self._part = path.with_name(f"{path.name}.part")
+        self._file: BinaryIO = self._part.open("ab", buffering=0)
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ends with this process, however that ends
+        except BlockingIOError:
+            self._file.close()
+            raise Conflict("Another upload to this URL is under way; wait for its end.") from None
+        self._file.truncate(0)
+        self._max = max_bytes
+        self._block = bytearray()
+        self._writing: asyncio.Task[None] | None = None
+        self.size = 0
+
+    async def write(self, chunk: bytes) -> None:
+        """Take a chunk, waiting while the disk is behind. PayloadTooLarge above the limit."""
+        self.size += len(chunk)
+        if self.size > self._max:
+            raise PayloadTooLarge(f"The upload is larger than {self._max >> 20} MB, the most that is taken here.")
+        self._block += chunk
+        if len(self._block) >= _BLOCK:
+            await self._flush()
+
+    async def _flush(self) -> None:
+        if self._writing is not None:
+            await self._writing
+        block, self._block = self._block, bytearray()
+        self._writing = asyncio.create_task(asyncio.to_thread(self._write_block, block))
+
+    def _write_block(self, block: bytearray) -> None:
+        view = memoryview(block)
+        while view:
+            view = view[self._file.write(view) :]
+
+    async def finish(self) -> int:
+        """Bytes written, durable under the final name."""
+        await self._flush()
+        if self._writing is not None:
+            await self._writing
+        await asyncio.to_thread(self._close)
+        return self.size
+
+    def _close(self) -> None:
+        os.fsync(self._file.fileno())
+        self._file.close()
+        self._part.replace(self._path)
+        sync_folder(self._path.parent)
+
+    async def abort(self) -> None:
+        """Leave nothing behind."""
+        if self._writing is not None:
+            await asyncio.gather(self._writing, return_exceptions=True)
+        self._file.close()
+        self._part.unlink(missing_ok=True)
+
+
+def sha256_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,129 @@
+"""Bundles: unpacked builds in folders named by the SHA-256 of their ZIP, made once per node and never changed.
+
+Beside a game's executable a link `playflow.json` leads to a folder that each server gets at `/playflow`, so that all
+servers of a build share its files and each still reads its own configuration.
+"""
+
+import fcntl
+import os
+import secrets
+import shutil
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+
+import structlog
+
+from fleet.builds.archive import ArchiveError, unpack
+from fleet.builds.artefacts import ArtefactStore, DiskStore, sha256_of
+from fleet.settings import UploadLimits
+
+log = structlog.get_logger(__name__)
+
+CONFIG_NAME = "playflow.json"
+CONFIG_TARGET = "/playflow/playflow.json"
+_STAGING = ".staging-"
+
+
+def archive_key(content_hash: str) -> str:
+    return f"archives/{content_hash}.zip"
+
+
+def game_folders(root: str, executable: str | None) -> tuple[str, ...]:
+    """Folders of a bundle that get the link: the game's own, and the executable's where that is deeper."""
+    beside = str(PurePosixPath(root) / PurePosixPath(executable or "").parent)
+    return tuple(dict.fromkeys(["" if folder == "." else folder for folder in (root or ".", beside)]))
+
+
+def ensure_bundle(
+    store: ArtefactStore, content_hash: str, folders: tuple[str, ...], bundles: Path, limits: UploadLimits
+) -> Path:
+    """The bundle's folder on this machine, fetched and unpacked if it is not here. Blocks; safe in many processes.
+
+    ArchiveError if the archive is damaged, NotFound if the store has none.
+    """
+    target = bundles / content_hash
+    if target.is_dir() and all(is_linked(target / folder) for folder in folders):
+        os.utime(target)  # last use, for eviction
+        return target
+    with locked(bundles, content_hash):
+        if not target.is_dir():
+            with _local_archive(store, content_hash, bundles) as archive:
+                unpack_bundle(archive, content_hash, bundles, limits)
+        for folder in folders:
+            link_config(target / folder)
+    return target
+
+
+@contextmanager
+def _local_archive(store: ArtefactStore, content_hash: str, bundles: Path) -> Generator[Path]:
+    if isinstance(store, DiskStore) and store.exists(archive_key(content_hash)):
+        yield store.path(archive_key(content_hash))
+        return
+    fetched = bundles / f"{_STAGING}{secrets.token_hex(8)}.zip"
+    try:
+        store.get_to(archive_key(content_hash), fetched)
+        if sha256_of(fetched) != content_hash:
+            raise ArchiveError("The stored archive is damaged. Upload the build again.")
+        yield fetched
+    finally:
+        fetched.unlink(missing_ok=True)
+
+
+def unpack_bundle(archive: Path, content_hash: str, bundles: Path, limits: UploadLimits) -> tuple[str, ...]:
+    """Unpack beside, then rename: a bundle is there whole or not at all. Returns the mended files. Hold the lock."""
+    staging = bundles / f"{_STAGING}{secrets.token_hex(8)}"
+    staging.mkdir(parents=True)
+    try:
+        manifest = unpack(archive, staging, limits)
+        os.sync()  # one sync for thousands of files; the rename must not be on disk before them
+        staging.replace(bundles / content_hash)
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
+    return manifest.mended
+
+
+def is_linked(folder: Path) -> bool:
+    link = folder / CONFIG_NAME
+    return link.is_symlink() and os.readlink(link) == CONFIG_TARGET
+
+
+def link_config(folder: Path) -> bool:
+    """Put the link there; True if it replaced a file that the game shipped."""
+    if is_linked(folder):
+        return False
+    link = folder / CONFIG_NAME
+    shipped = link.exists() or link.is_symlink()
+    beside = folder / f".{CONFIG_NAME}.{secrets.token_hex(4)}"
+    os.symlink(CONFIG_TARGET, beside)
+    beside.replace(link)
+    return shipped
+
+
+@contextmanager
+def locked(bundles: Path, content_hash: str) -> Generator[None]:
+    """One process at a time works on one bundle. The lock ends with its holder, however that ends."""
+    (bundles / ".locks").mkdir(parents=True, exist_ok=True)
+    with (bundles / ".locks" / content_hash).open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def remove_bundle(bundles: Path, content_hash: str) -> None:
+    """Remove a bundle that nothing needs. Hold the lock."""
+    target = bundles / content_hash
+    if target.exists():
+        doomed = bundles / f"{_STAGING}{secrets.token_hex(8)}"
+        target.replace(doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
+
+
+def sweep_staging(bundles: Path, older_than_s: float, now_s: float) -> int:
+    """Remove what unpackers that were killed left behind; how many folders."""
+    removed = 0
+    for entry in bundles.glob(f"{_STAGING}*"):
+        if now_s - entry.lstat().st_mtime > older_than_s:
+            shutil.rmtree(entry, ignore_errors=True) if entry.is_dir() else entry.unlink(missing_ok=True)
+            removed += 1
+    return removed

@@ -1,0 +1,59 @@
+"""Garbage collection: storage that no build and no unfinished server needs."""
+
+import asyncio
+import time
+from pathlib import Path
+
+import structlog
+from sqlmodel import col, select
+
+from fleet.builds.artefacts import DiskStore
+from fleet.builds.bundles import archive_key, locked, remove_bundle
+from fleet.settings import FleetSettings
+from fleet.store.engine import Store
+from fleet.store.tables import Build, Server
+
+log = structlog.get_logger(__name__)
+
+_KEEPS = ("uploading", "processing", "ready")
+
+
+async def needed_hashes(store: Store) -> set[str]:
+    """Content hashes of builds that may start servers, or that a server runs now, deleted or not."""
+    wanted = select(Build.content_hash).where(col(Build.content_hash).is_not(None))
+    running = select(Server.build_id).where(col(Server.step) != "stopped")
+    async with store.read() as session:
+        kept = await session.exec(wanted.where(col(Build.status).in_(_KEEPS) | col(Build.build_id).in_(running)))
+        return {found for found in kept.all() if found}
+
+
+async def collect(store: Store, settings: FleetSettings) -> list[str]:
+    """Remove archives and bundles that nothing needs; their hashes.
+
+    Looked at once more under each bundle's lock, so that a build of the same content that is being processed keeps it:
+    the pipeline writes its hash before it takes the lock.
+    """
+    archives = {f.stem for f in (settings.artefacts / "archives").glob("*.zip")}
+    bundles = {f.name for f in settings.bundles.glob("[0-9a-f]*") if f.is_dir()}
+    removed: list[str] = []
+    for content_hash in sorted((archives | bundles) - await needed_hashes(store)):
+        with locked(settings.bundles, content_hash):
+            if content_hash in await needed_hashes(store):
+                continue
+            await asyncio.to_thread(remove_bundle, settings.bundles, content_hash)
+            DiskStore(settings.artefacts).delete(archive_key(content_hash))
+            removed.append(content_hash)
+    for upload in (settings.artefacts / "uploads").glob("*.zip*"):
+        await _drop_stale(store, upload, settings)
+    if removed:
+        log.info("storage collected", hashes=removed)
+    return removed
+
+
+async def _drop_stale(store: Store, upload: Path, settings: FleetSettings) -> None:
+    """An upload whose build is gone or finished, and that nobody is writing."""
+    async with store.read() as session:
+        build = await session.get(Build, upload.name.split(".")[0])
+    finished = build is None or build.status in ("deleted", "failed", "ready")
+    if finished and upload.exists() and time.time() - upload.stat().st_mtime > settings.upload.url_ttl_s:
+        upload.unlink(missing_ok=True)

@@ -1,0 +1,205 @@
+"""The build pipeline: from an uploaded ZIP, or an image's name, to a build that nodes can run.
+
+It may be killed at any instant and run again, by Ray or by `BuildService.recover`: each step finds what the one before
+left, under the content's hash. A lease in the build's row keeps two runs of one build apart; it is short and renewed,
+so a killed run is taken over within seconds.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import ray
+import structlog
+from sqlalchemy import update
+from sqlmodel import col
+from sqlmodel.ext.asyncio.session import AsyncSession
+
+from fleet.builds.artefacts import DiskStore, sha256_of
+from fleet.builds.bundles import (
+    archive_key,
+    ensure_bundle,
+    game_folders,
+    link_config,
+    locked,
+    sweep_staging,
+    unpack_bundle,
+)
+from fleet.builds.collect import collect
+from fleet.builds.executable import find_executable
+from fleet.builds.images import resolve_image
+from fleet.builds.secrets import registry_credentials
+from fleet.errors import FleetError
+from fleet.settings import FleetSettings, get_settings
+from fleet.store.engine import Store
+from fleet.store.tables import Build, BuildLog
+from fleet.telemetry.logs import setup_logging
+from fleet.times import now_ms
+
+log = structlog.get_logger(__name__)
+
+LEASE_MS = 15_000
+_STALE_STAGING_S = 3600.0
+
+
+def note(session: AsyncSession, build_id: str, level: str, message: str) -> None:
+    """A line of the build's log."""
+    session.add(BuildLog(build_id=build_id, at=now_ms(), level=level, message=message))
+
+
+async def run_pipeline(build_id: str, settings: FleetSettings) -> None:
+    """Bring one build to `ready` or `failed`; for a deleted one, collect what nothing needs any more."""
+    store = Store(settings.database)
+    try:
+        async with store.read() as session:
+            build = await session.get(Build, build_id)
+        if build is None or build.status == "deleted":
+            await collect(store, settings)
+        elif build.status == "processing":
+            async with _lease(store, build_id) as mine:
+                if mine:
+                    await _process(store, settings, build)
+    finally:
+        await store.close()
+
+
+@asynccontextmanager
+async def _lease(store: Store, build_id: str) -> AsyncGenerator[bool]:
+    """True while this run owns the build, renewed in the background."""
+    if not await _take_lease(store, build_id, renewal=False):
+        yield False
+        return
+
+    async def renew() -> None:
+        while True:
+            await asyncio.sleep(LEASE_MS / 3000)
+            await _take_lease(store, build_id, renewal=True)
+
+    renewing = asyncio.create_task(renew())
+    try:
+        yield True
+    finally:
+        renewing.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await renewing
+
+
+async def _take_lease(store: Store, build_id: str, *, renewal: bool) -> bool:
+    """False if another run holds the build, or it is not in processing any more."""
+    now = now_ms()
+    query = update(Build).where(col(Build.build_id) == build_id, col(Build.status) == "processing")
+    if not renewal:
+        query = query.where(col(Build.lease_until).is_(None) | (col(Build.lease_until) < now))
+    async with store.write() as session:
+        result = await session.exec(query.values(lease_until=now + LEASE_MS))
+        return bool(result.rowcount)
+
+
+async def _process(store: Store, settings: FleetSettings, build: Build) -> None:
+    try:
+        if build.build_type == "zip":
+            await _process_zip(store, settings, build)
+        else:
+            await _process_image(store, settings, build)
+    except FleetError as error:
+        await _finish(store, build, "failed", "error", error.detail, error=error.detail)
+        await asyncio.to_thread(_upload_file(settings, build.build_id).unlink, missing_ok=True)
+        await collect(store, settings)
+
+
+async def _process_zip(store: Store, settings: FleetSettings, build: Build) -> None:
+    artefacts = DiskStore(settings.artefacts)
+    upload = _upload_file(settings, build.build_id)
+    if upload.exists():
+        content_hash = await asyncio.to_thread(sha256_of, upload)
+        await _record(store, build, content_hash=content_hash)
+        mended = await asyncio.to_thread(_unpack, settings, upload, content_hash)
+        for file in mended:
+            await _say(store, build, "info", f"'{file}' had no execute permission; it has it now.")
+        await asyncio.to_thread(artefacts.put_file, archive_key(content_hash), upload)
+    elif build.content_hash is None or not artefacts.exists(archive_key(build.content_hash)):
+        raise FleetError("The uploaded ZIP is gone. Upload it again.")
+    content_hash = build.content_hash or ""
+    tree = settings.bundles / content_hash
+    if not tree.is_dir():
+        await asyncio.to_thread(ensure_bundle, artefacts, content_hash, (), settings.bundles, settings.upload)
+    root, executable = await asyncio.to_thread(find_executable, tree, build.executable_path)
+    replaced = [folder for folder in game_folders(root, executable) if link_config(tree / folder)]
+    if replaced:
+        await _say(store, build, "warning", "The ZIP's own playflow.json is replaced by each server's at run time.")
+    size = await asyncio.to_thread(_tree_bytes, tree)
+    where = f"'{executable}'" + (f" in '{root}'" if root else "")
+    message = f"Ready: executable {where}, {size} bytes unpacked."
+    await _finish(
+        store,
+        build,
+        "ready",
+        "info",
+        message,
+        bundle_root=root,
+        executable_path=executable,
+        packed_bytes=artefacts.size(archive_key(content_hash)),
+        unpacked_bytes=size,
+    )
+
+
+def _unpack(settings: FleetSettings, upload: Path, content_hash: str) -> tuple[str, ...]:
+    """The bundle of this ZIP, made if it is not there; the files that were mended."""
+    sweep_staging(settings.bundles, _STALE_STAGING_S, time.time())
+    with locked(settings.bundles, content_hash):
+        if (settings.bundles / content_hash).is_dir():
+            return ()
+        return unpack_bundle(upload, content_hash, settings.bundles, settings.upload)
+
+
+async def _process_image(store: Store, settings: FleetSettings, build: Build) -> None:
+    image = build.image_url or ""
+    await _say(store, build, "info", f"Looking for image {image}.")
+    found = await resolve_image(image, registry_credentials(build, settings))
+    await _finish(store, build, "ready", "info", f"Ready: {found}.", content_hash=found)
+
+
+async def _record(store: Store, build: Build, **values: object) -> None:
+    for name, value in values.items():
+        setattr(build, name, value)
+    async with store.write() as session:
+        await session.exec(update(Build).where(col(Build.build_id) == build.build_id).values(values))
+
+
+async def _say(store: Store, build: Build, level: str, message: str) -> None:
+    async with store.write() as session:
+        note(session, build.build_id, level, message)
+
+
+async def _finish(store: Store, build: Build, status: str, level: str, message: str, **values: object) -> None:
+    """The end, unless the build was deleted meanwhile."""
+    values |= {"status": status, "updated_at": now_ms(), "lease_until": None}
+    async with store.write() as session:
+        mine = (col(Build.build_id) == build.build_id, col(Build.status) == "processing")
+        await session.exec(update(Build).where(*mine).values(values))
+        note(session, build.build_id, level, message)
+    log.info("build processed", build_id=build.build_id, status=status, message=message)
+
+
+def _upload_file(settings: FleetSettings, build_id: str) -> Path:
+    return settings.artefacts / "uploads" / f"{build_id}.zip"
+
+
+def _tree_bytes(tree: Path) -> int:
+    return sum(file.lstat().st_size for file in tree.rglob("*") if not file.is_dir())
+
+
+@ray.remote(num_cpus=0, max_retries=5)
+def process_build(build_id: str) -> None:
+    """The Ray task; Ray runs it again when its worker dies."""
+    settings = get_settings()
+    setup_logging("pipeline", settings.home)
+    asyncio.run(run_pipeline(build_id, settings))
+
+
+def submit(build_id: str) -> None:
+    """Begin the pipeline somewhere in the cluster. Nobody waits for it: the build's row tells the result."""
+    process_build.remote(build_id)

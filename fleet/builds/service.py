@@ -1,0 +1,248 @@
+"""Builds for the API replicas: asked for, uploaded, processed, listed, deleted. All scoped to the caller's project."""
+
+import asyncio
+import re
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import structlog
+from sqlalchemy import update
+from sqlmodel import col, func, select
+from sqlmodel.ext.asyncio.session import AsyncSession
+
+from fleet.builds.artefacts import UploadSink
+from fleet.builds.executable import DEFAULT_EXECUTABLE
+from fleet.builds.pipeline import note, submit
+from fleet.builds.secrets import fleet_secret, hide_credentials, sign_upload, verify_upload
+from fleet.errors import BadRequest, Conflict, NotFound
+from fleet.projects.scope import count_of, owned
+from fleet.settings import FleetSettings
+from fleet.store.engine import Store
+from fleet.store.tables import Build, BuildLog
+from fleet.times import now_ms
+
+log = structlog.get_logger(__name__)
+
+# registry/path:tag or @sha256:…; a reference without either would silently mean a moving "latest".
+_IMAGE = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._:/-]*(:[\w][\w.-]{0,127}|@sha256:[0-9a-f]{64})")
+
+
+class BuildService:
+    """`submit` begins a build's pipeline somewhere and returns at once; losing it is made good by `recover`."""
+
+    def __init__(self, store: Store, settings: FleetSettings, submit: Callable[[str], None] = submit) -> None:
+        self._store = store
+        self._settings = settings
+        self._submit = submit
+
+    # Beginning --------------------------------------------------------------------------------------------------
+
+    async def request_upload(
+        self, project_id: str, name: str, executable_path: str | None, *, writable: bool = False
+    ) -> Build:
+        """A new version in `uploading`; its link (`upload_path`) holds for `upload.url_ttl_s`."""
+        now = now_ms()
+        build = self._new(project_id, name, "zip", "uploading", now)
+        build.executable_path = executable_path or DEFAULT_EXECUTABLE
+        build.writable = writable
+        build.upload_expires_at = now + self._settings.upload.url_ttl_s * 1000
+        return await self._insert(build)
+
+    def upload_path(self, build: Build) -> str:
+        """Path and query of the signed link."""
+        expires = (build.upload_expires_at or 0) // 1000
+        signature = sign_upload(fleet_secret(self._settings.home), build.build_id, expires)
+        return f"/upload/{build.build_id}?expires={expires}&signature={signature}"
+
+    async def docker_image(
+        self,
+        project_id: str,
+        name: str,
+        image_url: str,
+        executable_path: str | None,
+        credentials: dict[str, str] | None,
+        *,
+        writable: bool = False,
+    ) -> Build:
+        """A new version in `processing`, whose image is checked by the pipeline."""
+        if not _IMAGE.fullmatch(image_url) or len(image_url) > 512:
+            raise BadRequest(
+                "image_url must be an image reference with a tag or digest, such as registry.example.com/game:1.4.",
+                error="Bad image reference",
+            )
+        build = self._new(project_id, name, "docker_image", "processing", now_ms())
+        build.image_url = image_url
+        build.executable_path = executable_path
+        build.writable = writable
+        if credentials:
+            build.registry_credentials = hide_credentials(credentials, self._settings)
+        build = await self._insert(build)
+        self._submit(build.build_id)
+        return build
+
+    def _new(self, project_id: str, name: str, kind: str, status: str, now: int) -> Build:
+        return Build(
+            build_id=str(uuid.uuid4()),
+            project_id=project_id,
+            name=name,
+            version=0,
+            status=status,
+            build_type=kind,
+            created_at=now,
+        )
+
+    async def _insert(self, build: Build) -> Build:
+        """Number it within its name; the write transaction makes the number ours alone."""
+        async with self._store.write() as session:
+            mine = (col(Build.project_id) == build.project_id, col(Build.name) == build.name)
+            last = (await session.exec(select(func.max(Build.version)).where(*mine))).one()
+            build.version = (last or 0) + 1
+            session.add(build)
+        return build
+
+    # Uploading --------------------------------------------------------------------------------------------------
+
+    async def receive_upload(self, build_id: str, expires: int, signature: str, chunks: AsyncIterator[bytes]) -> Build:
+        """Take the ZIP's bytes and begin processing. A transfer that breaks off changes nothing: PUT again."""
+        verify_upload(fleet_secret(self._settings.home), build_id, expires, signature, time.time())
+        async with self._store.read() as session:
+            self._takes_upload(await session.get(Build, build_id))
+        sink = UploadSink(self._upload_file(build_id), self._settings.upload.max_packed_mb << 20)
+        try:
+            async for chunk in chunks:
+                await sink.write(chunk)
+            if sink.size == 0:
+                raise BadRequest("The upload is empty. PUT the ZIP's bytes as the request body.")
+            size = await sink.finish()
+        except BaseException:
+            await asyncio.shield(sink.abort())
+            raise
+        async with self._store.write() as session:
+            build = self._takes_upload(await session.get(Build, build_id))
+            build.status, build.packed_bytes, build.updated_at = "processing", size, now_ms()
+            note(session, build_id, "info", f"Received {size} bytes.")
+        self._submit(build_id)
+        return build
+
+    def _takes_upload(self, build: Build | None) -> Build:
+        if build is None or build.status == "deleted":
+            raise NotFound("There is no such build.", error="Build not found")
+        if build.status != "uploading":
+            raise Conflict(f"The build is '{build.status}' and takes no upload. Ask for a new upload URL.")
+        return build
+
+    def _upload_file(self, build_id: str) -> Path:
+        return self._settings.artefacts / "uploads" / f"{build_id}.zip"
+
+    async def process(self, project_id: str, build_id: str, name: str | None) -> Build:
+        """Begin processing if that has not happened by itself. Repeating it changes nothing."""
+        build = await self.get(project_id, build_id)
+        if name is not None and name != build.name:
+            raise BadRequest(f"Build {build_id} is named '{build.name}', not '{name[:64]}'.")
+        if build.status == "uploading":
+            if not self._upload_file(build_id).exists():
+                raise Conflict("Nothing has been uploaded yet: PUT the ZIP to the upload_url first.")
+            await self._restart(build_id, "uploading")
+        elif build.status == "failed":
+            if build.build_type == "zip" and not self._upload_file(build_id).exists():
+                raise Conflict(f"The build failed: {build.error} Ask for a new upload URL and upload it again.")
+            await self._restart(build_id, "failed")
+        return await self.get(project_id, build_id)
+
+    async def _restart(self, build_id: str, status: str) -> None:
+        async with self._store.write() as session:
+            found = (col(Build.build_id) == build_id, col(Build.status) == status)
+            await session.exec(update(Build).where(*found).values(status="processing", error=None, lease_until=None))
+        self._submit(build_id)
+
+    # Reading ----------------------------------------------------------------------------------------------------
+
+    async def get(self, project_id: str, build_id: str) -> Build:
+        query = owned(Build, project_id).where(col(Build.build_id) == build_id)
+        async with self._store.read() as session:
+            build = (await session.exec(query)).first()
+        if build is None:
+            raise NotFound(f"There is no build '{build_id[:64]}' in this project.", error="Build not found")
+        return build
+
+    async def logs(self, project_id: str, build_id: str, limit: int, offset: int) -> tuple[list[BuildLog], int]:
+        """One page of the pipeline's log, oldest first, and the number of all lines."""
+        await self.get(project_id, build_id)
+        mine = col(BuildLog.build_id) == build_id
+        page = select(BuildLog).where(mine).order_by(col(BuildLog.id)).limit(limit).offset(offset)
+        async with self._store.read() as session:
+            total = (await session.exec(select(func.count()).select_from(BuildLog).where(mine))).one()
+            return list((await session.exec(page)).all()), total
+
+    async def resolve(self, project_id: str, name: str, version: int | None) -> Build:
+        """The newest ready build of a name, or that very version."""
+        rows = owned(Build, project_id).where(col(Build.name) == name).order_by(col(Build.version).desc())
+        async with self._store.read() as session:
+            if version is not None:
+                found = (await session.exec(rows.where(col(Build.version) == version))).first()
+            else:
+                found = (await session.exec(rows.where(col(Build.status) == "ready").limit(1))).first()
+                if found is None:
+                    found = (await session.exec(rows.where(col(Build.status) != "deleted").limit(1))).first()
+        which = f"'{name[:64]}'" + (f" version {version}" if version is not None else "")
+        if found is None or found.status == "deleted":
+            raise NotFound(f"There is no ready build {which}. Upload one first.", error="No ready build")
+        if found.status != "ready":
+            raise Conflict(f"There is no ready build {which}: it is '{found.status}'.", error="No ready build")
+        return found
+
+    # Ending -----------------------------------------------------------------------------------------------------
+
+    async def delete(self, project_id: str, build_id: str) -> None:
+        """Hide it from starts and lists; running servers keep it. Its storage goes when nothing needs it."""
+        async with self._store.write() as session:
+            query = owned(Build, project_id).where(col(Build.build_id) == build_id)
+            build = (await session.exec(query)).first()
+            if build is None or build.status == "deleted":
+                raise NotFound(f"There is no build '{build_id[:64]}' in this project.", error="Build not found")
+            build.status, build.updated_at = "deleted", now_ms()
+        self._submit(build_id)  # for a deleted build the pipeline collects garbage
+
+    async def expire_uploads(self) -> int:
+        """Builds whose link ran out without an upload have failed; how many."""
+        now = now_ms()
+        async with self._store.write() as session:
+            query = select(Build).where(col(Build.status) == "uploading", col(Build.upload_expires_at) < now)
+            gone = [b for b in (await session.exec(query)).all() if not self._in_transfer(b.build_id)]
+            for build in gone:
+                build.status, build.updated_at = "failed", now
+                build.error = "Nothing was uploaded before the link expired. Ask for a new upload URL."
+                note(session, build.build_id, "error", build.error)
+        return len(gone)
+
+    def _in_transfer(self, build_id: str) -> bool:
+        part = self._upload_file(build_id).with_name(f"{build_id}.zip.part")
+        return part.exists() and time.time() - part.stat().st_mtime < self._settings.upload.url_ttl_s
+
+    async def recover(self) -> int:
+        """Submit builds whose pipeline was lost with its process; how many."""
+        async with self._store.read() as session:
+            builds = await unattended(session, now_ms())
+        for build_id in builds:
+            self._submit(build_id)
+        return len(builds)
+
+    # Last, since inside the class its name hides the built-in type.
+    async def list(self, project_id: str, name: str | None, limit: int, offset: int) -> tuple[list[Build], int]:
+        """One page, newest first, without deleted builds, and the number of all."""
+        rows = owned(Build, project_id).where(col(Build.status) != "deleted")
+        if name is not None:
+            rows = rows.where(col(Build.name) == name)
+        page = rows.order_by(col(Build.created_at).desc(), col(Build.version).desc()).limit(limit).offset(offset)
+        async with self._store.read() as session:
+            total = (await session.exec(count_of(rows))).one()
+            return list((await session.exec(page)).all()), total
+
+
+async def unattended(session: AsyncSession, now: int) -> list[str]:
+    """Ids of builds in processing that no pipeline run holds."""
+    free = col(Build.lease_until).is_(None) | (col(Build.lease_until) < now)
+    rows = await session.exec(select(Build.build_id).where(col(Build.status) == "processing", free))
+    return list(rows.all())
