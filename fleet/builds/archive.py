@@ -80,9 +80,7 @@ def check(opened: zipfile.ZipFile, packed: int, limits: UploadLimits) -> list[En
     if total > limits.max_unpacked_mb * _MB:
         raise ArchiveError(f"Unpacked it would take {total // _MB} MB; at most {limits.max_unpacked_mb} MB are taken.")
     if total > _RATIO_FREE_BYTES and total > packed * limits.max_ratio:
-        raise ArchiveError(
-            f"It would unpack to more than {limits.max_ratio:g} times its size, as only a ZIP bomb does."
-        )
+        raise ArchiveError(f"It would unpack to over {limits.max_ratio:g} times its size, as only a ZIP bomb does.")
     entries = [_entry(opened, info, limits) for info in infos]
     _check_overlap(infos)
     _check_names(entries)
@@ -94,9 +92,7 @@ def _entry(opened: zipfile.ZipFile, info: zipfile.ZipInfo, limits: UploadLimits)
     if info.flag_bits & 0x1:
         raise ArchiveError(f"'{info.filename}' is encrypted. Pack the build without a password.")
     if info.compress_type not in _METHODS:
-        raise ArchiveError(
-            f"'{info.filename}' is packed by a method that is not supported. Use ordinary ZIP (deflate)."
-        )
+        raise ArchiveError(f"'{info.filename}' is packed by an unknown method. Use ordinary ZIP (deflate).")
     if info.file_size > _RATIO_FREE_BYTES and info.file_size > max(1, info.compress_size) * limits.max_ratio:
         raise ArchiveError(f"'{info.filename}' unpacks to more than {limits.max_ratio:g} times its size.")
     mode = info.external_attr >> 16 if info.create_system == 3 else 0
