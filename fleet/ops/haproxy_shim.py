@@ -1,0 +1,53 @@
+"""Stands between Ray Serve and HAProxy: `haproxy_shim.py <haproxy> <error file> -f <config> …`.
+
+Serve writes HAProxy's configuration itself and offers no setting for three things, so they are mended here before
+HAProxy reads it: its metrics and statistics listen on every interface (now: loopback), its admin socket is open to
+every user (now: the owner), and its own error page is not in the API's shape (now: ours). The process then asks the
+kernel to end it with its manager, since an orphan would keep the port and answer every request with an error.
+
+Runs with `python -IS`: standard library only.
+"""
+
+import ctypes
+import os
+import re
+import signal
+import sys
+from pathlib import Path
+
+PR_SET_PDEATHSIG = 1
+
+
+def mend(config: str, error_file: str) -> str:
+    """The configuration with loopback binds, a private socket and the API's error page."""
+    config = re.sub(r"^(\s*bind )(?:\*)?:(\d+)", r"\g<1>127.0.0.1:\2", config, flags=re.MULTILINE)
+    config = re.sub(r"^(\s*stats socket .*) mode 666 ", r"\1 mode 600 ", config, flags=re.MULTILINE)
+    return re.sub(r"^(\s*errorfile \d+) .*$", rf"\1 {error_file}", config, flags=re.MULTILINE)
+
+
+def mend_file(path: Path, error_file: str) -> None:
+    """Replace the file at once: an older HAProxy or its manager may be reading it."""
+    mended = path.with_name(path.name + ".mended")
+    mended.write_text(mend(path.read_text(), error_file))
+    mended.replace(path)
+
+
+def die_with_parent(parent: int) -> None:
+    """SIGKILL for this process when its parent ends; at once if that has happened already."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl")
+    if os.getppid() != parent:
+        sys.exit("the manager of this proxy is gone")
+
+
+def main(arguments: list[str]) -> None:
+    haproxy, error_file, *rest = arguments
+    die_with_parent(os.getppid())
+    if "-f" in rest:
+        mend_file(Path(rest[rest.index("-f") + 1]), error_file)
+    os.execv(haproxy, [haproxy, *rest])
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

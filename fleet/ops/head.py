@@ -1,0 +1,177 @@
+"""The Ray head of this machine: start it privately, remember it, know whether it lives."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import structlog
+
+from fleet.ops.haproxy import proxy_environment
+from fleet.ops.home import Home, OpsError, free_ports, make_run_dir, read_json, write_private
+from fleet.ops.processes import MARKER, ProcessId, command_of, end, identify, is_alive, supervised
+from fleet.region.nodes_config import load_nodes_config
+from fleet.settings import FleetSettings
+
+log = structlog.get_logger(__name__)
+
+# Not 127.0.0.1, which Ray replaces by the address of the network card: that one goes when the network changes.
+NODE_ADDRESS = "127.0.0.2"
+OBJECT_STORE_BYTES = 150_000_000
+START_TIMEOUT_S = 120.0
+GCS, RAYLET = "gcs_server", "raylet"
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """A running head. `environment` is what every process needs to talk to it."""
+
+    address: str
+    gcs: ProcessId
+    raylet: ProcessId
+    environment: dict[str, str]
+
+    @property
+    def alive(self) -> bool:
+        return is_alive(self.gcs) and is_alive(self.raylet)
+
+
+def head_environment(home: Home, settings: FleetSettings) -> dict[str, str]:
+    """What the head, and so each of its workers, gets on top of the caller's environment."""
+    environment = {
+        MARKER: str(home.path),
+        "FLEET_HOME": str(home.path),
+        "FLEET_PORT": str(settings.port),
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(home.token_file),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+        "DASHBOARD_METRIC_PORT": str(free_ports(1)[0]),
+        "PYTHONUNBUFFERED": "1",
+    }
+    if settings.node_config:
+        environment["FLEET_NODE_CONFIG"] = str(settings.node_config.resolve())
+    return environment | proxy_environment(home.run_dir / "proxy")
+
+
+def child_environment(additions: dict[str, str]) -> dict[str, str]:
+    """The caller's environment, without what would lead to another Ray cluster, and the additions."""
+    own = {key: value for key, value in os.environ.items() if key not in ("RAY_ADDRESS", "RAY_TMPDIR", "RAY_NAMESPACE")}
+    programs = str(Path(sys.executable).parent)
+    return own | {"PATH": f"{programs}{os.pathsep}{own.get('PATH', os.defpath)}"} | additions
+
+
+def start_head(home: Home, settings: FleetSettings) -> Head:
+    """Start Ray's head with one unit of `node:<region>` for each enabled region. OpsError if it does not come up."""
+    make_run_dir(home)
+    environment = head_environment(home, settings)
+    gcs_port, client_port, agent_port = free_ports(3)
+    command = _command(home, settings, gcs_port, client_port, agent_port)
+    output = home.logs / "ray-start.log"
+    with output.open("wb") as file:
+        process = subprocess.Popen(
+            command,
+            env=child_environment(environment),
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            cwd=home.work_dir,
+            start_new_session=True,
+        )
+        try:
+            code = process.wait(START_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            code = process.wait()
+    if code != 0:
+        raise OpsError(f"Ray did not start (exit code {code}). Its last words, from {output}:\n{tail(output, 15)}")
+    head = Head(f"{NODE_ADDRESS}:{gcs_port}", *_find_processes(home), environment)
+    _end_client_server(home)
+    write_private(home.head_file, json.dumps(asdict(head), indent=2))
+    return head
+
+
+def _command(home: Home, settings: FleetSettings, gcs_port: int, client_port: int, agent_port: int) -> list[str]:
+    nodes = load_nodes_config(settings.node_config)
+    resources = {f"node:{region}": nodes.offer.max_nodes for region in nodes.enabled}
+    return [
+        str(Path(sys.executable).parent / "ray"),
+        "start",
+        "--head",
+        f"--node-ip-address={NODE_ADDRESS}",
+        f"--port={gcs_port}",
+        f"--ray-client-server-port={client_port}",
+        f"--dashboard-agent-listen-port={agent_port}",
+        "--include-dashboard=false",
+        "--include-log-monitor=false",
+        "--no-monitor",
+        "--disable-usage-stats",
+        f"--num-cpus={max(2, os.cpu_count() or 2)}",
+        f"--object-store-memory={OBJECT_STORE_BYTES}",
+        f"--resources={json.dumps(resources)}",
+        f"--temp-dir={home.run_dir / 'ray'}",
+    ]
+
+
+def _find_processes(home: Home) -> tuple[ProcessId, ProcessId]:
+    programs = {Path(command_of(pid).split(" ", 1)[0]).name: pid for pid in supervised(home)}
+    found = [identify(programs[name]) for name in (GCS, RAYLET) if name in programs]
+    if len(found) != 2 or found[0] is None or found[1] is None:
+        raise OpsError(f"Ray started, but died at once. See {home.run_dir / 'ray'} and {home.logs}.")
+    return found[0], found[1]
+
+
+def _end_client_server(home: Home) -> None:
+    """Ray's remote-client server is of no use here: 90 MB of memory and one more door. `ray start` cannot omit it."""
+    pids = [pid for pid in supervised(home) if "ray.util.client.server" in command_of(pid)]
+    end(pids, home, grace_s=2.0)
+
+
+def read_head(home: Home) -> Head | None:
+    """The head that was started last, alive or not."""
+    found = read_json(home.head_file)
+    if not found:
+        return None
+    try:
+        gcs, raylet = ProcessId(**found.pop("gcs")), ProcessId(**found.pop("raylet"))
+        return Head(gcs=gcs, raylet=raylet, **found)
+    except (KeyError, TypeError):
+        log.warning("head_record_unreadable", file=str(home.head_file))
+        return None
+
+
+def forget_head(home: Home) -> None:
+    home.head_file.unlink(missing_ok=True)
+
+
+def run_module(home: Home, head: Head, module: str, *arguments: str, timeout_s: float, log_file: Path) -> int:
+    """Run one of our modules as a process that may connect to the head; -SIGKILL if it took too long."""
+    with log_file.open("ab") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-m", module, *arguments],
+            env=child_environment(head.environment | {"RAY_ADDRESS": head.address}),
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            cwd=home.work_dir,
+            start_new_session=True,
+        )
+        try:
+            return process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            return process.wait()
+
+
+def tail(path: Path, lines: int) -> str:
+    """The last lines of a text file, at most 16 KiB; empty if there is none."""
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - 16384))
+            return "\n".join(file.read().decode(errors="replace").splitlines()[-lines:])
+    except FileNotFoundError:
+        return ""
