@@ -54,6 +54,10 @@ async def _drop_stale(store: Store, upload: Path, settings: FleetSettings) -> No
     """An upload whose build is gone or finished, and that nobody is writing."""
     async with store.read() as session:
         build = await session.get(Build, upload.name.split(".")[0])
-    finished = build is None or build.status in ("deleted", "failed", "ready")
-    if finished and upload.exists() and time.time() - upload.stat().st_mtime > settings.upload.url_ttl_s:
-        upload.unlink(missing_ok=True)
+    if build is None or build.status in ("deleted", "failed", "ready"):
+        await asyncio.to_thread(_unlink_old, upload, settings.upload.url_ttl_s)
+
+
+def _unlink_old(file: Path, age_s: float) -> None:
+    if file.exists() and time.time() - file.stat().st_mtime > age_s:
+        file.unlink(missing_ok=True)

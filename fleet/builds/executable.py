@@ -47,13 +47,8 @@ def _is_program(file: Path) -> bool:
         head = opened.read(18)
     if head[:2] == b"#!":
         return True
-    return (
-        head[:4] == b"\x7fELF" and len(head) == 18 and head[16:18] in (b"\x02\x00", b"\x03\x00") and _no_library(file)
-    )
-
-
-def _no_library(file: Path) -> bool:
-    return ".so" not in file.suffixes
+    runs = head[:4] == b"\x7fELF" and head[16:18] in (b"\x02\x00", b"\x03\x00")
+    return runs and ".so" not in file.suffixes
 
 
 def _check_runs_here(file: Path, name: str) -> None:

@@ -41,5 +41,5 @@ def crash_verdict(
 
 
 def backoff_ms(attempt: int, policy: Policy) -> int:
-    """Wait before attempt 1, 2, …: first · 2^(attempt − 1), at most the maximum."""
+    """Wait before attempt 1, 2, …: first · 2^(attempt - 1), at most the maximum."""
     return min(policy.backoff_first_ms * 2 ** (attempt - 1), policy.backoff_max_ms)

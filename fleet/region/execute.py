@@ -79,7 +79,7 @@ class Executor:
     # Room -------------------------------------------------------------------------------------------------------
 
     def rooms(self) -> list[Room]:
-        """What is left on each synced node: capacity − what runs − what was placed and is not reported yet."""
+        """What is left on each synced node: capacity - what runs - what was placed and is not reported yet."""
         views = self._leases.views()
         memory = {name: view.memory_mb for name, view in views.items()}
         cores = {name: view.cores for name, view in views.items()}

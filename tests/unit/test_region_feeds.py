@@ -73,6 +73,7 @@ async def test_waiters_share_one_poll_and_wake_for_their_own_server_only() -> No
     done: set[str] = set()
     polls = 0
     looks: list[str] = []
+    all_look = asyncio.Event()
 
     async def poll(cursor: str | None, timeout_s: float) -> Changes:
         nonlocal polls
@@ -84,13 +85,14 @@ async def test_waiters_share_one_poll_and_wake_for_their_own_server_only() -> No
     async def wait(name: str) -> bool:
         async def reached() -> bool:
             looks.append(name)
+            if len(looks) == 3:
+                all_look.set()
             return name in done
 
         return await watch.until(name, reached, 20)
 
     waits = [asyncio.create_task(wait(name)) for name in ("a", "b", "c")]
-    while len(looks) < 3:
-        await asyncio.sleep(0.001)
+    await asyncio.wait_for(all_look.wait(), 5)
     done.add("b")
     feed.publish(["b"])
     assert await asyncio.wait_for(waits[1], 5)
