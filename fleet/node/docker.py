@@ -125,6 +125,7 @@ class DockerRuntime:
                 if await self._create(name, container_config(spec, image, self._host)):
                     await self._start(name, spec)
             except EngineError as error:
+                await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
                 raise self._refusal(error, spec) from error
             self._watch.launched(spec.key)
 

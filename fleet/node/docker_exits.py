@@ -104,6 +104,10 @@ class ExitWatch:
     async def _report(self, key: RunKey, at: int, code: int, *, oom: bool) -> Exited:
         self._reported.add(key)
         self._running.discard(key)
+        if code == 0:
+            # The engine shows a log only after it has freed the container's network, ~80 ms later; a game that
+            # ended well has no last words to wait for.
+            return Exited(key, at, code)
         try:
             tail = await self._tail(key)
         except EngineUnavailable as error:
