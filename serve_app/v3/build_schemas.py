@@ -47,6 +47,7 @@ class DockerImageIn(BaseModel):
     name: BuildName = "default"
     executable_path: ExecutablePath | None = Field(default=None, description="Path inside the image")
     registry_credentials: RegistryCredentials | None = None
+    writable: bool = Field(default=False, description="The game may write into its own folder (an extension)")
 
 
 class BuildOut(BaseModel):

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Query
 from starlette.requests import Request
 from starlette.responses import Response
 
-from fleet.builds.signing import sign_upload
+from fleet.builds.executable import DEFAULT_EXECUTABLE
 from serve_app.auth import Context, ServerKey
 from serve_app.edge import keep_answer
 from serve_app.json import StrictJsonRoute, json_response
@@ -28,7 +28,6 @@ from serve_app.v3.common import errors
 router = APIRouter(prefix="/api/v3/builds", tags=["Builds"], route_class=StrictJsonRoute)
 
 Offset = Annotated[int, Query(ge=0, le=2**31 - 1)]
-DEFAULT_EXECUTABLE = "Server.x86_64"
 
 
 @router.get("", response_model=BuildListOut, responses=errors(401, 403), summary="List builds")
@@ -73,7 +72,7 @@ async def upload_url(
 ) -> Response:
     """A new build and a URL to PUT its ZIP to. Processing begins by itself after the upload."""
     build = await context.builds.request_upload(caller.project_id, name, executable_path, writable=writable)
-    url = f"{public_base(request, context.settings.public_url)}{sign_upload(build)}"
+    url = f"{public_base(request, context.settings.public_url)}{context.builds.upload_path(build)}"
     minutes = context.settings.upload.url_ttl_s // 60
     return json_response(
         {
@@ -101,7 +100,7 @@ async def docker_image(body: DockerImageIn, caller: ServerKey, context: Context)
     """Register an image; it is checked at once and becomes `ready` or `failed`."""
     credentials = body.registry_credentials.model_dump() if body.registry_credentials else None
     build = await context.builds.docker_image(
-        caller.project_id, body.name, body.image_url, body.executable_path, credentials
+        caller.project_id, body.name, body.image_url, body.executable_path, credentials, writable=body.writable
     )
     return json_response({"status": "accepted", "build_id": build.build_id, "message": "The image is being checked."})
 

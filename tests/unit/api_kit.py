@@ -122,6 +122,7 @@ class Api:
     other: NewProject
     settings: FleetSettings
     client: httpx.AsyncClient
+    submitted: list[str]
     start_body: dict[str, Any] = field(default_factory=lambda: {"name": "match", "region": "us-east"})
 
     async def call(self, method: str, path: str, key: str | None = "", **kwargs: Any) -> httpx.Response:
@@ -173,7 +174,8 @@ async def open_api(folder: Path) -> Api:
     make_schema(folder / "fleet.db")
     store = Store(settings.database)
     regions = BookkeepingRegions(store)
-    builds = BuildService(store, settings)
+    submitted: list[str] = []
+    builds = BuildService(store, settings, submitted.append)
     app = create_app(AppContext.make(settings, store, load_catalog(), builds, regions))
     transport = httpx.ASGITransport(app)
     api = Api(
@@ -184,6 +186,7 @@ async def open_api(folder: Path) -> Api:
         await create_project(store, "two"),
         settings,
         httpx.AsyncClient(transport=transport, base_url="http://fleet.test"),
+        submitted,
     )
     await api.add_build()
     await api.add_build(project_id=api.other.project_id)

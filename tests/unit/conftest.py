@@ -2,7 +2,8 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from api_kit import Api, open_api
+
+from tests.unit.api_kit import Api, open_api
 
 
 @pytest.fixture

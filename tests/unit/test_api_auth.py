@@ -3,11 +3,11 @@
 import hashlib
 
 import pytest
-from api_kit import Api
 from sqlmodel import select
 
 from fleet.projects.service import ProjectService, create_project, ensure_default_project
 from fleet.store.tables import ApiKey
+from tests.unit.api_kit import Api
 
 ANY_ID = "00000000-0000-4000-8000-000000000000"
 SERVER_ONLY = [

@@ -3,11 +3,11 @@
 from collections.abc import AsyncIterator
 
 import pytest
-from api_kit import Api
 
 from fleet.projects.service import ProjectService
 from serve_app.errors import issue_code
 from serve_app.read_cache import Kept, ReadCache
+from tests.unit.api_kit import Api
 
 PATH = "/api/v3/servers"
 

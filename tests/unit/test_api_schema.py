@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import schemathesis
 import uvicorn
-from api_kit import open_api
-from schema_kit import check_operations
+
+from tests.unit.api_kit import open_api
+from tests.unit.schema_kit import check_operations
 
 
 @dataclass

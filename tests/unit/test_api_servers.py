@@ -5,12 +5,12 @@ from typing import Any
 
 import orjson
 import pytest
-from api_kit import Api
 from sqlmodel import select
 
 from fleet.node.runtime import LogLine
 from fleet.store.tables import Project, Server
 from fleet.times import now_ms
+from tests.unit.api_kit import Api
 
 FIELDS = {
     "instance_id", "name", "status", "network_ports", "startup_args", "service_type", "compute_size", "region",
