@@ -23,6 +23,7 @@ log = structlog.get_logger(__name__)
 MAX_BODY = 1024 * 1024
 KEEP = "fleet.keep_until"  # set in the scope by handlers whose answer depends on the database alone
 UPLOAD_PREFIX = "/upload/"
+_LIVE = (b"wait_for", b"follow")  # reads that wait for what comes
 
 
 class Edge:
@@ -41,14 +42,28 @@ class Edge:
         exchange = _Exchange(scope, send, self.metrics, self.echo_id)
         key = _cache_key(scope)
         version = self.cache.look() if key else None
-        if key and version is not None:
-            kept = self.cache.get(key)
-            if kept is not None:
-                await exchange.replay(kept)
-                return
-        await self._serve(exchange, receive, key, version)
+        if key is None or version is None:
+            await self._serve(exchange, receive)
+            return
+        kept = self.cache.get(key) or await self.cache.join(key, version)
+        if kept is not None:
+            await exchange.replay(kept)
+            return
+        await self._compute(exchange, receive, key, version)
 
-    async def _serve(self, exchange: "_Exchange", receive: Receive, key: Key | None, version: int | None) -> None:
+    async def _compute(self, exchange: "_Exchange", receive: Receive, key: Key, version: int) -> None:
+        """Serve a read, and let those who ask the same meanwhile have the answer too."""
+        flight = self.cache.begin(key, version)
+        kept: Kept | None = None
+        try:
+            await self._serve(exchange, receive)
+            kept = exchange.keepable()
+            if kept is not None:
+                self.cache.put(key, kept, version)
+        finally:
+            self.cache.end(key, flight, kept)
+
+    async def _serve(self, exchange: "_Exchange", receive: Receive) -> None:
         scope = exchange.scope
         _strip_slash(scope)
         bind_request_id(exchange.request_id)
@@ -58,9 +73,6 @@ class Edge:
             await self.app(scope, receive, exchange.send)
         except Exception as error:
             await exchange.fault(error)
-        kept = exchange.keepable()
-        if kept is not None and key and version is not None:
-            self.cache.put(key, kept, version)
         exchange.finish(_route_of(scope))
 
 
@@ -116,11 +128,12 @@ class _Exchange:
 
 
 def _cache_key(scope: Scope) -> Key | None:
-    if scope["method"] != "GET":
+    query = scope["query_string"]
+    if scope["method"] != "GET" or any(word in query for word in _LIVE):
         return None
     for name, value in scope["headers"]:
         if name == b"api-key":
-            return value, scope["path"], scope["query_string"]
+            return value, scope["path"], query
     return None
 
 

@@ -5,6 +5,7 @@ stands still, the same question by the same key has the same answer, so serving 
 database cannot tell (PostgreSQL), nothing is kept.
 """
 
+import asyncio
 import time
 from collections import OrderedDict
 from collections.abc import Callable
@@ -40,6 +41,7 @@ class ReadCache:
         self._kept: OrderedDict[Key, Kept] = OrderedDict()
         self._bytes = 0
         self._current: int | None = None
+        self._flights: dict[Key, tuple[int, asyncio.Future[Kept | None]]] = {}
 
     def look(self) -> int | None:
         """The database's version now; forgets everything if it has changed. None: nothing may be kept."""
@@ -69,6 +71,28 @@ class ReadCache:
         self._bytes += len(kept.body)
         while len(self._kept) > self._max_entries or self._bytes > self._max_bytes:
             self._drop(next(iter(self._kept)))
+
+    async def join(self, key: Key, version: int) -> Kept | None:
+        """The answer to the same question if it is being computed for this version; None: compute it yourself.
+
+        Without this, every change would make all waiting readers ask the database the same at once.
+        """
+        flight = self._flights.get(key)
+        if flight is None or flight[0] != version:
+            return None
+        return await asyncio.shield(flight[1])
+
+    def begin(self, key: Key, version: int) -> "asyncio.Future[Kept | None]":
+        """Announce that this question is being computed; `end` it whatever happens."""
+        flight: asyncio.Future[Kept | None] = asyncio.get_running_loop().create_future()
+        self._flights[key] = (version, flight)
+        return flight
+
+    def end(self, key: Key, flight: "asyncio.Future[Kept | None]", kept: Kept | None) -> None:
+        flight.set_result(kept)
+        current = self._flights.get(key)
+        if current is not None and current[1] is flight:
+            del self._flights[key]
 
     def _drop(self, key: Key) -> None:
         old = self._kept.pop(key, None)

@@ -1,8 +1,11 @@
 """What holds for every call: ids, error shapes, limits on bodies, the cache, the counts, the reference page."""
 
+import asyncio
 from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
 
 import pytest
+from sqlmodel.ext.asyncio.session import AsyncSession
 
 from fleet.projects.service import ProjectService
 from serve_app.errors import issue_code
@@ -194,3 +197,26 @@ async def test_upload_urls_lead_back_the_way_the_client_came(api: Api) -> None:
 )
 def test_issue_codes(kind: str, code: str) -> None:
     assert issue_code(kind) == code
+
+
+async def test_the_same_question_at_once_asks_the_database_once(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = await api.running()
+    path = f"{PATH}/{server['instance_id']}"
+    await api.call("GET", path)  # the key is known from here on
+    await api.regions.update("us-east", server["instance_id"], {"round": 1})
+    reads, read = 0, api.store.read
+
+    def counted() -> AbstractAsyncContextManager[AsyncSession]:
+        nonlocal reads
+        reads += 1
+        return read()
+
+    monkeypatch.setattr(api.store, "read", counted)
+    answers = await asyncio.gather(*(api.call("GET", path) for _ in range(20)))
+    assert {answer.json()["custom_data"]["round"] for answer in answers} == {1}
+    assert reads == 1
+
+
+async def test_an_unkept_answer_is_computed_for_each(api: Api) -> None:
+    answers = await asyncio.gather(*(api.call("GET", f"{PATH}/unknown") for _ in range(5)))
+    assert [answer.status_code for answer in answers] == [404] * 5
