@@ -56,7 +56,9 @@ def perl(text: str) -> Files:
     return script(f"use strict; use IO::Socket::INET; use IO::Select; $| = 1;\n{text}", "/usr/bin/perl")
 
 
-_BIND = 'my $s = IO::Socket::INET->new(Proto => "udp", LocalAddr => "{host}", LocalPort => {port}) or die "bind: $!\\n";'
+_BIND = (
+    'my $s = IO::Socket::INET->new(Proto => "udp", LocalAddr => "{host}", LocalPort => {port}) or die "bind: $!\\n";'
+)
 _ECHO = 'while (1) { my $from = $s->recv(my $p, 2048) // next; $s->send("echo $p", 0, $from) }'
 
 
@@ -166,7 +168,7 @@ def teeworlds() -> Files:
     root = _unpack_debian("teeworlds-server", "teeworlds-data")
     data = root / "usr/share/games/teeworlds/data"
     files = {EXECUTABLE: ((root / "usr/games/teeworlds-server").read_bytes(), 0o755)}
-    files["storage.cfg"] = (b"add_path $CURRENTDIR\n", 0o644)
+    files["storage.cfg"] = (b"add_path $DATADIR\nadd_path $CURRENTDIR\n", 0o644)
     return files | _tree(data / "maps", "data/maps") | _tree(data / "mapres", "data/mapres")
 
 

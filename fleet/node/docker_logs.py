@@ -18,6 +18,7 @@ LONGEST_LINE = 64 << 10
 PAGE_BYTES = 8 << 20
 TAIL_BYTES = 4096
 _HEADER = 8
+_PIECE = 16 << 10
 
 
 class FrameParser:
@@ -36,21 +37,23 @@ class FrameParser:
             end = start + _HEADER + int.from_bytes(buffer[start + 4 : start + 8], "big")
             if end > len(buffer):
                 break
-            line = self._frame(buffer[start], bytes(buffer[start + _HEADER : end]))
+            yield from self._frame(buffer[start], bytes(buffer[start + _HEADER : end]))
             start = end
-            if line is not None:
-                yield line
         del buffer[:start]
 
-    def _frame(self, stream: int, payload: bytes) -> LogLine | None:
+    def _frame(self, stream: int, payload: bytes) -> Iterator[LogLine]:
         at = payload[:TIME_LENGTH].decode("ascii", "replace")
         text = payload[TIME_LENGTH + 1 :]
         first, pieces = self._partial.pop(stream, (at, bytearray()))
+        if first != at:  # pieces of one line have one time, so that line ended with its last full piece
+            yield self._line(stream, first, pieces)
+            pieces = bytearray()
         pieces += text
-        if not text.endswith(b"\n") and len(pieces) < LONGEST_LINE:
-            self._partial[stream] = (first, pieces)
-            return None
-        return self._line(stream, first, pieces)
+        # Some engines end the last piece of a cut line without a newline; being shorter tells it too.
+        if text.endswith(b"\n") or len(text) < _PIECE or len(pieces) >= LONGEST_LINE:
+            yield self._line(stream, at, pieces)
+        else:
+            self._partial[stream] = (at, pieces)
 
     def finish(self) -> Iterator[LogLine]:
         """The unfinished lines of a log that has ended."""

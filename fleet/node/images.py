@@ -67,7 +67,7 @@ class BuildImages:
             await self._add_link(created, folder)
             name, _, tag = derived.partition(":")
             params = {"container": created, "repo": name, "tag": tag}
-            await self._engine.call("POST", "/commit", params=params, timeout_s=300)
+            await self._engine.call("POST", "/commit", params=params, json={}, timeout_s=300)
         finally:
             await self._engine.call("DELETE", f"/containers/{created}", params={"v": "1", "force": "1"})
         log.info("image_derived", build_id=build.build_id, image=source, id=details["Id"])

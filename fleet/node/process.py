@@ -9,6 +9,7 @@ There is no NAT: a game must listen on its external port. It is told by `PLAYFLO
 """
 
 import asyncio
+import contextlib
 import os
 import shutil
 import signal
@@ -64,6 +65,7 @@ class ProcessRuntime:
     def __init__(self, place: RuntimePlace) -> None:
         self._place = place
         self._locks: dict[RunKey, asyncio.Lock] = {}
+        self._under_way: set[asyncio.Task[None]] = set()
         self._watched: dict[RunKey, int] = {}
         self._reported: set[RunKey] = set()
         self._ended: asyncio.Queue[RunKey] = asyncio.Queue()
@@ -76,6 +78,7 @@ class ProcessRuntime:
         make_private(self._place.servers_dir)
 
     async def close(self) -> None:
+        await asyncio.gather(*self._under_way, return_exceptions=True)
         for descriptor in self._watched.values():
             asyncio.get_running_loop().remove_reader(descriptor)
             os.close(descriptor)
@@ -98,6 +101,18 @@ class ProcessRuntime:
 
     async def launch(self, spec: LaunchSpec) -> None:
         files = self._game_files(spec.build)
+        # Seen through when the caller goes away: `stop` waits for the lock and then finds the process.
+        work = asyncio.create_task(self._carry_out(spec, files))
+        self._under_way.add(work)
+        work.add_done_callback(self._settled)
+        await asyncio.shield(work)
+
+    def _settled(self, work: asyncio.Task[None]) -> None:
+        self._under_way.discard(work)
+        if not work.cancelled():
+            work.exception()  # a caller that went away does not fetch it
+
+    async def _carry_out(self, spec: LaunchSpec, files: Path) -> None:
         async with self._locks.setdefault(spec.key, asyncio.Lock()):
             run = self._folder(spec.key)
             if run.alive() or run.ended():
@@ -105,10 +120,9 @@ class ProcessRuntime:
             taken = tuple(port for port in spec.ports if not is_free(spec.bind_host, port.external))
             if taken:
                 raise PortTaken(taken, f"in use: {', '.join(str(port.external) for port in taken)}")
-            # Seen through when the caller goes away: `stop` waits for the lock and then finds the process.
-            await asyncio.shield(asyncio.create_task(self._carry_out(spec, files, run)))
+            await self._make(spec, files, run)
 
-    async def _carry_out(self, spec: LaunchSpec, files: Path, run: RunFolder) -> None:
+    async def _make(self, spec: LaunchSpec, files: Path, run: RunFolder) -> None:
         await asyncio.to_thread(fill_folder, run.path, files, writable=spec.build.writable)
         write_config(run.beside_executable(spec.build), spec.config)
         run.describe(run_description(spec, run, self._place.fleet_id))
@@ -176,7 +190,7 @@ class ProcessRuntime:
         return Exited(key, end["at"], end["code"], tail=tail_of(run.path) if end["code"] else "")
 
     async def stop(self, key: RunKey, grace_s: float) -> None:
-        async with self._locks.setdefault(key, asyncio.Lock()):
+        async with self._locks.get(key) or contextlib.nullcontext():
             run = self._folder(key)
             descriptor = run.open_pidfd()
             if descriptor is None:

@@ -1,0 +1,209 @@
+"""What only a container engine can do: image builds, broken event streams, isolation as the game sees it."""
+
+import asyncio
+import io
+import secrets
+import tarfile
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from pathlib import Path
+
+import orjson
+import pytest
+
+from fleet.node.docker import DockerRuntime
+from fleet.node.docker_spec import container_name
+from fleet.node.engine import Engine, EngineError
+from fleet.node.runtime import BuildRef, LaunchFailed, RunKey
+from tests import games
+from tests.contract.test_runtime import PATIENCE, Stage, ask, engine_problem
+
+
+@pytest.fixture
+async def stage(tmp_path: Path) -> AsyncIterator[Stage]:
+    if problem := await asyncio.to_thread(engine_problem):
+        pytest.skip(f"no container engine: {problem}")
+    stage = Stage("docker", tmp_path / secrets.token_hex(4), None)  # type: ignore[arg-type]
+    await stage.open()
+    yield stage
+    await stage.clear()
+    await stage.die()
+
+
+@pytest.fixture
+async def engine(stage: Stage) -> AsyncIterator[Engine]:
+    engine = Engine()
+    yield engine
+    await engine.close()
+
+
+@pytest.fixture
+async def image(stage: Stage, engine: Engine) -> AsyncIterator[str]:
+    """A local-only image of the demo game, as a studio would build it: game in /srv/game, root user."""
+    base = next(
+        tag
+        for entry in await engine.call("GET", "/images/json")
+        for tag in entry["RepoTags"] or []
+        if tag.startswith("fleet-base:")
+    )
+    name = f"test-game-{secrets.token_hex(4)}"
+    created = await engine.call("POST", "/containers/create", json={"Image": base, "Cmd": ["true"]})
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w") as tar:
+        member = tarfile.TarInfo("srv/game/run")
+        content = games.demo()[games.EXECUTABLE][0]
+        member.size, member.mode = len(content), 0o755
+        tar.addfile(member, io.BytesIO(content))
+    path = f"/containers/{created['Id']}"
+    await engine.call("PUT", f"{path}/archive", params={"path": "/"}, data=archive.getvalue())
+    config = {"WorkingDir": "/srv/game", "Entrypoint": ["./run"], "Cmd": ["--boot", "0"], "Env": ["HOME=/srv"]}
+    await engine.call("POST", "/commit", params={"container": created["Id"], "repo": name, "tag": "1"}, json=config)
+    await engine.call("DELETE", path, params={"force": "1"})
+    yield f"{name}:1"
+    await stage.clear()
+    await engine.call("DELETE", f"/images/{name}:1", params={"force": "1"})
+
+
+@pytest.fixture
+async def build(image: str, engine: Engine) -> AsyncIterator[BuildRef]:
+    build = BuildRef(f"b{secrets.token_hex(6)}", "image", image=image)
+    yield build
+    with suppress(EngineError):
+        await engine.call("DELETE", f"/images/fleet-build:{build.build_id}", params={"force": "1"})
+
+
+async def test_an_image_build_runs_with_its_own_command_and_our_config(
+    stage: Stage, build: BuildRef, engine: Engine
+) -> None:
+    await stage.runtime.prepare(build)
+    await stage.runtime.prepare(build)
+    spec = stage.spec(build, startup_args="-extra 1")
+    await stage.runtime.launch(spec)
+    await stage.ready(spec)
+    state = orjson.loads(await asyncio.to_thread(ask, spec, "state"))
+    assert state["instance_id"] == spec.key.instance_id
+    assert state["args"] == ["--boot", "0", "-extra", "1"]
+    assert await asyncio.to_thread(ask, spec, "env HOME") == "env HOME=/srv"
+    await stage.runtime.stop(spec.key, PATIENCE)
+    await stage.exit_of(spec.key)
+    await stage.runtime.remove(spec.key)
+    await engine.call("DELETE", f"/images/fleet-build:{build.build_id}", params={"force": "1"})
+
+
+async def test_a_build_keeps_its_image_when_the_tag_moves(stage: Stage, build: BuildRef, engine: Engine) -> None:
+    await stage.runtime.prepare(build)
+    name, _, tag = (build.image or "").partition(":")
+    base = await stage.runtime._images.prepare(build)  # type: ignore[attr-defined]
+    before = (await engine.call("GET", f"/images/{base.reference}/json"))["Id"]
+    created = await engine.call("POST", "/containers/create", json={"Image": build.image, "Cmd": ["x"]})
+    await engine.call("POST", "/commit", params={"container": created["Id"], "repo": name, "tag": tag}, json={})
+    await engine.call("DELETE", f"/containers/{created['Id']}")
+    await stage.die()
+    await stage.open()
+    await stage.runtime.prepare(build)
+    assert (await engine.call("GET", f"/images/{base.reference}/json"))["Id"] == before
+
+
+async def test_an_executable_override_must_be_in_the_image(stage: Stage, image: str) -> None:
+    build = BuildRef(f"b{secrets.token_hex(6)}", "image", image=image, executable="/srv/game/other")
+    with pytest.raises(LaunchFailed, match="not in image") as failure:
+        await stage.runtime.prepare(build)
+    assert failure.value.reason == "STARTUP_FAILURE_EXECUTABLE"
+
+
+async def test_an_image_that_cannot_be_had_is_a_download_failure(stage: Stage) -> None:
+    build = BuildRef(f"b{secrets.token_hex(6)}", "image", image="localhost:1/no/such:1")
+    with pytest.raises(LaunchFailed, match="cannot be pulled") as failure:
+        await stage.runtime.prepare(build)
+    assert failure.value.reason == "STARTUP_FAILURE_DOWNLOAD"
+
+
+async def test_the_game_sees_its_walls(stage: Stage) -> None:
+    look = "id -u; touch x 2>&1; touch /etc/x 2>&1; grep -E 'CapEff|NoNewPrivs' /proc/self/status; touch /tmp/ok && echo tmp"
+    spec = stage.spec(stage.build(games.script(look)), ports=())
+    await stage.runtime.launch(spec)
+    await stage.exit_of(spec.key)
+    seen = " ".join([line.message for line in await stage.runtime.logs(spec.key, None, None, 100)])
+    assert seen.startswith("1000 ")
+    assert seen.count("Read-only file system") == 2
+    assert "CapEff:\t0000000000000000" in seen
+    assert "NoNewPrivs:\t1" in seen
+    assert seen.endswith("tmp")
+
+
+async def test_a_half_made_container_is_replaced(stage: Stage, engine: Engine) -> None:
+    spec = stage.spec(stage.build(games.demo()))
+    image = stage.runtime._base.reference  # type: ignore[attr-defined]
+    name = container_name(stage.place().fleet_id, spec.key)
+    await engine.call("POST", "/containers/create", params={"name": name}, json={"Image": image, "Cmd": ["false"]})
+    await stage.runtime.launch(spec)
+    await stage.ready(spec)
+    assert await asyncio.to_thread(ask, spec, "ping 1")
+
+
+class Proxy:
+    """A stand-in for the engine's socket that can be cut, as when the engine restarts."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._server: asyncio.Server | None = None
+        self._writers: set[asyncio.StreamWriter] = set()
+
+    async def open(self) -> None:
+        self._server = await asyncio.start_unix_server(self._serve, self.path)
+
+    async def cut(self) -> None:
+        assert self._server is not None
+        self._server.close()
+        for writer in self._writers:
+            writer.close()
+        self.path.unlink(missing_ok=True)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there, back = await asyncio.open_unix_connection(Engine().socket)
+        self._writers |= {writer, back}
+        await asyncio.gather(_pump(reader, back), _pump(there, writer))
+
+
+async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    with suppress(OSError):
+        while data := await reader.read(65536):
+            writer.write(data)
+            await writer.drain()
+    writer.close()
+
+
+async def test_ends_during_an_outage_of_the_engine_are_told_after_it(stage: Stage, tmp_path: Path) -> None:
+    proxy = Proxy(tmp_path / "engine.sock")
+    await proxy.open()
+    await stage.die()
+    stage.runtime = DockerRuntime(stage.place(), socket=str(proxy.path))
+    await stage.runtime.start()
+    stage.task = asyncio.create_task(stage.listen())
+    ended, vanished, stays = [await stage.running(games.demo()) for _ in range(3)]
+    await proxy.cut()
+    await asyncio.to_thread(ask, ended, "crash 7")
+    other = DockerRuntime(stage.place())
+    await other.stop(vanished.key, 5)
+    await other.remove(vanished.key)
+    await other.close()
+    await proxy.open()
+    assert (await stage.exit_of(ended.key)).exit_code == 7
+    assert (await stage.exit_of(vanished.key)).exit_code == -1
+    assert stays.key not in stage.exits
+    await stage.runtime.stop(stays.key, PATIENCE)
+    assert (await stage.exit_of(stays.key)).exit_code == 0
+    assert sorted(str(report.key) for report in stage.reports) == sorted(
+        str(spec.key) for spec in (ended, vanished, stays)
+    )
+    await proxy.cut()
+    await stage.die()
+    await stage.open()
+
+
+async def test_a_run_nobody_knows_is_quietly_gone(stage: Stage) -> None:
+    key = RunKey("unknown", 1)
+    await stage.runtime.stop(key, 1)
+    await stage.runtime.remove(key)
+    assert await stage.runtime.logs(key, None, None, 5) == []
+    assert [line async for line in stage.runtime.follow(key, None)] == []
