@@ -1,0 +1,18 @@
+"""Generated requests against the running fleet: no 5xx, and every answer as our own document says."""
+
+import pytest
+import schemathesis
+
+from tests.integration.test_api_live import RunningFleet
+from tests.unit.schema_kit import check_operations
+
+pytestmark = [pytest.mark.fleet, pytest.mark.slow]
+
+
+def test_every_operation_of_the_running_fleet_answers_as_documented(
+    fleet: RunningFleet,
+    subtests: pytest.Subtests,
+) -> None:
+    schema = schemathesis.openapi.from_url(f"{fleet.url}/api/doc")
+    labels = check_operations(schema, fleet.server_key, 15, subtests)
+    assert len(labels) >= 16
