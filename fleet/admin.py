@@ -10,7 +10,6 @@ Reads come from the database, commands go to the region managers, so a script se
 """
 
 import asyncio
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from fleet.errors import NotFound, Unavailable
 from fleet.node.runtime import LogLine
 from fleet.ops.head import read_head
 from fleet.ops.home import find_home
+from fleet.ops.join import join_head
 from fleet.region.client import RegionClient
 from fleet.region.names import NAMESPACE
 from fleet.region.nodes_config import load_nodes_config
@@ -174,6 +174,5 @@ def _connect(path: Path) -> bool:
             f"No fleet runs in {path}. Start it with `fleet up`.",
             error="Fleet not running",
         )
-    os.environ.update(head.environment)
-    ray.init(address=head.address, namespace=NAMESPACE, log_to_driver=False)
+    join_head(head, NAMESPACE)
     return True

@@ -8,8 +8,11 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from fleet.cli_api import register, show_table
+from fleet.cli_demo import ask_command, demo
 from fleet.errors import FleetError
 from fleet.ops.home import Home, OpsError, find_home, open_home, read_access
+from fleet.projects.model import KeyKind
 from fleet.settings import FleetSettings, get_settings
 
 app = typer.Typer(
@@ -18,6 +21,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="An open, self-hosted game-server cloud.",
 )
+keys = typer.Typer(no_args_is_help=True, help="The API keys of the default project.")
 console = Console(highlight=False, soft_wrap=True)
 errors = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -86,6 +90,76 @@ def down() -> None:
         return
     stopped = bring_down(home, settings, _step)
     console.print("[bold]Fleet is down.[/bold]" if stopped else "Fleet was not running.")
+
+
+@app.command()
+def status() -> None:
+    """Whether the fleet runs, where, and what it holds."""
+    from fleet.ops import api
+    from fleet.ops.engine import engine_answers
+    from fleet.ops.head import read_head
+    from fleet.ops.supervisor import lock_holder
+
+    settings = _settings()
+    home = find_home(settings.home)
+    if home is None:
+        console.print(f"There is no fleet in {settings.home}. Start one with 'fleet up'.")
+        raise typer.Exit(3)
+    access, head, supervisor = read_access(home), read_head(home), lock_holder(home)
+    url = access.url if access else api.local_url(settings)
+    answers = api.healthy(url)
+    engine = "answers" if engine_answers() else "none (games run as plain processes, without isolation)"
+    rows = [
+        ["API", f"{url} {'answers' if answers else 'does not answer'}"],
+        ["Ray", head.address if head and head.alive else "does not run"],
+        ["supervisor", f"process {supervisor}" if supervisor else "does not run"],
+        ["engine", engine],
+        ["home", str(home.path)],
+        ["logs", str(home.logs)],
+    ]
+    show_table(["", ""], rows)
+    if not answers:
+        raise typer.Exit(3)
+
+
+@keys.command("rotate")
+def rotate(kind: Annotated[KeyKind, typer.Argument(help="server or client")]) -> None:
+    """Replace a key of the default project. The old one stops working within seconds."""
+    from fleet.ops.keys import rotate_key
+
+    settings = _settings()
+    home = find_home(settings.home)
+    if home is None:
+        raise OpsError(f"There is no fleet in {settings.home}. Start one with 'fleet up'.")
+    console.print(asyncio.run(rotate_key(home, settings, kind)))
+
+
+@app.command()
+def nodes() -> None:
+    """The nodes that regions lease now."""
+    from fleet.admin import Fleet
+
+    _settings()
+    with Fleet("auto") as fleet:
+        found = [node for region in fleet.regions() if region.live for node in fleet.nodes(region.region)]
+    rows = [
+        [
+            n.node_id,
+            n.region,
+            n.runtime,
+            n.runs,
+            f"{n.memory_free_mb}/{n.memory_mb} MB",
+            "draining" if n.draining else "",
+        ]
+        for n in found
+    ]
+    show_table(["node", "region", "runtime", "servers", "free memory", ""], rows)
+
+
+register(app)
+app.command()(demo)
+app.command("ask")(ask_command)
+app.add_typer(keys, name="keys")
 
 
 def main() -> None:

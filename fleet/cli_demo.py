@@ -1,0 +1,101 @@
+"""`fleet demo`: a game from its folder to a played packet, through the public API only."""
+
+import socket
+import time
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from fleet.cli_api import connect, push_build
+from fleet.errors import BadRequest, FleetError
+from fleet.ops.home import Access, find_home, read_access
+from fleet.settings import get_settings
+
+console = Console(highlight=False, soft_wrap=True)
+PORT = {"name": "game", "internal_port": 7777, "protocol": "udp"}
+ANSWER_TIMEOUT_S = 15.0
+
+
+def demo() -> None:
+    """Upload the demo game, start a server, play one packet against it."""
+    folder = _demo_folder()
+    with connect() as rest:
+        console.print("[dim]·[/dim] Uploading the demo game")
+        build = push_build(rest, folder, "demo", "Server.x86_64")
+        console.print(f"[dim]·[/dim] Build ready: {build['name']} version {build['version']}")
+        console.print("[dim]·[/dim] Starting a server in us-east (the first one prepares the runtime)")
+        body = {"name": "demo", "region": "us-east", "version_tag": "demo", "port_configs": [PORT]}
+        server = rest.call("POST", "/servers/start", json=body, params={"wait_for": "running", "timeout": 60})
+        deadline = time.monotonic() + 180
+        while server["status"] == "launching" and time.monotonic() < deadline:
+            query = {"wait_for": "running", "timeout": 60}
+            server = rest.call("GET", f"/servers/{server['instance_id']}", params=query)
+    if server["status"] != "running":
+        raise FleetError(
+            f"It is {server['status']}. See: fleet logs {server['instance_id']}", error="No running server"
+        )
+    port = server["network_ports"][0]
+    answer = ask(port["host"], port["external_port"], b"join you", ANSWER_TIMEOUT_S)
+    console.print(f"[dim]·[/dim] Sent 'join you' by UDP, the game answers: [bold green]{answer.decode()}[/bold green]")
+    _tell(server, port, _access())
+
+
+def _demo_folder() -> Path:
+    package = find_spec("fleet")
+    root = Path(package.origin).parent.parent if package and package.origin else Path()
+    folder = root / "examples" / "demo-game"
+    if not folder.is_dir():
+        raise FleetError(f"{folder} is missing: run this from a clone of the repository.", error="No demo game")
+    return folder
+
+
+def ask(host: str, port: int, packet: bytes, timeout_s: float) -> bytes:
+    """Send the packet, again each second, until an answer comes; FleetError if none does."""
+    deadline = time.monotonic() + timeout_s
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+        client.connect((host, port))
+        client.settimeout(1.0)
+        while time.monotonic() < deadline:
+            try:
+                client.send(packet)
+                return client.recv(2048)
+            except (TimeoutError, ConnectionRefusedError):
+                continue
+    raise FleetError(f"{host}:{port} sent nothing back within {timeout_s:.0f} s.", error="No answer by UDP")
+
+
+def ask_command(
+    address: Annotated[str, typer.Argument(metavar="HOST:PORT")], packet: Annotated[str, typer.Argument(help="Text")]
+) -> None:
+    """Send one UDP packet to a game and show its answer."""
+    host, _, port = address.rpartition(":")
+    if not port.isdigit():
+        raise BadRequest(f"'{address}' is no address. Write it as host:port.")
+    console.print(ask(host, int(port), packet.encode(), ANSWER_TIMEOUT_S).decode(errors="replace"), markup=False)
+
+
+def _access() -> Access | None:
+    home = find_home(get_settings().home)
+    return read_access(home) if home else None
+
+
+def _tell(server: dict[str, Any], port: dict[str, Any], access: Access | None) -> None:
+    address = f"{port['host']}:{port['external_port']}"
+    console.print(f"\n[bold green]A game server runs at {address} (udp)[/bold green]")
+    if access:
+        console.print(f"  API         {access.url}/api   reference: {access.url}/api/reference")
+        console.print(f"  server key  {access.server_key}\n  client key  {access.client_key}")
+    console.print(f"  logs        {get_settings().home / 'logs'}   (the game's: fleet logs {server['instance_id']})")
+    console.print("\nWhat to type next:")
+    for command, meaning in (
+        (f".venv/bin/fleet ask {address} state", "play another packet"),
+        (".venv/bin/fleet servers", "what runs"),
+        (f".venv/bin/fleet logs -f {server['instance_id']}", "what the game says"),
+        (f".venv/bin/fleet stop {server['instance_id']}", "end it"),
+        (".venv/bin/fleet builds push DIR", "upload your own game"),
+        ("make down", "stop everything"),
+    ):
+        console.print(f"  {command}   [dim]# {meaning}[/dim]")
