@@ -12,9 +12,10 @@ import platform
 import shutil
 import tarfile
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Generator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import orjson
 import structlog
@@ -92,7 +93,7 @@ async def pull_image(engine: Engine, reference: str, headers: dict[str, str] | N
     params = {"fromImage": name} | ({"tag": tag} if tag else {})
     async with engine.stream("POST", "/images/create", params, headers) as answer:
         async for line in answer.content:
-            report = orjson.loads(line) if line.strip() else {}
+            report: dict[str, Any] = orjson.loads(line) if line.strip() else {}
             if "error" in report:
                 raise EngineError(404, str(report["error"]))
 
@@ -140,7 +141,7 @@ async def _make(engine: Engine, tag: str) -> None:
 
 
 @contextmanager
-def _work_folder() -> Iterator[Path]:
+def _work_folder() -> Generator[Path]:
     folder = Path(tempfile.mkdtemp(prefix="fleet-base-"))
     try:
         yield folder

@@ -5,7 +5,7 @@ there is to support, and a launch is three requests: this costs a third of a mil
 """
 
 import os
-from collections.abc import AsyncIterable, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -86,7 +86,7 @@ class Engine:
     @asynccontextmanager
     async def stream(
         self, method: str, path: str, params: Mapping[str, str] | None = None, headers: Mapping[str, str] | None = None
-    ) -> AsyncIterator[aiohttp.ClientResponse]:
+    ) -> AsyncGenerator[aiohttp.ClientResponse]:
         """An answer that may last for ever (events, logs, a pull): read it from `.content`."""
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=10)
         try:

@@ -113,14 +113,11 @@ class BuildImages:
 
 
 def config_folder(build: BuildRef, config: dict[str, Any]) -> str:
-    """Folder of the executable where it is absolute, else the image's working directory."""
-    working = config.get("WorkingDir") or "/"
-    command = build.executable or next(iter([*(config.get("Entrypoint") or []), *(config.get("Cmd") or [])]), "")
-    if build.executable and not command.startswith("/"):
-        return posixpath.dirname(posixpath.normpath(posixpath.join(working, command)))
-    if build.executable:
-        return posixpath.dirname(command)
-    return working
+    """Folder of the build's own executable if it names one, else the image's working directory."""
+    working: str = config.get("WorkingDir") or "/"
+    if not build.executable:
+        return working
+    return posixpath.dirname(posixpath.normpath(posixpath.join(working, build.executable)))
 
 
 def link_archive(path: str) -> bytes:
@@ -134,7 +131,8 @@ def link_archive(path: str) -> bytes:
 
 
 def facts_of(reference: str, details: dict[str, Any]) -> ImageFacts:
-    config = details.get("Config") or {}
+    """What a launch needs of the engine's description of an image."""
+    config: dict[str, list[str] | None] = details.get("Config") or {}
     names = frozenset(entry.partition("=")[0] for entry in config.get("Env") or [])
     return ImageFacts(reference, tuple(config.get("Entrypoint") or ()), tuple(config.get("Cmd") or ()), names)
 

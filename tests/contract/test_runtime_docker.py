@@ -119,7 +119,8 @@ async def test_an_image_that_cannot_be_had_is_a_download_failure(stage: Stage) -
 
 
 async def test_the_game_sees_its_walls(stage: Stage) -> None:
-    look = "id -u; touch x 2>&1; touch /etc/x 2>&1; grep -E 'CapEff|NoNewPrivs' /proc/self/status; touch /tmp/ok && echo tmp"
+    status = "grep -E 'CapEff|NoNewPrivs' /proc/self/status"
+    look = f"id -u; touch x 2>&1; touch /etc/x 2>&1; {status}; touch /tmp/ok && echo tmp"
     spec = stage.spec(stage.build(games.script(look)), ports=())
     await stage.runtime.launch(spec)
     await stage.exit_of(spec.key)
