@@ -33,7 +33,7 @@ def open_context(settings: FleetSettings) -> AppContext:
     # Requests are logged by `Edge`, with ids and routes; Serve's own access log costs a tenth of the throughput.
     logging_config={"enable_access_log": False},
 )
-@serve.ingress()
+@serve.ingress()  # pyright: ignore[reportUntypedClassDecorator]
 class Api:
     """One replica. Stateless: whatever it keeps can be thrown away at any time."""
 

@@ -1,7 +1,7 @@
 """The FastAPI app over the fleet's services; knows nothing of what serves it."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
 
 from fastapi import FastAPI
@@ -38,7 +38,7 @@ def create_app(context: AppContext, *, metrics: HttpMetrics | None = None, echo_
 
 
 @asynccontextmanager
-async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+async def _lifespan(app: FastAPI) -> AsyncGenerator[None]:
     context: AppContext = app.state.context
     house = asyncio.create_task(context.keep_house())
     try:

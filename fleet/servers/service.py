@@ -107,8 +107,8 @@ class ServerService:
     async def _prepare(self, caller: Principal, request: StartRequest) -> Server:
         region = self._catalog.region(request.region)
         size = self._catalog.size(request.compute_size)
-        environment = caller.settings.get("environment_variables") or {}
-        environment = {**environment, **request.environment}
+        project_environment: dict[str, str] = caller.settings.get("environment_variables") or {}
+        environment = {**project_environment, **request.environment}
         ports = request.port_configs if request.port_configs is not None else project_ports(caller)
         self._check(request.startup_args, request.custom_data, environment, ports, request.ttl)
         build = await self._builds.resolve(caller.project_id, request.version_tag, request.version)

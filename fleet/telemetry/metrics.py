@@ -12,6 +12,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 30.0, 120.0)
+KEEP_FILES = 128  # two for each process; a fleet restarts its replicas rarely
 _METHODS = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"})
 
 
@@ -25,6 +26,7 @@ class HttpMetrics:
         self._folder = folder
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
+            forget_oldest(folder)
             os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(folder)
             # The library chooses at import, which Ray may have done before us.
             values.ValueClass = values.MultiProcessValue()
@@ -60,3 +62,16 @@ class HttpMetrics:
         merged = CollectorRegistry()
         MultiProcessCollector(merged, path=str(self._folder))
         return generate_latest(merged)
+
+
+def forget_oldest(folder: Path, keep: int = KEEP_FILES) -> None:
+    """Bound the folder: drop the files of processes that have ended, longest untouched first, beyond `keep`."""
+    ended = [file for file in folder.glob("*.db") if not _alive(file)]
+    ended.sort(key=lambda file: file.stat().st_mtime, reverse=True)
+    for file in ended[keep:]:
+        file.unlink(missing_ok=True)
+
+
+def _alive(file: Path) -> bool:
+    pid = file.stem.rpartition("_")[2]
+    return pid.isdigit() and Path("/proc", pid).exists()
