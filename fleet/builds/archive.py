@@ -4,6 +4,7 @@ What could do harm is refused with a word a game developer understands, never qu
 folder, links out of it, devices, encryption, bombs. What is merely missing, an execute bit, is mended.
 """
 
+import io
 import os
 import stat
 import struct
@@ -19,8 +20,13 @@ _MB = 1 << 20
 _CHUNK = 1 << 20
 # Below this size a high ratio is harmless: a file of zeros packs very well.
 _RATIO_FREE_BYTES = 16 * _MB
-_METHODS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA}
-_MAX_LINK = 4096
+# zipfile inflates in bounded steps; of bzip2 and LZMA it takes whatever a block yields into memory at once.
+_METHODS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}
+_MAX_LINKS = 10_000
+_MAX_LINK_BYTES = 512
+_MAX_LINK_HOPS = 8
+# Of one entry in the ZIP's directory beside its path: the fixed part and the usual extra fields.
+_ENTRY_BYTES = 46 + 64
 
 
 class ArchiveError(FleetError):
@@ -32,11 +38,12 @@ class ArchiveError(FleetError):
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One checked member. `kind`: file, folder or link; `path` is relative, without `.` and `..`."""
+    """One checked member. `kind`: file, folder or link (to `target`); `path` is relative, without `.` and `..`."""
 
     info: zipfile.ZipInfo
     path: PurePosixPath
     kind: str
+    target: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +56,24 @@ class Manifest:
     mended: tuple[str, ...]
 
 
+class _GuardedFile(io.FileIO):
+    """Lets zipfile load a directory of a permitted size only: it takes all of it into memory to begin with."""
+
+    def __init__(self, path: Path, limits: UploadLimits) -> None:
+        super().__init__(path)
+        self._max_files = limits.max_files
+        self._max_bytes = max(_MB, limits.max_files * (_ENTRY_BYTES + limits.max_path_length))
+        self.loading = True
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if not self.loading:
+            return super().read(-1 if size is None else size) or b""
+        data = super().read(self._max_bytes + 1 if size is None or size < 0 else min(size, self._max_bytes + 1)) or b""
+        if len(data) > self._max_bytes or data.count(b"PK\x01\x02") > self._max_files:
+            raise ArchiveError(f"The ZIP holds too many files; at most {self._max_files} are taken.")
+        return data
+
+
 def unpack(archive: Path, folder: Path, limits: UploadLimits) -> Manifest:
     """Unpack a checked ZIP into an empty folder. ArchiveError says what is wrong with it.
 
@@ -58,7 +83,8 @@ def unpack(archive: Path, folder: Path, limits: UploadLimits) -> Manifest:
     if packed > limits.max_packed_mb * _MB:
         raise ArchiveError(f"The ZIP is larger than {limits.max_packed_mb} MB, the most that is taken here.")
     try:
-        with zipfile.ZipFile(archive) as opened:
+        with _GuardedFile(archive, limits) as file, zipfile.ZipFile(file) as opened:
+            file.loading = False
             entries = check(opened, packed, limits)
             return _unpack_all(opened, entries, folder, packed)
     except (zipfile.BadZipFile, zipfile.LargeZipFile, zlib.error, EOFError, struct.error, ValueError) as error:
@@ -84,6 +110,7 @@ def check(opened: zipfile.ZipFile, packed: int, limits: UploadLimits) -> list[En
     entries = [_entry(opened, info, limits) for info in infos]
     _check_overlap(infos)
     _check_names(entries)
+    _check_links(entries)
     return entries
 
 
@@ -92,7 +119,7 @@ def _entry(opened: zipfile.ZipFile, info: zipfile.ZipInfo, limits: UploadLimits)
     if info.flag_bits & 0x1:
         raise ArchiveError(f"'{info.filename}' is encrypted. Pack the build without a password.")
     if info.compress_type not in _METHODS:
-        raise ArchiveError(f"'{info.filename}' is packed by an unknown method. Use ordinary ZIP (deflate).")
+        raise ArchiveError(f"'{info.filename}' is packed by a method not taken here. Use ordinary ZIP (deflate).")
     if info.file_size > _RATIO_FREE_BYTES and info.file_size > max(1, info.compress_size) * limits.max_ratio:
         raise ArchiveError(f"'{info.filename}' unpacks to more than {limits.max_ratio:g} times its size.")
     mode = info.external_attr >> 16 if info.create_system == 3 else 0
@@ -100,8 +127,7 @@ def _entry(opened: zipfile.ZipFile, info: zipfile.ZipInfo, limits: UploadLimits)
     if info.is_dir() or kind == stat.S_IFDIR:
         return Entry(info, path, "folder")
     if kind == stat.S_IFLNK:
-        _check_link(opened, info, path)
-        return Entry(info, path, "link")
+        return Entry(info, path, "link", _link_target(opened, info))
     if kind not in (0, stat.S_IFREG):
         raise ArchiveError(f"'{info.filename}' is a device, pipe or socket. Pack files, folders and links only.")
     return Entry(info, path, "file")
@@ -126,17 +152,47 @@ def _safe_path(info: zipfile.ZipInfo, limits: UploadLimits) -> PurePosixPath:
     return PurePosixPath(*parts)
 
 
-def _check_link(opened: zipfile.ZipFile, info: zipfile.ZipInfo, path: PurePosixPath) -> None:
-    if info.file_size > _MAX_LINK:
-        raise ArchiveError(f"The link '{info.filename}' is too long.")
-    target = opened.read(info).decode(errors="surrogateescape")
-    depth = len(path.parts) - 1
-    for part in PurePosixPath(target).parts:
-        depth += -1 if part == ".." else 1
-        if depth < 0:
-            break
-    if not target or "\0" in target or target.startswith("/") or depth < 0:
-        raise ArchiveError(f"The link '{info.filename}' points outside the build's folder. Pack the file itself.")
+def _link_target(opened: zipfile.ZipFile, info: zipfile.ZipInfo) -> str:
+    # Never ZipFile.read: it inflates all that the member holds, however little it declares.
+    with opened.open(info) as source:
+        target = source.read(_MAX_LINK_BYTES + 1)
+    if info.file_size > _MAX_LINK_BYTES or len(target) > _MAX_LINK_BYTES:
+        raise ArchiveError(f"The link '{info.filename}' is longer than {_MAX_LINK_BYTES} bytes.")
+    if not target or b"\0" in target:
+        raise ArchiveError(f"The link '{info.filename}' points nowhere. Pack the file itself.")
+    return os.fsdecode(target)
+
+
+def _check_links(entries: list[Entry]) -> None:
+    """Follow each link through the others: two that are harmless by themselves may leave the folder together."""
+    links = {entry.path.parts: entry.target for entry in entries if entry.kind == "link"}
+    if len(links) > _MAX_LINKS:
+        raise ArchiveError(f"The ZIP holds {len(links)} links; at most {_MAX_LINKS} are taken.")
+    for path, target in links.items():
+        if not _stays_inside(path[:-1], target, links):
+            name = "/".join(path)
+            raise ArchiveError(f"The link '{name}' points outside the build's folder or in a circle. Pack the file.")
+
+
+def _stays_inside(folder: tuple[str, ...], target: str, links: dict[tuple[str, ...], str]) -> bool:
+    place, hops = list(folder), 0
+    ahead = list(reversed(PurePosixPath(target).parts))
+    while ahead:
+        part = ahead.pop()
+        if part.startswith("/") or (part == ".." and not place):
+            return False
+        if part == "..":
+            place.pop()
+            continue
+        inner = links.get((*place, part))
+        if inner is None:
+            place.append(part)
+            continue
+        hops += 1
+        if hops > _MAX_LINK_HOPS:
+            return False
+        ahead.extend(reversed(PurePosixPath(inner).parts))
+    return True
 
 
 def _check_overlap(infos: list[zipfile.ZipInfo]) -> None:
@@ -171,12 +227,14 @@ def _unpack_all(opened: zipfile.ZipFile, entries: list[Entry], folder: Path, pac
             continue
         target.parent.mkdir(parents=True, exist_ok=True)
         if entry.kind == "link":
-            os.symlink(opened.read(entry.info).decode(errors="surrogateescape"), target)
+            os.symlink(entry.target, target)
             continue
         files += 1
         total += entry.info.file_size
         if _write_file(opened, entry, target):
             mended.append(str(entry.path))
+    for place, _, _ in os.walk(folder):
+        os.chmod(place, 0o755)  # whatever the umask: games run as another user
     return Manifest(files, packed, total, tuple(mended))
 
 
