@@ -10,7 +10,7 @@ from typing import Any
 
 import orjson
 
-from fleet.node.executable import executable_of, split_args
+from fleet.node.executable import executable_of, game_arguments
 from fleet.node.runtime import LaunchSpec, Port, RunKey
 
 GAME, BUNDLE, CONFIG, TMP = "/game", "/bundle", "/playflow", "/tmp"
@@ -95,9 +95,13 @@ def _environment(spec: LaunchSpec, image: ImageFacts) -> list[str]:
     return [f"{name}={value}" for name, value in (defaults | spec.environment).items()]
 
 
+def _arguments(spec: LaunchSpec) -> list[str]:
+    return game_arguments(spec.startup_args, {port.name: port.internal for port in spec.ports})
+
+
 def _zip_command(spec: LaunchSpec) -> dict[str, Any]:
     folder = posixpath.join(GAME, spec.build.root).rstrip("/")
-    command = [f"./{executable_of(spec.build)}", *split_args(spec.startup_args)]
+    command = [f"./{executable_of(spec.build)}", *_arguments(spec)]
     if not spec.build.writable:
         return {"User": GAME_USER, "WorkingDir": folder, "Entrypoint": [], "Cmd": command}
     fill = ["/bin/sh", "-c", _FILL, folder, *command]
@@ -105,7 +109,7 @@ def _zip_command(spec: LaunchSpec) -> dict[str, Any]:
 
 
 def _image_command(spec: LaunchSpec, image: ImageFacts) -> dict[str, Any]:
-    args = split_args(spec.startup_args)
+    args = _arguments(spec)
     if spec.build.executable:
         return {"Entrypoint": [spec.build.executable], "Cmd": args}
     if not args:

@@ -2,6 +2,7 @@
 
 import platform
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 
 from fleet.node.runtime import BuildRef, LaunchFailed
@@ -18,6 +19,14 @@ def split_args(startup_args: str | None) -> list[str]:
         return shlex.split(startup_args)
     except ValueError:
         return startup_args.split()
+
+
+def game_arguments(startup_args: str | None, ports: Mapping[str, int]) -> list[str]:
+    """The split arguments, `{port:<name>}` in them replaced by the port that the game must bind."""
+    arguments = split_args(startup_args)
+    for name, number in ports.items():
+        arguments = [argument.replace(f"{{port:{name}}}", str(number)) for argument in arguments]
+    return arguments
 
 
 def executable_of(build: BuildRef) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 import orjson
 
-from fleet.node.executable import executable_of, split_args
+from fleet.node.executable import executable_of, game_arguments
 from fleet.node.runtime import BuildRef, LaunchSpec, Observed, Port, RunKey
 from fleet.node.server_folder import CONFIG_FILE
 from fleet.node.shim import start_time
@@ -148,9 +148,7 @@ def run_description(spec: LaunchSpec, run: RunFolder, fleet_id: str) -> dict[str
     """run.json: what the keeper starts, and what a restarted agent must know."""
     folder = run.path / "game" / spec.build.root
     executable = executable_of(spec.build)
-    arguments = split_args(spec.startup_args)
-    for port in spec.ports:
-        arguments = [argument.replace(f"{{port:{port.name}}}", str(port.external)) for argument in arguments]
+    arguments = game_arguments(spec.startup_args, {port.name: port.external for port in spec.ports})
     return {
         "fleet_id": fleet_id,
         "region": spec.region,

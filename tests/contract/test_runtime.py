@@ -135,7 +135,7 @@ class Stage:
 async def until(condition: Callable[[], Awaitable[bool]]) -> None:
     """Wait for what has no event to wait for."""
     async with asyncio.timeout(PATIENCE):
-        while not await condition():
+        while not await condition():  # noqa: ASYNC110
             await asyncio.sleep(0.005)
 
 
@@ -222,8 +222,6 @@ async def test_two_declared_ports_are_both_needed(stage: Stage) -> None:
     key = RunKey(secrets.token_hex(8), 1)
     ports = (Port("game", 7777, PORTS.take(str(key)), "udp"), Port("tcp", 7778, PORTS.take(str(key)), "tcp"))
     spec = stage.spec(stage.build(games.demo()), key=key, ports=ports, startup_args="--tcp {port:tcp}")
-    if stage.kind == "docker":
-        spec = stage.spec(spec.build, key=key, ports=ports, startup_args="--tcp 7778")
     await stage.runtime.launch(spec)
     await stage.ready(spec)
 
@@ -526,9 +524,7 @@ async def test_real_games_run(stage: Stage) -> None:
         files = await asyncio.to_thread(games.teeworlds)
     except (subprocess.CalledProcessError, FileNotFoundError) as error:
         pytest.skip(f"Debian's game packages are out of reach: {error}")
-    spec = stage.spec(stage.build(files))
-    port = spec.ports[0].external if stage.kind == "process" else 7777
-    spec = stage.spec(spec.build, ports=spec.ports, startup_args=f'"sv_port {port}" "sv_register 0" "sv_name real one"')
+    spec = stage.spec(stage.build(files), startup_args=games.TEEWORLDS_ARGS.replace("{name}", "real one"))
     await stage.runtime.launch(spec)
     await stage.ready(spec)
     assert await asyncio.to_thread(games.teeworlds_name, HOST, spec.ports[0].external) == "real one"

@@ -3,6 +3,7 @@
 import asyncio
 import io
 import secrets
+import subprocess
 import tarfile
 from collections.abc import AsyncIterator
 from contextlib import suppress
@@ -14,9 +15,9 @@ import pytest
 from fleet.node.docker import DockerRuntime
 from fleet.node.docker_spec import container_name
 from fleet.node.engine import Engine, EngineError
-from fleet.node.runtime import BuildRef, LaunchFailed, RunKey
+from fleet.node.runtime import BuildRef, LaunchFailed, Port, RunKey
 from tests import games
-from tests.contract.test_runtime import PATIENCE, Stage, ask, engine_problem
+from tests.contract.test_runtime import HOST, PATIENCE, PORTS, Stage, ask, engine_problem
 
 
 @pytest.fixture
@@ -130,6 +131,19 @@ async def test_the_game_sees_its_walls(stage: Stage) -> None:
     assert "CapEff:\t0000000000000000" in seen
     assert "NoNewPrivs:\t1" in seen
     assert seen.endswith("tmp")
+
+
+async def test_a_real_game_with_two_ports_and_its_own_library(stage: Stage) -> None:
+    try:
+        files = await asyncio.to_thread(games.cube2)
+    except (subprocess.CalledProcessError, FileNotFoundError) as error:
+        pytest.skip(f"Debian's game packages are out of reach: {error}")
+    ports = (Port("game", 28785, PORTS.take("cube2"), "udp"), Port("info", 28786, PORTS.take("cube2"), "udp"))
+    args = games.CUBE2_ARGS.replace("{name}", "Arena7")
+    spec = stage.spec(stage.build(files), ports=ports, startup_args=args, environment={"LD_LIBRARY_PATH": "."})
+    await stage.runtime.launch(spec)
+    await stage.ready(spec)
+    assert await asyncio.to_thread(games.cube2_name, HOST, ports[1].external) == "Arena7"
 
 
 async def test_a_half_made_container_is_replaced(stage: Stage, engine: Engine) -> None:
