@@ -1,0 +1,104 @@
+"""What all suites share: one real fleet per session, and its logs when something failed."""
+
+import json
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+
+from fleet.ops.head import tail
+from fleet.ops.home import free_ports
+
+ROOT = Path(__file__).parent.parent
+UP_TIMEOUT_S = 600
+STARTED: pytest.StashKey[list[Path]] = pytest.StashKey()
+
+
+@dataclass(frozen=True)
+class RunningFleet:
+    """A fleet that answers at `url`; `env` is what its commands need."""
+
+    url: str
+    server_key: str
+    client_key: str
+    project_id: str
+    home: Path
+    env: dict[str, str]
+
+    def client(self, key: str | None = None) -> httpx.Client:
+        """An HTTP client with the server key (or another)."""
+        return httpx.Client(base_url=self.url, headers={"api-key": key or self.server_key}, timeout=90, trust_env=False)
+
+    def command(self, *arguments: str, timeout_s: float = UP_TIMEOUT_S) -> subprocess.CompletedProcess[str]:
+        return run_fleet(self.env, *arguments, timeout_s=timeout_s)
+
+
+def run_fleet(
+    env: dict[str, str], *arguments: str, timeout_s: float = UP_TIMEOUT_S
+) -> subprocess.CompletedProcess[str]:
+    """The `fleet` command with that environment; output as text, no exception on failure."""
+    command = [sys.executable, "-m", "fleet.cli", *arguments]
+    return subprocess.run(
+        command,
+        env=env,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        check=False,
+        stdin=subprocess.DEVNULL,
+    )
+
+
+def fleet_environment(folder: Path) -> dict[str, str]:
+    """Settings of a fleet of its own: home, API port, and game ports that are unlikely to meet another fleet's."""
+    first = random.randrange(20000, 29000, 100)
+    config = folder / "nodes.yaml"
+    config.write_text(f"regions: all\nnode:\n  ports: {{first: {first}, per_region: 200}}\n")
+    own = {key: value for key, value in os.environ.items() if not key.startswith(("FLEET_", "RAY_"))}
+    passed_on = {key: os.environ[key] for key in ("FLEET_RUNTIME", "FLEET_BASE_IMAGE") if key in os.environ}
+    return (
+        own
+        | passed_on
+        | {
+            "FLEET_HOME": str(folder / "home"),
+            "FLEET_PORT": str(free_ports(1)[0]),
+            "FLEET_NODE_CONFIG": str(config),
+        }
+    )
+
+
+def started_fleet(env: dict[str, str]) -> RunningFleet:
+    """`fleet up`, and what it wrote for scripts."""
+    done = run_fleet(env, "up")
+    assert done.returncode == 0, done.stdout + done.stderr
+    access = json.loads(Path(env["FLEET_HOME"], "fleet.json").read_text())
+    return RunningFleet(**access, home=Path(env["FLEET_HOME"]), env=env)
+
+
+@pytest.fixture(scope="session")
+def fleet(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[RunningFleet]:
+    """The session's fleet: real Ray, real Serve, real containers where there is an engine."""
+    env = fleet_environment(tmp_path_factory.mktemp("fleet"))
+    request.config.stash.setdefault(STARTED, []).append(Path(env["FLEET_HOME"]))
+    try:
+        yield started_fleet(env)
+    finally:
+        down = run_fleet(env, "down")
+    assert down.returncode == 0, down.stdout + down.stderr
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """After a failure, the last lines of every log of the session's fleet."""
+    if not (terminalreporter.stats.get("failed") or terminalreporter.stats.get("error")):
+        return
+    for home in config.stash.get(STARTED, []):
+        for path in sorted(home.glob("logs/*.log")):
+            terminalreporter.write_sep("-", f"{path.name} (last lines)")
+            terminalreporter.write_line(tail(path, 20))

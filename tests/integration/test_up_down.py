@@ -1,0 +1,165 @@
+"""Starting and stopping: what runs, what is private, what survives, what is left behind (nothing)."""
+
+import os
+import signal
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from fleet.ops.head import read_head
+from fleet.ops.home import Home, find_home
+from fleet.ops.processes import command_of, held, supervised, wait_ended
+from fleet.ops.supervisor import lock_holder
+from tests.conftest import RunningFleet, fleet_environment, run_fleet, started_fleet
+from tests.waiting import eventually
+
+pytestmark = pytest.mark.timeout(900)
+
+
+def home_of(fleet: RunningFleet) -> Home:
+    found = find_home(fleet.home)
+    assert found is not None
+    return found
+
+
+def healthy(fleet: RunningFleet) -> bool:
+    try:
+        return httpx.get(f"{fleet.url}/api/health", timeout=5, trust_env=False).status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+def kill_and_wait(pid: int) -> None:
+    with held(pid) as fd:
+        assert fd is not None
+        os.kill(pid, signal.SIGKILL)
+        assert not wait_ended([fd], 30)
+
+
+def addresses_listened(pids: list[int]) -> set[tuple[str, str]]:
+    """(program, address) of every TCP listener of these processes, read from the kernel's tables."""
+    inodes: dict[str, str] = {}
+    for pid in pids:
+        for fd in Path(f"/proc/{pid}/fd").iterdir():
+            target = os.readlink(fd)
+            if target.startswith("socket:["):
+                inodes[target[8:-1]] = Path(command_of(pid).split(" ", 1)[0]).name
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return {(inodes[row[9]], row[1].split(":")[0]) for row in rows if row[3] == "0A" and row[9] in inodes}
+
+
+def test_second_up_finds_the_first(fleet: RunningFleet) -> None:
+    again = fleet.command("up")
+    assert again.returncode == 0, again.stderr
+    assert "already running" in again.stdout
+
+
+def test_home_is_private(fleet: RunningFleet) -> None:
+    assert stat.S_IMODE(fleet.home.stat().st_mode) == 0o700
+    for name in ("fleet.json", "ray-token", "ray.json"):
+        assert stat.S_IMODE((fleet.home / name).stat().st_mode) == 0o600, name
+    assert stat.S_IMODE(home_of(fleet).run_dir.stat().st_mode) == 0o700
+
+
+def test_the_proxy_listens_on_loopback_only(fleet: RunningFleet) -> None:
+    proxies = [pid for pid in supervised(home_of(fleet)) if "/haproxy" in command_of(pid).split(" ", 1)[0]]
+    assert proxies, "the API is not behind HAProxy"
+    assert addresses_listened(proxies) == {("haproxy", "0100007F")}
+
+
+def test_ray_demands_the_token(fleet: RunningFleet) -> None:
+    head = read_head(home_of(fleet))
+    assert head is not None
+    token = Path(head.environment["RAY_AUTH_TOKEN_PATH"]).read_text()
+    assert head.environment["RAY_AUTH_MODE"] == "token"
+    assert len(token) == 64
+
+
+def test_errors_of_the_api_are_one_clear_line(fleet: RunningFleet) -> None:
+    done = fleet.command("start", "x", "--region", "atlantis")
+    assert done.returncode == 1
+    assert "atlantis" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+class TestCrashes:
+    """In this order: each leaves a fleet that the next one hurts."""
+
+    def test_killed_proxy_manager_comes_back_with_its_proxy(self, fleet: RunningFleet) -> None:
+        managers = [pid for pid in supervised(home_of(fleet)) if "HAProxyManager" in command_of(pid)]
+        assert len(managers) == 1
+        kill_and_wait(managers[0])
+        eventually(lambda: healthy(fleet), 120, "the API answers again")
+
+    def test_killed_head_is_replaced(self, fleet: RunningFleet) -> None:
+        before = read_head(home_of(fleet))
+        assert before is not None
+        kill_and_wait(before.raylet.pid)
+
+        def replaced() -> bool:
+            head = read_head(home_of(fleet))
+            return head is not None and head.alive and head.gcs != before.gcs and healthy(fleet)
+
+        eventually(replaced, 240, "another head serves the API")
+
+    def test_up_adopts_the_head_of_a_killed_supervisor(self, fleet: RunningFleet) -> None:
+        home = home_of(fleet)
+        before, supervisor = read_head(home), lock_holder(home)
+        assert supervisor is not None
+        kill_and_wait(supervisor)
+        assert healthy(fleet), "the API must go on without its supervisor"
+        done = fleet.command("up")
+        assert done.returncode == 0, done.stderr
+        assert read_head(home) == before
+        assert lock_holder(home) not in (None, supervisor)
+
+
+@pytest.fixture
+def other_fleet(tmp_path: Path) -> Iterator[dict[str, str]]:
+    env = fleet_environment(tmp_path)
+    yield env
+    assert run_fleet(env, "down").returncode == 0
+
+
+def test_down_leaves_nothing_and_up_remembers(other_fleet: dict[str, str], fleet: RunningFleet) -> None:
+    first = started_fleet(other_fleet)
+    home = home_of(first)
+    with first.client() as client:
+        begun = client.post("/api/v3/builds/upload-url", params={"name": "kept"}).raise_for_status().json()
+    mine = supervised(home)
+    assert mine
+
+    # Down after the worst: the supervisor cannot help any more.
+    supervisor = lock_holder(home)
+    assert supervisor is not None
+    kill_and_wait(supervisor)
+    down = run_fleet(other_fleet, "down")
+    assert down.returncode == 0, down.stderr
+    assert supervised(home) == []
+    assert not home.run_dir.exists()
+    assert healthy(fleet), "another fleet on the machine was hurt"
+    again = run_fleet(other_fleet, "down")
+    assert again.returncode == 0
+    assert "not running" in again.stdout
+
+    second = started_fleet(other_fleet)
+    assert (second.server_key, second.client_key, second.project_id) == (
+        first.server_key,
+        first.client_key,
+        first.project_id,
+    )
+    with second.client() as client:
+        kept = client.get(f"/api/v3/builds/{begun['build_id']}").raise_for_status().json()
+    assert kept["name"] == "kept"
+
+
+def test_a_taken_port_is_named(tmp_path: Path, fleet: RunningFleet) -> None:
+    env = fleet_environment(tmp_path) | {"FLEET_PORT": fleet.env["FLEET_PORT"]}
+    done = run_fleet(env, "up")
+    assert done.returncode == 1
+    assert f"Port {fleet.env['FLEET_PORT']} is taken" in done.stderr
+    assert healthy(fleet)
+    assert run_fleet(env, "down").returncode == 0
