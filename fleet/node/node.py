@@ -7,6 +7,7 @@ older one is refused.
 
 import asyncio
 import contextlib
+import re
 import secrets
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import replace
@@ -21,6 +22,7 @@ from fleet.node.ports import PortAllocator
 from fleet.node.runtime import (
     BuildRef,
     EngineUnavailable,
+    Exited,
     LaunchFailed,
     LaunchSpec,
     LogLine,
@@ -38,6 +40,7 @@ T = TypeVar("T")
 
 _ENGINE_PATIENCE_S = 120.0
 _PORT_ATTEMPTS = 20
+_INIT_REFUSED = re.compile(r"\[FATAL tini \(\d+\)\] exec (.+) failed: (.+)")
 
 
 class _Run:
@@ -274,15 +277,14 @@ class Node:
     async def _follow_exits(self) -> None:
         async for exited in self._runtime.exits():
             run = self._runs.get(exited.key)
-            if run is not None:
-                self._end(
-                    run,
-                    RunState.EXITED,
-                    at=exited.at,
-                    exit_code=exited.exit_code,
-                    oom=exited.oom,
-                    message=exited.tail,
-                )
+            if run is None:
+                continue
+            refusal = _start_refused(exited) if run.view.state in (RunState.CREATING, RunState.BOOTING) else None
+            if refusal:
+                self._end(run, RunState.FAILED, at=exited.at, reason="STARTUP_FAILURE_EXECUTABLE", message=refusal)
+                continue
+            facts = {"exit_code": exited.exit_code, "oom": exited.oom, "message": exited.tail}
+            self._end(run, RunState.EXITED, at=exited.at, **facts)
 
     async def _stop(self, run: _Run, grace_s: float) -> None:
         key = run.view.key
@@ -362,6 +364,15 @@ class Node:
                 error=repr(error),
                 exc_info=error,
             )
+
+
+def _start_refused(exited: Exited) -> str | None:
+    """What a developer should know if the container's init could not execute the game at all."""
+    found = _INIT_REFUSED.search(exited.tail) if exited.exit_code in (126, 127) else None
+    if found is None:
+        return None
+    program, why = found.groups()
+    return f"{program} could not be executed ({why}). If it is a script, its '#!' line names a program that is missing."
 
 
 def _waiting_for(seen: Readiness) -> str:
