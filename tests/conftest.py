@@ -14,6 +14,7 @@ import pytest
 
 from fleet.ops.head import tail
 from fleet.ops.home import free_ports
+from tests.player import Studio
 
 ROOT = Path(__file__).parent.parent
 UP_TIMEOUT_S = 600
@@ -70,6 +71,10 @@ def fleet_environment(folder: Path) -> dict[str, str]:
             "FLEET_HOME": str(folder / "home"),
             "FLEET_PORT": str(free_ports(1)[0]),
             "FLEET_NODE_CONFIG": str(config),
+            # What tests wait for comes sooner than the defaults would bring it.
+            "FLEET_SERVERS__READY_DEADLINE_S": "20",
+            "FLEET_RESTARTS__BACKOFF_FIRST_S": "0.2",
+            "FLEET_RESTARTS__MAX_CRASHES": "3",
         }
     )
 
@@ -92,6 +97,14 @@ def fleet(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReque
     finally:
         down = run_fleet(env, "down")
     assert down.returncode == 0, down.stdout + down.stderr
+
+
+@pytest.fixture(scope="session")
+def studio(fleet: RunningFleet) -> Iterator[Studio]:
+    """A studio's back end on the session's fleet."""
+    found = Studio(fleet.url, fleet.server_key)
+    yield found
+    found.http.close()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

@@ -75,6 +75,10 @@ class Studio:
             pass
         return seen
 
+    def until_elsewhere(self, server: dict[str, Any]) -> dict[str, Any]:
+        """The server once it runs on other ports than `server` says."""
+        return self.until(server, lambda s: s["status"] == "running" and s["network_ports"] != server["network_ports"])
+
     def until(self, server: dict[str, Any], wanted: Any) -> dict[str, Any]:
         """The server once `wanted(server)` holds."""
         end = time.monotonic() + WAIT_S

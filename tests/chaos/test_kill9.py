@@ -13,6 +13,7 @@ import pytest
 from fleet.ops.home import Home, find_home
 from fleet.ops.processes import command_of, supervised
 from tests import games
+from tests.conftest import RunningFleet
 from tests.player import WAIT_S, Studio, ask
 
 pytestmark = [pytest.mark.fleet, pytest.mark.docker]
@@ -21,7 +22,7 @@ REGION = "sea"
 
 
 @pytest.fixture(scope="module")
-def home(fleet: Any) -> Home:
+def home(fleet: RunningFleet) -> Home:
     found = find_home(fleet.home)
     assert found is not None
     return found
@@ -173,11 +174,11 @@ def test_the_whole_head(studio: Studio, home: Home, matches: list[Match], demo: 
     studio.stop(after)
 
 
-def test_the_supervisor_and_the_head(fleet: Any, studio: Studio, home: Home, matches: list[Match]) -> None:
+def test_the_supervisor_and_the_head(fleet: RunningFleet, studio: Studio, home: Home, matches: list[Match]) -> None:
     """Really everything; the operator types `fleet up` again."""
     for pid in supervised(home):
         os.kill(pid, signal.SIGKILL)
-    fleet.up()
+    assert fleet.command("up").returncode == 0
     for match in matches:
         patient(match.check)
     settle(studio, home)

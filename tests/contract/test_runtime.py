@@ -4,170 +4,25 @@ import asyncio
 import secrets
 import socket
 import subprocess
-from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
 import orjson
 import pytest
 
-from fleet.errors import BadRequest, Conflict
+from fleet.errors import Conflict, NotFound
 from fleet.node.docker import DockerRuntime
 from fleet.node.engine import Engine
 from fleet.node.health import until_ready
-from fleet.node.logs import LogArchive
-from fleet.node.ports import PortAllocator
 from fleet.node.process import ProcessRuntime
 from fleet.node.runtime import (
     BuildRef,
-    EngineUnavailable,
-    Exited,
     LaunchFailed,
-    LaunchSpec,
     Port,
     PortTaken,
     RunKey,
-    Runtime,
     RuntimePlace,
 )
-from fleet.settings import LogLimits
 from tests import games
-
-HOST = "127.0.0.1"
-PATIENCE = 60.0
-SESSION = f"t{secrets.token_hex(4)}"
-PORTS = PortAllocator(31000, 32700, HOST)
-
-
-def engine_problem() -> str | None:
-    async def ask() -> str | None:
-        runtime = DockerRuntime(RuntimePlace("none", "none", Path("none"), Path("none")))
-        try:
-            await runtime.ping()
-        except EngineUnavailable as error:
-            return str(error)
-        finally:
-            await runtime.close()
-        return None
-
-    return asyncio.run(ask())
-
-
-@dataclass
-class Stage:
-    """A runtime under test, with its exits collected, and what a test needs to put games on it."""
-
-    kind: str
-    folder: Path
-    runtime: Runtime
-    exits: dict[RunKey, Exited] = field(default_factory=dict)
-    changed: asyncio.Event = field(default_factory=asyncio.Event)
-    reports: list[Exited] = field(default_factory=list)
-    task: asyncio.Task[None] | None = None
-
-    def place(self) -> RuntimePlace:
-        return RuntimePlace(f"{SESSION}{self.folder.name}", "us-east", self.folder / "servers", self.folder / "bundles")
-
-    def build(self, files: games.Files, *, writable: bool = False, root: str = "") -> BuildRef:
-        content = secrets.token_hex(16)
-        games.make_bundle(self.folder / "bundles" / content, files, str(Path(root) / games.EXECUTABLE))
-        size = sum(len(data) for data, _ in files.values())
-        return BuildRef(f"b{content}", "zip", content, root, writable=writable, unpacked_bytes=size)
-
-    def spec(self, build: BuildRef, *, ports: tuple[Port, ...] | None = None, **changes: Any) -> LaunchSpec:
-        key = changes.get("key") or RunKey(secrets.token_hex(8), 1)
-        if ports is None:
-            ports = (Port("game", 7777, PORTS.take(str(key)), "udp"),)
-        fields: dict[str, Any] = {
-            "key": key, "region": "us-east", "project_id": "p", "build": build, "memory_mb": 256, "cpus": 1.0,
-            "dedicated": False, "ports": ports, "bind_host": HOST, "startup_args": None, "environment": {},
-            "config": {"instance_id": key.instance_id, "custom_data": {"map": "arena"}}, "labels": {"fleet.test": "1"},
-            "pids": 64, "tmpfs_mb": 8, "log_mb": 1, "writable_extra_mb": 8,
-        }  # fmt: skip
-        return LaunchSpec(**(fields | changes))
-
-    async def running(self, files: games.Files, **changes: Any) -> LaunchSpec:
-        """A game, launched and ready."""
-        spec = self.spec(self.build(files), **changes)
-        await self.runtime.launch(spec)
-        await self.ready(spec)
-        return spec
-
-    async def ready(self, spec: LaunchSpec) -> None:
-        state = await until_ready(lambda: self.runtime.readiness(spec.ports, spec.key), PATIENCE)
-        assert state.ready, state
-
-    async def exit_of(self, key: RunKey) -> Exited:
-        async with asyncio.timeout(PATIENCE):
-            while key not in self.exits:
-                self.changed.clear()
-                await self.changed.wait()
-        return self.exits[key]
-
-    async def listen(self) -> None:
-        async for exited in self.runtime.exits():
-            self.exits[exited.key] = exited
-            self.reports.append(exited)
-            self.changed.set()
-
-    async def open(self) -> None:
-        make = DockerRuntime if self.kind == "docker" else ProcessRuntime
-        self.runtime = make(self.place())
-        await self.runtime.start()
-        self.task = asyncio.create_task(self.listen())
-
-    async def die(self) -> None:
-        """What a killed agent leaves: nothing in memory."""
-        assert self.task is not None
-        self.task.cancel()
-        await asyncio.gather(self.task, return_exceptions=True)
-        await self.runtime.close()
-        self.exits.clear()
-        self.reports.clear()
-
-    async def clear(self) -> None:
-        for run in await self.runtime.list():
-            await self.runtime.stop(run.key, 0)
-            await gone(lambda key=run.key: self.runtime.remove(key))
-
-
-async def until(condition: Callable[[], Awaitable[bool]]) -> None:
-    """Wait for what has no event to wait for."""
-    async with asyncio.timeout(PATIENCE):
-        while not await condition():  # noqa: ASYNC110
-            await asyncio.sleep(0.005)
-
-
-async def gone(remove: Callable[[], Any]) -> None:
-    """Remove a run that is just ending."""
-    async with asyncio.timeout(PATIENCE):
-        while True:
-            try:
-                return await remove()
-            except Conflict:
-                await asyncio.sleep(0.05)
-
-
-@pytest.fixture(params=["docker", "process"])
-async def stage(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Stage]:
-    if request.param == "docker" and (problem := await asyncio.to_thread(engine_problem)):
-        pytest.skip(f"no container engine: {problem}")
-    folder = tmp_path / secrets.token_hex(4)
-    stage = Stage(request.param, folder, None)  # type: ignore[arg-type]
-    await stage.open()
-    yield stage
-    await stage.clear()
-    await stage.die()
-
-
-def docker_only(stage: Stage, why: str) -> None:
-    if stage.kind != "docker":
-        pytest.skip(f"the process runtime does not isolate: {why}")
-
-
-def ask(spec: LaunchSpec, text: str) -> str:
-    return games.udp_ask(HOST, spec.ports[0].external, text.encode()).decode()
+from tests.contract.runtime_stage import HOST, PATIENCE, PORTS, Stage, ask, docker_only, gone, until
 
 
 async def test_a_launched_game_answers_on_its_published_port(stage: Stage) -> None:
@@ -331,20 +186,6 @@ async def test_a_disk_filler_hits_its_own_wall(stage: Stage) -> None:
                 break
 
 
-async def test_an_endless_log_is_rotated(stage: Stage) -> None:
-    spec = await stage.running(games.log_writer())
-    first = await anext(aiter(stage.runtime.follow(spec.key, None)))
-
-    async def rotated() -> bool:
-        return (await stage.runtime.logs(spec.key, None, None, 1))[0] != first
-
-    await until(rotated)
-    await stage.runtime.stop(spec.key, 0)
-    await stage.exit_of(spec.key)
-    size = sum([len(line.message) async for line in stage.runtime.follow(spec.key, None)])
-    assert size <= spec.log_mb << 20
-
-
 async def test_a_port_that_something_else_took_is_told_and_nothing_runs(stage: Stage) -> None:
     key = RunKey(secrets.token_hex(8), 1)
     number = PORTS.take(str(key))
@@ -430,69 +271,6 @@ async def test_a_new_runtime_object_adopts_what_runs_and_tells_what_ended_meanwh
     assert (await stage.exit_of(stays.key)).exit_code == 0
 
 
-async def test_log_pages_join_without_loss_or_repetition(stage: Stage) -> None:
-    spec = await stage.running(games.log_writer(500))
-    await stage.runtime.stop(spec.key, 0)
-    await stage.exit_of(spec.key)
-    whole = await stage.runtime.logs(spec.key, None, None, 10_000)
-    numbered = [line.message for line in whole if line.message.startswith("line ")]
-    assert numbered == [f"line {n}" for n in range(len(numbered))]
-    pages, token = [], None
-    while page := await stage.runtime.logs(spec.key, token, None, 7):
-        pages += page
-        token = page[-1].token
-    assert pages == whole
-    assert len({line.token for line in whole}) == len(whole)
-    with pytest.raises(BadRequest):
-        await stage.runtime.logs(spec.key, "yesterday", None, 7)
-
-
-async def test_following_shows_lines_as_they_come_and_ends_with_the_run(stage: Stage) -> None:
-    spec = await stage.running(games.demo())
-    booted = await stage.runtime.logs(spec.key, None, None, 100)
-    seen: list[str] = []
-    said = asyncio.Event()
-
-    async def follow() -> None:
-        async for line in stage.runtime.follow(spec.key, booted[-1].token):
-            seen.append(line.message)
-            said.set()
-
-    task = asyncio.create_task(follow())
-    await asyncio.to_thread(ask, spec, "say hello there")
-    async with asyncio.timeout(PATIENCE):
-        await said.wait()
-    await asyncio.to_thread(ask, spec, "quit")
-    await asyncio.wait_for(task, PATIENCE)
-    assert seen == ["hello there", "quit: bye"]
-
-
-async def test_both_streams_and_long_lines_are_kept_whole(stage: Stage) -> None:
-    long = "x" * 40_000
-    spec = stage.spec(stage.build(games.script(f"echo {long}; echo oops >&2; printf unfinished")), ports=())
-    await stage.runtime.launch(spec)
-    await stage.exit_of(spec.key)
-    lines = await stage.runtime.logs(spec.key, None, None, 10)
-    assert sorted((line.stream, line.message) for line in lines) == sorted(
-        [("stdout", long), ("stderr", "oops"), ("stdout", "unfinished")]
-    )
-
-
-async def test_the_archive_continues_where_a_live_reader_stopped(stage: Stage, tmp_path: Path) -> None:
-    spec = await stage.running(games.demo())
-    live = await stage.runtime.logs(spec.key, None, None, 1)
-    await asyncio.to_thread(ask, spec, "crash 3")
-    await stage.exit_of(spec.key)
-    whole = await stage.runtime.logs(spec.key, None, None, 100)
-    archive = LogArchive(tmp_path / "archive", LogLimits())
-    await archive.keep(stage.runtime, spec.key)
-    await archive.keep(stage.runtime, spec.key)  # again: no change
-    await stage.runtime.remove(spec.key)
-    assert await archive.page(spec.key, None, None, 100) == whole
-    assert await archive.page(spec.key, live[-1].token, None, 100) == whole[1:]
-    assert await stage.runtime.logs(spec.key, None, None, 100) == []
-
-
 async def test_removal_leaves_nothing_and_refuses_what_runs(stage: Stage) -> None:
     spec = await stage.running(games.demo())
     with pytest.raises(Conflict):
@@ -501,6 +279,8 @@ async def test_removal_leaves_nothing_and_refuses_what_runs(stage: Stage) -> Non
     await stage.exit_of(spec.key)
     await gone(lambda: stage.runtime.remove(spec.key))
     await stage.runtime.remove(spec.key)  # again: no error
+    with pytest.raises(NotFound):
+        await stage.runtime.rewrite_config(spec.key, {})
     assert await stage.runtime.list() == []
     assert list((stage.folder / "servers").iterdir()) == []
 

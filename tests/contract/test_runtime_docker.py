@@ -17,7 +17,7 @@ from fleet.node.docker_spec import container_name
 from fleet.node.engine import Engine, EngineError
 from fleet.node.runtime import BuildRef, LaunchFailed, Port, RunKey
 from tests import games
-from tests.contract.test_runtime import HOST, PATIENCE, PORTS, Stage, ask, engine_problem
+from tests.contract.runtime_stage import HOST, PATIENCE, PORTS, Stage, ask, engine_problem
 
 
 @pytest.fixture

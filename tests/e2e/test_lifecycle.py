@@ -170,7 +170,7 @@ def test_a_deleted_build_serves_on_and_its_storage_goes_with_its_last_server(stu
     server = studio.start("life-deleted", auto_restart=True)
     studio.call("DELETE", f"/builds/{build['build_id']}")
     assert ask(server, "crash 2") == "crashing"
-    again = studio.until(server, lambda s: s["status"] == "running" and s["network_ports"] != server["network_ports"])
+    again = studio.until_elsewhere(server)
     assert ask(again, "ping 1").startswith("pong")
     studio.stop(server)
     studio.start("life-deleted", wait=False, expect=404)

@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -93,6 +94,25 @@ def test_labels_tell_the_run_again(names: list[str], generation: int, protocol: 
     ports = tuple(Port(name, 7000 + n, 20000 + n, protocol) for n, name in enumerate(names))
     launched = spec(key=RunKey("i-1", generation), ports=ports, labels={"fleet.id": "forged", "own": "1"})
     labels = labels_of(launched, "f1")
-    assert key_of(labels) == launched.key
+    assert key_of(labels, f"/fleet-f1-i-1-{generation}", "f1") == launched.key
     assert ports_of(labels) == ports
     assert (labels["fleet.id"], labels["own"]) == ("f1", "1")
+
+
+@pytest.mark.parametrize(
+    ("labels", "name"),
+    [
+        ({}, "fleet-f1-i-1-2"),
+        ({"fleet.server": "i-1"}, "fleet-f1-i-1-2"),
+        ({"fleet.server": "i-1", "fleet.generation": "x"}, "fleet-f1-i-1-2"),
+        ({"fleet.server": "i-1", "fleet.generation": "2"}, "busy_darwin"),
+        ({"fleet.server": "i-1", "fleet.generation": "2"}, "fleet-f2-i-1-2"),
+    ],
+)
+def test_a_container_with_borrowed_labels_is_not_ours(labels: dict[str, str], name: str) -> None:
+    assert key_of(labels, name, "f1") is None
+
+
+def test_arguments_may_name_the_port_to_bind() -> None:
+    config = container_config(spec(startup_args="-p {port:game} {port:other}"), BASE, HOST)
+    assert config["Cmd"][1:] == ["-p", "7777", "{port:other}"]

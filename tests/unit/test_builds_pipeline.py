@@ -1,0 +1,196 @@
+"""The pipeline: verdicts, shared storage, links, faults, and what garbage collection keeps."""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from fleet.builds import pipeline
+from fleet.builds.artefacts import DiskStore
+from fleet.builds.bundles import CONFIG_TARGET, ensure_bundle, locked, sweep_staging
+from fleet.builds.collect import collect
+from fleet.builds.pipeline import run_pipeline
+from fleet.settings import FleetSettings
+from fleet.times import now_ms
+from tests.games import Files, make_zip
+from tests.unit.builds_kit import GAME, NOTHING, Builds, open_builds, prepare
+
+ELF_ARM = b"\x7fELF\x02\x01\x01" + bytes(9) + b"\x02\x00\xb7\x00" + bytes(40)
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> FleetSettings:
+    return prepare(tmp_path)
+
+
+@pytest.fixture
+async def builds(settings: FleetSettings) -> AsyncIterator[Builds]:
+    opened = await open_builds(settings)
+    yield opened
+    await opened.store.close()
+
+
+def inside(folder: str, files: Files) -> Files:
+    return {f"{folder}/{path}": value for path, value in files.items()}
+
+
+async def test_a_good_upload_becomes_ready_and_shares_storage_with_its_like(builds: Builds) -> None:
+    first, second = await builds.built(), await builds.built(name="other")
+    assert (first.status, second.status) == ("ready", "ready")
+    assert first.content_hash == second.content_hash
+    assert first.content_hash is not None
+    assert builds.stored() == {
+        "uploads": [], "archives": [f"{first.content_hash}.zip"], "bundles": [first.content_hash],
+    }  # fmt: skip
+    tree = builds.settings.bundles / first.content_hash
+    assert os.readlink(tree / "playflow.json") == CONFIG_TARGET
+    sizes = {(b.packed_bytes, b.unpacked_bytes, b.bundle_root, b.executable_path) for b in (first, second)}
+    assert len(sizes) == 1
+    assert (first.bundle_root, first.executable_path) == ("", "Server.x86_64")
+
+
+@pytest.mark.parametrize("wrapper", ["MyGame", "outer/inner"])
+async def test_wrapping_folders_are_found(builds: Builds, wrapper: str) -> None:
+    build = await builds.built(make_zip(inside(wrapper, GAME)))
+    assert (build.status, build.bundle_root, build.executable_path) == ("ready", wrapper, "Server.x86_64")
+    assert (builds.settings.bundles / str(build.content_hash) / wrapper / "playflow.json").is_symlink()
+
+
+async def test_a_shipped_config_gives_way_and_the_log_says_so(builds: Builds) -> None:
+    build = await builds.built(make_zip({**GAME, "playflow.json": (b"{}", 0o644)}))
+    assert os.readlink(builds.settings.bundles / str(build.content_hash) / "playflow.json") == CONFIG_TARGET
+    assert any("playflow.json" in line for line in await builds.words(build))
+
+
+@pytest.mark.parametrize(
+    ("files", "executable", "word"),
+    [
+        ({"Game.x86_64": (b"#!/bin/sh\n", 0o755)}, None, "Game.x86_64"),
+        ({"notes.txt": (b"hello", 0o644)}, None, "Linux dedicated-server build"),
+        ({"Server.x86_64": (b"MZ......", 0o755)}, None, "Windows"),
+        ({"Server.x86_64": (b"\xcf\xfa\xed\xfe....", 0o755)}, None, "macOS"),
+        ({"Server.x86_64": (ELF_ARM, 0o755)}, None, "aarch64"),
+        ({"Server.x86_64": (b"text", 0o755)}, None, "ELF"),
+        (GAME, "../Server.x86_64", "relative"),
+    ],
+)
+async def test_a_bad_build_fails_in_clear_words_and_leaves_nothing(
+    builds: Builds, files: Files, executable: str | None, word: str
+) -> None:
+    build = await builds.built(make_zip(files), executable=executable)
+    assert build.status == "failed"
+    assert word in (build.error or "")
+    assert any(word in line for line in await builds.words(build))
+    assert builds.stored() == NOTHING
+    assert list((builds.settings.artefacts / "uploads").iterdir()) == []
+
+
+async def test_many_mended_files_are_one_line_of_the_log(builds: Builds) -> None:
+    tools: Files = {f"tools/t{i:03}.sh": (b"#!/bin/sh\n", 0o644) for i in range(300)}
+    build = await builds.built(make_zip({**GAME, **tools}))
+    lines = [line for line in await builds.words(build) if "execute permission" in line]
+    assert len(lines) == 1
+    assert "300" in lines[0]
+    assert len(lines[0]) < 500
+
+
+async def test_running_it_again_changes_nothing(builds: Builds) -> None:
+    build = await builds.built()
+    before, words = builds.stored(), await builds.words(build)
+    await run_pipeline(build.build_id, builds.settings)
+    again = await builds.service.get(builds.project, build.build_id)
+    assert again.model_dump() == build.model_dump()
+    assert (builds.stored(), await builds.words(build)) == (before, words)
+
+
+async def test_two_runs_at_once_are_one(builds: Builds) -> None:
+    build = await builds.upload(make_zip(GAME))
+    await asyncio.gather(*(run_pipeline(build.build_id, builds.settings) for _ in range(3)))
+    assert (await builds.service.get(builds.project, build.build_id)).status == "ready"
+    assert sum("Ready" in line for line in await builds.words(build)) == 1
+
+
+async def test_a_run_takes_over_when_the_lease_of_a_killed_one_ends(builds: Builds) -> None:
+    build = await builds.upload(make_zip(GAME))
+    await builds.change(build, lease_until=now_ms() + 700)
+    await run_pipeline(build.build_id, builds.settings)
+    assert (await builds.service.get(builds.project, build.build_id)).status == "ready"
+
+
+async def test_a_fault_of_ours_is_tried_again_a_few_times_then_said(
+    builds: Builds, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_arguments: object) -> tuple[str, ...]:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(pipeline, "_unpack", full)
+    build = await builds.upload(make_zip(GAME))
+    for _ in range(pipeline.MAX_FAULTS):
+        found = await builds.service.get(builds.project, build.build_id)
+        assert found.status == "processing"
+        await builds.change(build, lease_until=None)
+        await run_pipeline(build.build_id, builds.settings)
+    found = await builds.service.get(builds.project, build.build_id)
+    assert found.status == "failed"
+    assert "No space left" in (found.error or "")
+
+
+async def test_a_build_deleted_while_it_is_processed_leaves_nothing(
+    builds: Builds, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build = await builds.upload(make_zip(GAME))
+    finish = pipeline._finish
+
+    async def overtaken(*arguments: object, **values: object) -> bool:
+        await builds.service.delete(builds.project, build.build_id)
+        await run_pipeline(build.build_id, builds.settings)
+        return await finish(*arguments, **values)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(pipeline, "_finish", overtaken)
+    await run_pipeline(build.build_id, builds.settings)
+    assert builds.stored() == NOTHING
+
+
+async def test_storage_lives_as_long_as_a_build_or_a_server_needs_it(builds: Builds) -> None:
+    first, second = await builds.built(), await builds.built()
+    kept = builds.stored()
+    server = await builds.add_server(second)
+    for build in (first, second):
+        await builds.service.delete(builds.project, build.build_id)
+        await run_pipeline(build.build_id, builds.settings)
+        assert builds.stored() == kept
+    await builds.stop_server(server)
+    await builds.service.recover()  # no event tells builds of a server's end
+    assert builds.stored() == NOTHING
+
+
+async def test_collections_at_once_do_not_block_each_other(builds: Builds) -> None:
+    for i in range(3):
+        build = await builds.built(make_zip({**GAME, "n": (b"%d" % i, 0o644)}))
+        await builds.service.delete(builds.project, build.build_id)
+    runs = [collect(builds.store, builds.settings) for _ in range(4)]
+    removed = await asyncio.wait_for(asyncio.gather(*runs), timeout=60)
+    assert sum(map(len, removed)) >= 3
+    assert builds.stored() == NOTHING
+
+
+async def test_a_node_fetches_and_links_what_it_lacks(builds: Builds, tmp_path: Path) -> None:
+    build = await builds.built(make_zip(inside("a", GAME)))
+    bundles, store = tmp_path / "node", DiskStore(builds.settings.artefacts)
+    arguments = (store, str(build.content_hash), ("a",), bundles, builds.settings.upload)
+    folders = await asyncio.gather(*(asyncio.to_thread(ensure_bundle, *arguments) for _ in range(4)))
+    assert set(folders) == {bundles / str(build.content_hash)}
+    assert (folders[0] / "a" / "playflow.json").is_symlink()
+    assert sorted(p.name for p in bundles.iterdir()) == [".locks", str(build.content_hash)]
+
+
+def test_only_staging_of_the_dead_is_swept(tmp_path: Path) -> None:
+    dead, living = tmp_path / f".staging-{'a' * 64}-1", tmp_path / f".staging-{'b' * 64}-1"
+    for folder in (dead, living):
+        (folder / "half").mkdir(parents=True)
+    with locked(tmp_path, "b" * 64):
+        assert sweep_staging(tmp_path) == 1
+        assert (dead.exists(), living.exists()) == (False, True)
+    assert sweep_staging(tmp_path) == 1
