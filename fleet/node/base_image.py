@@ -15,12 +15,10 @@ import tempfile
 from collections.abc import AsyncIterator, Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-import orjson
 import structlog
 
-from fleet.node.engine import Engine, EngineError
+from fleet.node.engine import Engine, EngineError, json_lines
 from fleet.node.runtime import EngineUnavailable
 
 log = structlog.get_logger(__name__)
@@ -92,8 +90,7 @@ async def pull_image(engine: Engine, reference: str, headers: dict[str, str] | N
     name, tag = split_reference(reference)
     params = {"fromImage": name} | ({"tag": tag} if tag else {})
     async with engine.stream("POST", "/images/create", params, headers) as answer:
-        async for line in answer.content:
-            report: dict[str, Any] = orjson.loads(line) if line.strip() else {}
+        async for report in json_lines(answer):
             if "error" in report:
                 raise EngineError(404, str(report["error"]))
 

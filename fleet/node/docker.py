@@ -62,7 +62,7 @@ class DockerRuntime:
         self._engine = Engine(socket)
         self._images = BuildImages(self._engine)
         self._labels = fleet_filter(place.fleet_id, place.region)
-        self._watch = ExitWatch(self._engine, self._labels, self.list, self._tail)
+        self._watch = ExitWatch(self._engine, place.fleet_id, self._labels, self.list, self._tail)
         self._launches = asyncio.Semaphore(LAUNCHES_AT_ONCE)
         self._locks: dict[RunKey, asyncio.Lock] = {}
         self._under_way: set[asyncio.Task[None]] = set()
@@ -196,15 +196,19 @@ class DockerRuntime:
 
     async def _observe(self, row: dict[str, Any]) -> Observed | None:
         labels: dict[str, str] = row["Labels"]
+        key = key_of(labels, (row["Names"] or [""])[0], self._place.fleet_id)
+        if key is None:
+            return None
         running = row["State"] in ("running", "paused", "restarting")
         if running:
-            return _observed(labels, running=True, started_at=row["Created"] * 1000)
+            return _observed(key, labels, running=True, started_at=row["Created"] * 1000)
         details = await self._inspect(row["Id"])
         if details is None:
             return None  # removed since the listing
         state = details["State"]
         ended = state["Status"] in ("exited", "dead")
         return _observed(
+            key,
             labels,
             running=state["Running"],
             started_at=_time_ms(state["StartedAt"]),
@@ -283,9 +287,9 @@ def taken_ports(message: str, ports: tuple[Port, ...]) -> tuple[Port, ...]:
     return tuple(port for port in ports if port.external in numbers) or ports
 
 
-def _observed(labels: dict[str, str], **state: Any) -> Observed:
+def _observed(key: RunKey, labels: dict[str, str], **state: Any) -> Observed:
     return Observed(
-        key=key_of(labels),
+        key=key,
         ports=ports_of(labels),
         labels=labels,
         memory_mb=int(labels["fleet.memory"]),

@@ -13,7 +13,7 @@ import orjson
 import structlog
 
 from fleet.node.docker_spec import key_of
-from fleet.node.engine import Engine, EngineError
+from fleet.node.engine import Engine, EngineError, json_lines
 from fleet.node.runtime import EngineUnavailable, Exited, Observed, RunKey
 from fleet.times import now_ms
 
@@ -29,11 +29,13 @@ class ExitWatch:
     def __init__(
         self,
         engine: Engine,
+        fleet_id: str,
         labels: list[str],
         listing: Callable[[], Awaitable[list[Observed]]],
         tail: Callable[[RunKey], Awaitable[str]],
     ) -> None:
-        self._engine, self._labels, self._listing, self._tail = engine, labels, listing, tail
+        self._engine, self._fleet_id, self._labels = engine, fleet_id, labels
+        self._listing, self._tail = listing, tail
         self._running: set[RunKey] = set()
         self._reported: set[RunKey] = set()
         self._oom: set[RunKey] = set()
@@ -69,8 +71,8 @@ class ExitWatch:
             # The stream is open, so nothing that ends from now on is missed; what ended before is in the list.
             for exited in await self._missed():
                 yield exited
-            async for line in answer.content:
-                exited = await self._event(orjson.loads(line)) if line.strip() else None
+            async for event in json_lines(answer):
+                exited = await self._event(event)
                 if exited is not None:
                     yield exited
 
@@ -92,11 +94,11 @@ class ExitWatch:
 
     async def _event(self, event: dict[str, Any]) -> Exited | None:
         attributes: dict[str, str] = event["Actor"]["Attributes"]
-        key = key_of(attributes)
+        key = key_of(attributes, attributes.get("name", ""), self._fleet_id)
+        if key is None or key in self._reported:
+            return None
         if event["Action"] == "oom":
             self._oom.add(key)
-            return None
-        if key in self._reported:
             return None
         code = int(attributes.get("exitCode", VANISHED))
         return await self._report(key, event["timeNano"] // 1_000_000, code, oom=code != 0 and key in self._oom)

@@ -76,8 +76,16 @@ def labels_of(spec: LaunchSpec, fleet_id: str) -> dict[str, str]:
     }
 
 
-def key_of(labels: dict[str, str]) -> RunKey:
-    return RunKey(labels["fleet.server"], int(labels["fleet.generation"]))
+def key_of(labels: dict[str, str], name: str, fleet_id: str) -> RunKey | None:
+    """The run of a container with these labels and this name; None if we did not launch it.
+
+    An image can carry labels of its own, ours among them, so the name must agree: images cannot name containers.
+    """
+    generation = labels.get("fleet.generation", "")
+    if not generation.isdigit():
+        return None
+    key = RunKey(labels.get("fleet.server", ""), int(generation))
+    return key if name.lstrip("/") == container_name(fleet_id, key) else None
 
 
 def ports_of(labels: dict[str, str]) -> tuple[Port, ...]:

@@ -15,6 +15,7 @@ import orjson
 from fleet.node.runtime import EngineUnavailable
 
 DEFAULT_SOCKET = "/var/run/docker.sock"
+LONGEST_JSON = 4 << 20
 
 
 class EngineError(Exception):
@@ -96,6 +97,19 @@ class Engine:
                 yield answer
         except (aiohttp.ClientError, OSError) as error:
             raise EngineUnavailable(f"the engine at {self.socket} went away: {error!r}") from error
+
+
+async def json_lines(answer: aiohttp.ClientResponse) -> AsyncGenerator[dict[str, Any]]:
+    """The JSON objects of a stream, one per line. EngineUnavailable for a line beyond 4 MB (labels may be long)."""
+    buffer = bytearray()
+    async for chunk in answer.content.iter_any():
+        *lines, rest = (bytes(buffer) + chunk).split(b"\n")
+        buffer[:] = rest
+        if len(buffer) > LONGEST_JSON:
+            raise EngineUnavailable("the engine sent a line without end")
+        for line in lines:
+            if line.strip():
+                yield orjson.loads(line)
 
 
 def _message(content: bytes) -> str:

@@ -213,8 +213,7 @@ class ProcessRuntime:
         self._locks.pop(key, None)
 
     async def rewrite_config(self, key: RunKey, config: dict[str, Any]) -> None:
-        run = self._folder(key)
-        write_config(Path(run.description()["folder"]) / run.description()["beside"], config)
+        write_config(self._folder(key).config_folder(), config)
 
     async def logs(self, key: RunKey, after: str | None, since_ms: int | None, limit: int) -> list[LogLine]:
         return await asyncio.to_thread(lambda: page(read_lines(self._folder(key).path), after, since_ms, limit))

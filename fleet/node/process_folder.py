@@ -45,6 +45,11 @@ class RunFolder:
     def beside_executable(self, build: BuildRef) -> Path:
         return (self.path / "game" / build.root / executable_of(build)).parent
 
+    def config_folder(self) -> Path:
+        """Where the described run has its playflow.json (a folder that is not there, if the run is gone)."""
+        described = self.description()
+        return Path(described.get("folder", self.path / "game"), described.get("beside", ""))
+
     def shim_pid(self) -> int:
         """The keeper's pid; 0 if it does not run."""
         return self._living("shim.json")

@@ -6,6 +6,7 @@ from typing import Any
 
 import orjson
 
+from fleet.errors import NotFound
 from fleet.node.runtime import RunKey
 
 CONFIG_FILE = "playflow.json"
@@ -16,9 +17,15 @@ def server_folder(servers_dir: Path, key: RunKey) -> Path:
 
 
 def write_config(folder: Path, config: dict[str, Any]) -> None:
-    """Put playflow.json into `folder`, replacing an older one atomically: a reader sees the old or the new."""
+    """Put playflow.json into `folder`, replacing an older one atomically: a reader sees the old or the new.
+
+    NotFound if the folder is gone, so the run is too.
+    """
     draft = folder / f".{CONFIG_FILE}.{os.getpid()}"
-    draft.write_bytes(orjson.dumps(config, option=orjson.OPT_INDENT_2))
+    try:
+        draft.write_bytes(orjson.dumps(config, option=orjson.OPT_INDENT_2))
+    except FileNotFoundError:
+        raise NotFound("The server's run is gone from its node.", error="Server gone") from None
     draft.chmod(0o644)  # the game runs as another user
     draft.replace(folder / CONFIG_FILE)
 
