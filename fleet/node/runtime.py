@@ -94,7 +94,7 @@ class Observed:
 
 @dataclass(frozen=True, slots=True)
 class Exited:
-    """A container ended. `tail` holds its last log lines."""
+    """A container ended. `tail` holds its last log lines, unless it ended well (exit code 0)."""
 
     key: RunKey
     at: int
