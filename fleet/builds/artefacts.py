@@ -99,24 +99,48 @@ def sync_folder(folder: Path) -> None:
         os.close(fd)
 
 
+class UploadLock:
+    """The sole right to write an upload, among all processes; it ends with its holder. Conflict if it is taken."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # A file of its own: the data's file changes its name while the right must still hold.
+        self._file = path.with_name(f"{path.name}.lock").open("w")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._file.close()
+            raise Conflict("Another upload of this build is under way; wait for its end.") from None
+
+    def __enter__(self) -> "UploadLock":
+        return self
+
+    def __exit__(self, *_raised: object) -> None:
+        self._file.close()
+
+
+def drop_upload(path: Path) -> bool:
+    """Remove all files of an upload that is not wanted any more; False, and nothing done, while it is written."""
+    try:
+        with UploadLock(path):
+            for suffix in ("", ".part", ".lock"):
+                path.with_name(path.name + suffix).unlink(missing_ok=True)
+    except Conflict:
+        return False
+    return True
+
+
 class UploadSink:
     """Writes a stream to a file through a thread, in big blocks, at most two of them in memory.
 
     The file appears under `path` when `finish` returns, on disk for good; before that only as `<path>.part`.
-    Conflict if another sink writes to the same path.
+    Whoever makes a sink holds the path's `UploadLock`.
     """
 
     def __init__(self, path: Path, max_bytes: int) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
         self._path = path
         self._part = path.with_name(f"{path.name}.part")
-        self._file: BinaryIO = self._part.open("ab", buffering=0)
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ends with this process, however that ends
-        except BlockingIOError:
-            self._file.close()
-            raise Conflict("Another upload to this URL is under way; wait for its end.") from None
-        self._file.truncate(0)
+        self._file: BinaryIO = self._part.open("wb", buffering=0)
         self._max = max_bytes
         self._block = bytearray()
         self._writing: asyncio.Task[None] | None = None

@@ -4,6 +4,7 @@ Beside a game's executable a link `playflow.json` leads to a folder that each se
 servers of a build share its files and each still reads its own configuration.
 """
 
+import contextlib
 import fcntl
 import os
 import secrets
@@ -60,7 +61,7 @@ def _local_archive(store: ArtefactStore, content_hash: str, bundles: Path) -> Ge
     if isinstance(store, DiskStore) and store.exists(archive_key(content_hash)):
         yield store.path(archive_key(content_hash))
         return
-    fetched = bundles / f"{_STAGING}{secrets.token_hex(8)}.zip"
+    fetched = bundles / f"{_STAGING}{content_hash}-{secrets.token_hex(4)}.zip"
     try:
         store.get_to(archive_key(content_hash), fetched)
         if sha256_of(fetched) != content_hash:
@@ -72,7 +73,7 @@ def _local_archive(store: ArtefactStore, content_hash: str, bundles: Path) -> Ge
 
 def unpack_bundle(archive: Path, content_hash: str, bundles: Path, limits: UploadLimits) -> tuple[str, ...]:
     """Unpack beside, then rename: a bundle is there whole or not at all. Returns the mended files. Hold the lock."""
-    staging = bundles / f"{_STAGING}{secrets.token_hex(8)}"
+    staging = _staging(bundles, content_hash)
     staging.mkdir(parents=True)
     try:
         manifest = unpack(archive, staging, limits)
@@ -82,6 +83,10 @@ def unpack_bundle(archive: Path, content_hash: str, bundles: Path, limits: Uploa
         shutil.rmtree(staging, ignore_errors=True)
         raise
     return manifest.mended
+
+
+def _staging(bundles: Path, content_hash: str) -> Path:
+    return bundles / f"{_STAGING}{content_hash}-{secrets.token_hex(4)}"
 
 
 def is_linked(folder: Path) -> bool:
@@ -102,28 +107,38 @@ def link_config(folder: Path) -> bool:
 
 
 @contextmanager
-def locked(bundles: Path, content_hash: str) -> Generator[None]:
-    """One process at a time works on one bundle. The lock ends with its holder, however that ends."""
+def locked(bundles: Path, content_hash: str, *, wait: bool = True) -> Generator[None]:
+    """One process at a time works on one bundle. The lock ends with its holder, however that ends.
+
+    Blocks while another holds it; without `wait`, BlockingIOError.
+    """
     (bundles / ".locks").mkdir(parents=True, exist_ok=True)
     with (bundles / ".locks" / content_hash).open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
+
+
+def link_configs(bundles: Path, content_hash: str, folders: tuple[str, ...]) -> bool:
+    """Put the link into each folder of a bundle; True if it replaced a file that the game shipped."""
+    with locked(bundles, content_hash):
+        return any([link_config(bundles / content_hash / folder) for folder in folders])
 
 
 def remove_bundle(bundles: Path, content_hash: str) -> None:
     """Remove a bundle that nothing needs. Hold the lock."""
     target = bundles / content_hash
     if target.exists():
-        doomed = bundles / f"{_STAGING}{secrets.token_hex(8)}"
+        doomed = _staging(bundles, content_hash)
         target.replace(doomed)
         shutil.rmtree(doomed, ignore_errors=True)
 
 
-def sweep_staging(bundles: Path, older_than_s: float, now_s: float) -> int:
-    """Remove what unpackers that were killed left behind; how many folders."""
+def sweep_staging(bundles: Path) -> int:
+    """Remove what killed unpackers left behind, known by their lock being free; how many."""
     removed = 0
-    for entry in bundles.glob(f"{_STAGING}*"):
-        if now_s - entry.lstat().st_mtime > older_than_s:
+    for entry in list(bundles.glob(f"{_STAGING}*")):
+        content_hash = entry.name.removeprefix(_STAGING).partition("-")[0]
+        with contextlib.suppress(BlockingIOError), locked(bundles, content_hash, wait=False):
             shutil.rmtree(entry, ignore_errors=True) if entry.is_dir() else entry.unlink(missing_ok=True)
             removed += 1
     return removed

@@ -1,13 +1,14 @@
 """Garbage collection: storage that no build and no unfinished server needs."""
 
 import asyncio
-import time
+import contextlib
+import re
 from pathlib import Path
 
 import structlog
 from sqlmodel import col, select
 
-from fleet.builds.artefacts import DiskStore
+from fleet.builds.artefacts import DiskStore, drop_upload
 from fleet.builds.bundles import archive_key, locked, remove_bundle
 from fleet.settings import FleetSettings
 from fleet.store.engine import Store
@@ -15,6 +16,7 @@ from fleet.store.tables import Build, Server
 
 log = structlog.get_logger(__name__)
 
+_HASH = re.compile("[0-9a-f]{64}")
 _KEEPS = ("uploading", "processing", "ready")
 
 
@@ -34,30 +36,28 @@ async def collect(store: Store, settings: FleetSettings) -> list[str]:
     the pipeline writes its hash before it takes the lock.
     """
     archives = {f.stem for f in (settings.artefacts / "archives").glob("*.zip")}
-    bundles = {f.name for f in settings.bundles.glob("[0-9a-f]*") if f.is_dir()}
+    bundles = {f.name for f in settings.bundles.glob("*") if _HASH.fullmatch(f.name)}
     removed: list[str] = []
     for content_hash in sorted((archives | bundles) - await needed_hashes(store)):
-        with locked(settings.bundles, content_hash):
+        with contextlib.ExitStack() as held:
+            # In a thread: another holder may need this very event loop to come to its end.
+            await asyncio.to_thread(held.enter_context, locked(settings.bundles, content_hash))
             if content_hash in await needed_hashes(store):
                 continue
             await asyncio.to_thread(remove_bundle, settings.bundles, content_hash)
             DiskStore(settings.artefacts).delete(archive_key(content_hash))
             removed.append(content_hash)
-    for upload in (settings.artefacts / "uploads").glob("*.zip*"):
-        await _drop_stale(store, upload, settings)
+    await _drop_uploads(store, settings.artefacts / "uploads")
     if removed:
         log.info("storage collected", hashes=removed)
     return removed
 
 
-async def _drop_stale(store: Store, upload: Path, settings: FleetSettings) -> None:
-    """An upload whose build is gone or finished, and that nobody is writing."""
-    async with store.read() as session:
-        build = await session.get(Build, upload.name.split(".")[0])
-    if build is None or build.status in ("deleted", "failed", "ready"):
-        await asyncio.to_thread(_unlink_old, upload, settings.upload.url_ttl_s)
-
-
-def _unlink_old(file: Path, age_s: float) -> None:
-    if file.exists() and time.time() - file.stat().st_mtime > age_s:
-        file.unlink(missing_ok=True)
+async def _drop_uploads(store: Store, uploads: Path) -> None:
+    """Uploads whose build is gone or finished."""
+    files = await asyncio.to_thread(lambda: list(uploads.glob("*")))
+    for build_id in {file.name.partition(".")[0] for file in files}:
+        async with store.read() as session:
+            build = await session.get(Build, build_id)
+        if build is None or build.status not in ("uploading", "processing"):
+            drop_upload(uploads / f"{build_id}.zip")

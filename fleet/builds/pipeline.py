@@ -7,7 +7,6 @@ so a killed run is taken over within seconds.
 
 import asyncio
 import contextlib
-import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -15,15 +14,15 @@ from pathlib import Path
 import ray
 import structlog
 from sqlalchemy import update
-from sqlmodel import col
+from sqlmodel import col, func, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from fleet.builds.artefacts import DiskStore, sha256_of
+from fleet.builds.artefacts import DiskStore, drop_upload, sha256_of
 from fleet.builds.bundles import (
     archive_key,
     ensure_bundle,
     game_folders,
-    link_config,
+    link_configs,
     locked,
     sweep_staging,
     unpack_bundle,
@@ -42,7 +41,9 @@ from fleet.times import now_ms
 log = structlog.get_logger(__name__)
 
 LEASE_MS = 15_000
-_STALE_STAGING_S = 3600.0
+MAX_FAULTS = 5
+_FAULT = "A fault of the fleet interrupted the processing"
+_SHOWN = 5
 
 
 def note(session: AsyncSession, build_id: str, level: str, message: str) -> None:
@@ -54,14 +55,14 @@ async def run_pipeline(build_id: str, settings: FleetSettings) -> None:
     """Bring one build to `ready` or `failed`; for a deleted one, collect what nothing needs any more."""
     store = Store(settings.database)
     try:
-        async with store.read() as session:
-            build = await session.get(Build, build_id)
+        async with _lease(store, build_id) as mine:
+            # Read under the lease: the run before this one may have written until it ended.
+            async with store.read() as session:
+                build = await session.get(Build, build_id)
+            if mine and build is not None:
+                await _process(store, settings, build)
         if build is None or build.status == "deleted":
             await collect(store, settings)
-        elif build.status == "processing":
-            async with _lease(store, build_id) as mine:
-                if mine:
-                    await _process(store, settings, build)
     finally:
         await store.close()
 
@@ -69,14 +70,17 @@ async def run_pipeline(build_id: str, settings: FleetSettings) -> None:
 @asynccontextmanager
 async def _lease(store: Store, build_id: str) -> AsyncGenerator[bool]:
     """True while this run owns the build, renewed in the background."""
-    if not await _take_lease(store, build_id, renewal=False):
+    if not (await _take_lease(store, build_id, renewal=False) or await _take_over(store, build_id)):
         yield False
         return
 
     async def renew() -> None:
         while True:
             await asyncio.sleep(LEASE_MS / 3000)
-            await _take_lease(store, build_id, renewal=True)
+            try:
+                await _take_lease(store, build_id, renewal=True)
+            except Exception:  # the next renewal may go through, and a lost lease only lets another run repeat this one
+                log.exception("the lease could not be renewed", build_id=build_id)
 
     renewing = asyncio.create_task(renew())
     try:
@@ -85,6 +89,16 @@ async def _lease(store: Store, build_id: str) -> AsyncGenerator[bool]:
         renewing.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await renewing
+
+
+async def _take_over(store: Store, build_id: str) -> bool:
+    """Wait for the end of another run's lease, once: if it was killed, nobody has renewed it by then."""
+    async with store.read() as session:
+        build = await session.get(Build, build_id)
+    if build is None or build.status != "processing" or build.lease_until is None:
+        return False
+    await asyncio.sleep(max(0, build.lease_until - now_ms() + 1) / 1000)
+    return await _take_lease(store, build_id, renewal=False)
 
 
 async def _take_lease(store: Store, build_id: str, *, renewal: bool) -> bool:
@@ -105,9 +119,29 @@ async def _process(store: Store, settings: FleetSettings, build: Build) -> None:
         else:
             await _process_image(store, settings, build)
     except FleetError as error:
-        await _finish(store, build, "failed", "error", error.detail, error=error.detail)
-        await asyncio.to_thread(_upload_file(settings, build.build_id).unlink, missing_ok=True)
-        await collect(store, settings)
+        await _fail(store, settings, build, error.detail)
+    except Exception as error:
+        log.exception("processing was interrupted", build_id=build.build_id)
+        await _fault(store, settings, build, f"{_FAULT} ({error}).")
+        return
+    drop_upload(_upload_file(settings, build.build_id))
+
+
+async def _fail(store: Store, settings: FleetSettings, build: Build, detail: str) -> None:
+    await _finish(store, build, "failed", "error", detail, error=detail)
+    drop_upload(_upload_file(settings, build.build_id))
+    await collect(store, settings)
+
+
+async def _fault(store: Store, settings: FleetSettings, build: Build, message: str) -> None:
+    """Something that is not the build's fault, so it is tried again by `BuildService.recover`, but not for ever."""
+    before = (col(BuildLog.build_id) == build.build_id, col(BuildLog.message).startswith(_FAULT))
+    async with store.read() as session:
+        faults = (await session.exec(select(func.count()).select_from(BuildLog).where(*before))).one()
+    if faults + 1 < MAX_FAULTS:
+        await _say(store, build, "warning", f"{message} It is tried again.")
+    else:
+        await _fail(store, settings, build, f"{message} It was tried {MAX_FAULTS} times; see the fleet's log.")
 
 
 async def _process_zip(store: Store, settings: FleetSettings, build: Build) -> None:
@@ -117,8 +151,9 @@ async def _process_zip(store: Store, settings: FleetSettings, build: Build) -> N
         content_hash = await asyncio.to_thread(sha256_of, upload)
         await _record(store, build, content_hash=content_hash)
         mended = await asyncio.to_thread(_unpack, settings, upload, content_hash)
-        for file in mended:
-            await _say(store, build, "info", f"'{file}' had no execute permission; it has it now.")
+        if mended:
+            shown = ", ".join(file[:60] for file in mended[:_SHOWN]) + (", …" if len(mended) > _SHOWN else "")
+            await _say(store, build, "info", f"{len(mended)} programs got the execute permission they lacked: {shown}")
         await asyncio.to_thread(artefacts.put_file, archive_key(content_hash), upload)
     elif build.content_hash is None or not artefacts.exists(archive_key(build.content_hash)):
         raise FleetError("The uploaded ZIP is gone. Upload it again.")
@@ -127,28 +162,29 @@ async def _process_zip(store: Store, settings: FleetSettings, build: Build) -> N
     if not tree.is_dir():
         await asyncio.to_thread(ensure_bundle, artefacts, content_hash, (), settings.bundles, settings.upload)
     root, executable = await asyncio.to_thread(find_executable, tree, build.executable_path)
-    replaced = [folder for folder in game_folders(root, executable) if link_config(tree / folder)]
-    if replaced:
+    folders = game_folders(root, executable)
+    if await asyncio.to_thread(link_configs, settings.bundles, content_hash, folders):
         await _say(store, build, "warning", "The ZIP's own playflow.json is replaced by each server's at run time.")
     size = await asyncio.to_thread(_tree_bytes, tree)
     where = f"'{executable}'" + (f" in '{root}'" if root else "")
-    message = f"Ready: executable {where}, {size} bytes unpacked."
-    await _finish(
+    kept = await _finish(
         store,
         build,
         "ready",
         "info",
-        message,
+        f"Ready: executable {where}, {size} bytes unpacked.",
         bundle_root=root,
         executable_path=executable,
         packed_bytes=artefacts.size(archive_key(content_hash)),
         unpacked_bytes=size,
     )
+    if not kept:
+        await collect(store, settings)
 
 
 def _unpack(settings: FleetSettings, upload: Path, content_hash: str) -> tuple[str, ...]:
     """The bundle of this ZIP, made if it is not there; the files that were mended."""
-    sweep_staging(settings.bundles, _STALE_STAGING_S, time.time())
+    sweep_staging(settings.bundles)
     with locked(settings.bundles, content_hash):
         if (settings.bundles / content_hash).is_dir():
             return ()
@@ -174,14 +210,16 @@ async def _say(store: Store, build: Build, level: str, message: str) -> None:
         note(session, build.build_id, level, message)
 
 
-async def _finish(store: Store, build: Build, status: str, level: str, message: str, **values: object) -> None:
-    """The end, unless the build was deleted meanwhile."""
+async def _finish(store: Store, build: Build, status: str, level: str, message: str, **values: object) -> bool:
+    """The end; False, and nothing written, if the build was deleted (or another run ended it) meanwhile."""
     values |= {"status": status, "updated_at": now_ms(), "lease_until": None}
     async with store.write() as session:
         mine = (col(Build.build_id) == build.build_id, col(Build.status) == "processing")
-        await session.exec(update(Build).where(*mine).values(values))
-        note(session, build.build_id, level, message)
-    log.info("build processed", build_id=build.build_id, status=status, message=message)
+        result = await session.exec(update(Build).where(*mine).values(values))
+        if result.rowcount:
+            note(session, build.build_id, level, message)
+    log.info("build processed", build_id=build.build_id, status=status, message=message, kept=bool(result.rowcount))
+    return bool(result.rowcount)
 
 
 def _upload_file(settings: FleetSettings, build_id: str) -> Path:

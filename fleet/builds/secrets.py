@@ -22,8 +22,10 @@ def fleet_secret(home: Path) -> bytes:
     path = home / "secret.key"
     if not path.exists():
         beside = home / f".secret.{secrets.token_hex(8)}"
-        beside.write_bytes(secrets.token_bytes(32))
-        beside.chmod(0o600)
+        with open(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(secrets.token_bytes(32))
+            file.flush()
+            os.fsync(file.fileno())  # a key lost in a power cut would turn every stored login into noise
         try:
             os.link(beside, path)  # fails if another process was first
         except FileExistsError:

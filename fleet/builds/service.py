@@ -12,11 +12,12 @@ from sqlalchemy import update
 from sqlmodel import col, func, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from fleet.builds.artefacts import UploadSink
+from fleet.builds.artefacts import UploadLock, UploadSink, drop_upload
+from fleet.builds.collect import collect
 from fleet.builds.executable import DEFAULT_EXECUTABLE
 from fleet.builds.pipeline import note, submit
 from fleet.builds.secrets import fleet_secret, hide_credentials, sign_upload, verify_upload
-from fleet.errors import BadRequest, Conflict, NotFound
+from fleet.errors import BadRequest, Conflict, FleetError, NotFound
 from fleet.projects.scope import count_of, owned
 from fleet.settings import FleetSettings
 from fleet.store.engine import Store
@@ -25,6 +26,7 @@ from fleet.times import now_ms
 
 log = structlog.get_logger(__name__)
 
+_COLLECT_EVERY_S = 600.0
 # registry/path:tag or @sha256:…; a reference without either would silently mean a moving "latest".
 _IMAGE = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._:/-]*(:[\w][\w.-]{0,127}|@sha256:[0-9a-f]{64})")
 
@@ -36,6 +38,7 @@ class BuildService:
         self._store = store
         self._settings = settings
         self._submit = submit
+        self._collect_at = 0.0
 
     # Beginning --------------------------------------------------------------------------------------------------
 
@@ -79,8 +82,14 @@ class BuildService:
         if credentials:
             build.registry_credentials = hide_credentials(credentials, self._settings)
         build = await self._insert(build)
-        self._submit(build.build_id)
+        self._begin(build.build_id)
         return build
+
+    def _begin(self, build_id: str) -> None:
+        try:
+            self._submit(build_id)
+        except Exception:  # the caller's work is committed, and `recover` begins what this could not
+            log.exception("the pipeline could not be started", build_id=build_id)
 
     def _new(self, project_id: str, name: str, kind: str, status: str, now: int) -> Build:
         return Build(
@@ -107,23 +116,37 @@ class BuildService:
     async def receive_upload(self, build_id: str, expires: int, signature: str, chunks: AsyncIterator[bytes]) -> Build:
         """Take the ZIP's bytes and begin processing. A transfer that breaks off changes nothing: PUT again."""
         verify_upload(fleet_secret(self._settings.home), build_id, expires, signature, time.time())
-        async with self._store.read() as session:
-            self._takes_upload(await session.get(Build, build_id))
-        sink = UploadSink(self._upload_file(build_id), self._settings.upload.max_packed_mb << 20)
+        file = self._upload_file(build_id)
+        # Held until the commit, and the state is looked at inside: nobody can change a file that is being processed.
+        with UploadLock(file):
+            async with self._store.read() as session:
+                self._takes_upload(await session.get(Build, build_id))
+            size = await self._receive(file, chunks)
+            try:
+                build = await self._received(build_id, size)
+            except FleetError:  # deleted meanwhile
+                file.unlink(missing_ok=True)
+                raise
+        self._begin(build_id)
+        return build
+
+    async def _receive(self, file: Path, chunks: AsyncIterator[bytes]) -> int:
+        sink = UploadSink(file, self._settings.upload.max_packed_mb << 20)
         try:
             async for chunk in chunks:
                 await sink.write(chunk)
             if sink.size == 0:
                 raise BadRequest("The upload is empty. PUT the ZIP's bytes as the request body.")
-            size = await sink.finish()
+            return await sink.finish()
         except BaseException:
             await asyncio.shield(sink.abort())
             raise
+
+    async def _received(self, build_id: str, size: int) -> Build:
         async with self._store.write() as session:
             build = self._takes_upload(await session.get(Build, build_id))
             build.status, build.packed_bytes, build.updated_at = "processing", size, now_ms()
             note(session, build_id, "info", f"Received {size} bytes.")
-        self._submit(build_id)
         return build
 
     def _takes_upload(self, build: Build | None) -> Build:
@@ -142,9 +165,10 @@ class BuildService:
         if name is not None and name != build.name:
             raise BadRequest(f"Build {build_id} is named '{build.name}', not '{name[:64]}'.")
         if build.status == "uploading":
-            if not self._upload_file(build_id).exists():
-                raise Conflict("Nothing has been uploaded yet: PUT the ZIP to the upload_url first.")
-            await self._restart(build_id, "uploading")
+            with UploadLock(self._upload_file(build_id)):
+                if not self._upload_file(build_id).exists():
+                    raise Conflict("Nothing has been uploaded yet: PUT the ZIP to the upload_url first.")
+                await self._restart(build_id, "uploading")
         elif build.status == "failed":
             if build.build_type == "zip" and not self._upload_file(build_id).exists():
                 raise Conflict(f"The build failed: {build.error} Ask for a new upload URL and upload it again.")
@@ -155,7 +179,7 @@ class BuildService:
         async with self._store.write() as session:
             found = (col(Build.build_id) == build_id, col(Build.status) == status)
             await session.exec(update(Build).where(*found).values(status="processing", error=None, lease_until=None))
-        self._submit(build_id)
+        self._begin(build_id)
 
     # Reading ----------------------------------------------------------------------------------------------------
 
@@ -203,30 +227,43 @@ class BuildService:
             if build is None or build.status == "deleted":
                 raise NotFound(f"There is no build '{build_id[:64]}' in this project.", error="Build not found")
             build.status, build.updated_at = "deleted", now_ms()
-        self._submit(build_id)  # for a deleted build the pipeline collects garbage
+        self._begin(build_id)  # for a deleted build the pipeline collects garbage
 
     async def expire_uploads(self) -> int:
         """Builds whose link ran out without an upload have failed; how many."""
         now = now_ms()
-        async with self._store.write() as session:
-            query = select(Build).where(col(Build.status) == "uploading", col(Build.upload_expires_at) < now)
-            gone = [b for b in (await session.exec(query)).all() if not self._in_transfer(b.build_id)]
-            for build in gone:
-                build.status, build.updated_at = "failed", now
-                build.error = "Nothing was uploaded before the link expired. Ask for a new upload URL."
-                note(session, build.build_id, "error", build.error)
-        return len(gone)
+        query = select(Build.build_id).where(col(Build.status) == "uploading", col(Build.upload_expires_at) < now)
+        async with self._store.read() as session:
+            late = list((await session.exec(query)).all())
+        return sum([await self._expire(build_id, now) for build_id in late])
 
-    def _in_transfer(self, build_id: str) -> bool:
-        part = self._upload_file(build_id).with_name(f"{build_id}.zip.part")
-        return part.exists() and time.time() - part.stat().st_mtime < self._settings.upload.url_ttl_s
+    async def _expire(self, build_id: str, now: int) -> bool:
+        """False if the build's upload is still coming in, or no longer awaited."""
+        file = self._upload_file(build_id)
+        try:
+            lock = UploadLock(file)
+        except Conflict:
+            return False
+        with lock:
+            async with self._store.write() as session:
+                build = await session.get(Build, build_id)
+                if build is None or build.status != "uploading":
+                    return False
+                build.status, build.updated_at = "failed", now
+                build.error = "No upload was completed before the link expired. Ask for a new upload URL."
+                note(session, build_id, "error", build.error)
+        drop_upload(file)
+        return True
 
     async def recover(self) -> int:
-        """Submit builds whose pipeline was lost with its process; how many."""
+        """Submit builds whose pipeline was lost with its process; how many. Now and then, collect garbage."""
         async with self._store.read() as session:
             builds = await unattended(session, now_ms())
         for build_id in builds:
-            self._submit(build_id)
+            self._begin(build_id)
+        if time.monotonic() >= self._collect_at:  # a server's end, which frees its build, is not told to us
+            await collect(self._store, self._settings)
+            self._collect_at = time.monotonic() + _COLLECT_EVERY_S
         return len(builds)
 
     # Last, since inside the class its name hides the built-in type.

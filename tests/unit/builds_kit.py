@@ -1,8 +1,13 @@
 """A build service over a real SQLite file and disk, whose pipeline runs in the test when it says so."""
 
+import atexit
+import shutil
+import sqlite3
+import tempfile
 import uuid
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
@@ -89,9 +94,20 @@ NOTHING: dict[str, list[str]] = {"uploads": [], "archives": [], "bundles": []}
 def prepare(folder: Path, **limits: object) -> FleetSettings:
     """A migrated database in `folder`. Not from a running event loop."""
     settings = FleetSettings(home=folder)
-    settings = settings.model_copy(update={"upload": settings.upload.model_copy(update=limits)})
-    upgrade(settings.database)
-    return settings
+    with sqlite3.connect(_migrated()) as source, sqlite3.connect(folder / "fleet.db") as copy:
+        source.backup(copy)
+    source.close()
+    copy.close()
+    return settings.model_copy(update={"upload": settings.upload.model_copy(update=limits)})
+
+
+@cache
+def _migrated() -> Path:
+    """A database that all migrations made, once for all tests."""
+    folder = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    upgrade(f"sqlite+aiosqlite:///{folder}/fleet.db")
+    return folder / "fleet.db"
 
 
 async def open_builds(settings: FleetSettings) -> Builds:

@@ -160,7 +160,8 @@ def _sample(folder: Path) -> bytes:
     return pack(folder / "sample.zip", *members).read_bytes()
 
 
-_SAMPLE = _sample(Path(tempfile.mkdtemp()))
+with tempfile.TemporaryDirectory() as _folder:
+    _SAMPLE = _sample(Path(_folder))
 
 
 @settings(max_examples=60, deadline=None)

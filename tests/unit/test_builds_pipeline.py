@@ -105,7 +105,8 @@ async def test_running_it_again_changes_nothing(builds: Builds) -> None:
     assert (builds.stored(), await builds.words(build)) == (before, words)
 
 
-async def test_two_runs_at_once_are_one(builds: Builds) -> None:
+async def test_two_runs_at_once_are_one(builds: Builds, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, "LEASE_MS", 600)
     build = await builds.upload(make_zip(GAME))
     await asyncio.gather(*(run_pipeline(build.build_id, builds.settings) for _ in range(3)))
     assert (await builds.service.get(builds.project, build.build_id)).status == "ready"
