@@ -10,12 +10,14 @@ import asyncio
 import fcntl
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable
 from typing import IO
 
 import structlog
 
+from fleet.errors import FleetError
 from fleet.ops import api
 from fleet.ops.engine import ensure_engine
 from fleet.ops.head import Head, forget_head, read_head, start_head
@@ -73,6 +75,9 @@ class Supervisor:
         self._settings = settings
         self._report = report
         self._url = api.local_url(settings)
+        # Starting runs in a thread, which cannot be cancelled: it looks at the flag, and holds the lock meanwhile.
+        self._stopping = threading.Event()
+        self._starting = threading.Lock()
 
     async def run(self) -> int:
         loop = asyncio.get_running_loop()
@@ -86,13 +91,23 @@ class Supervisor:
         stopped.cancel()
         work.cancel()
         await asyncio.gather(work, stopped, return_exceptions=True)
-        if failure is not None:
-            log.error(
-                "supervisor_failed", exc_info=None if isinstance(failure, OpsError) else failure, error=str(failure)
-            )
-            self._report(f"failed: {failure}")
-        await asyncio.to_thread(shut_down, self._home, self._settings, self._report)
-        return 1 if failure else 0
+        await asyncio.to_thread(self._abandon_start)
+        if failure is None:
+            await asyncio.to_thread(shut_down, self._home, self._settings, self._report)
+            return 0
+        # Games of an earlier run may still have players: only what this start left behind is cleared away.
+        await asyncio.to_thread(end_supervised, self._home, grace_s=3.0)
+        expected = isinstance(failure, FleetError)
+        log.error("supervisor_failed", error=str(failure), exc_info=None if expected else failure)
+        self._report(f"failed: {failure}")
+        return 1
+
+    def _abandon_start(self) -> None:
+        """If a start is under way, end what it waits for until it gives up."""
+        self._stopping.set()
+        while not self._starting.acquire(timeout=0.5):
+            end_supervised(self._home, grace_s=1.0)
+        self._starting.release()
 
     async def _work(self) -> None:
         await self._prepare()
@@ -133,6 +148,23 @@ class Supervisor:
 
     def _start(self) -> Head:
         """Clear away what is left of an older head, then start a new one and the API on it."""
+        with self._starting:
+            self._clear()
+            self._step("Starting Ray")
+            head = start_head(self._home, self._settings)
+            link_ray_logs(self._home)
+            log.info("head_started", address=head.address, gcs=head.gcs.pid, raylet=head.raylet.pid)
+            self._step("Starting the API")
+            api.deploy(self._home, self._settings, head)
+            log.info("api_healthy", url=self._url)
+            return head
+
+    def _step(self, text: str) -> None:
+        if self._stopping.is_set():
+            raise OpsError("The fleet is being stopped.")
+        self._report(text)
+
+    def _clear(self) -> None:
         ended = end_supervised(self._home, grace_s=2.0)
         if ended:
             log.warning("remains_ended", processes=ended)
@@ -140,14 +172,6 @@ class Supervisor:
         forget_head(self._home)
         if not port_is_free(self._settings.host, self._settings.port):
             raise OpsError(f"Port {self._settings.port} is taken by another program. Choose one with FLEET_PORT.")
-        self._report("Starting Ray")
-        head = start_head(self._home, self._settings)
-        link_ray_logs(self._home)
-        log.info("head_started", address=head.address, gcs=head.gcs.pid, raylet=head.raylet.pid)
-        self._report("Starting the API")
-        api.deploy(self._home, self._settings, head)
-        log.info("api_healthy", url=self._url)
-        return head
 
     async def _replace(self, *, steady: bool) -> Head:
         """Start anew until it works, waiting longer each time."""
@@ -171,6 +195,10 @@ class Supervisor:
             died.cancel()
             silent.cancel()
 
+    def _deploy_again(self, head: Head) -> None:
+        with self._starting:
+            api.deploy(self._home, self._settings, head)
+
     async def _until_silent(self, head: Head) -> str:
         """Coarse watch over the API, which has no process of its own: deploys again once before giving up."""
         silent = 0
@@ -181,7 +209,7 @@ class Supervisor:
                 continue
             log.error("api_silent", url=self._url)
             try:
-                await asyncio.to_thread(api.deploy, self._home, self._settings, head)
+                await asyncio.to_thread(self._deploy_again, head)
             except OpsError as error:
                 return f"the API stays silent: {error}"
             silent = 0

@@ -8,7 +8,7 @@ from contextlib import suppress
 
 from fleet.ops import api
 from fleet.ops.head import tail
-from fleet.ops.home import Home, OpsError
+from fleet.ops.home import Home, OpsError, read_access
 from fleet.ops.supervisor import lock_holder
 from fleet.settings import FleetSettings
 
@@ -30,7 +30,7 @@ def pipe_report(fd: int) -> Report:
 def bring_up(home: Home, settings: FleetSettings, report: Report) -> bool:
     """Have the fleet run and answer. False if it ran before. OpsError says why it does not start."""
     if lock_holder(home) is not None:
-        _join(settings, report)
+        _join(home, settings, report)
         return False
     reader, writer = os.pipe()
     with (home.logs / "supervisor.out").open("ab") as output:
@@ -57,9 +57,10 @@ def bring_up(home: Home, settings: FleetSettings, report: Report) -> bool:
     raise OpsError(f"The supervisor ended (exit code {process.wait()}). Its last words:\n{last_words}")
 
 
-def _join(settings: FleetSettings, report: Report) -> None:
-    """Another `up` came first: wait until its fleet answers."""
-    url = api.local_url(settings)
+def _join(home: Home, settings: FleetSettings, report: Report) -> None:
+    """Another `up` came first: wait until its fleet answers, at its own address."""
+    access = read_access(home)
+    url = access.url if access else api.local_url(settings)
     if api.healthy(url):
         return
     report("The fleet is starting already: waiting for it")

@@ -12,6 +12,7 @@ import pytest
 
 from fleet.ops.home import Home, find_home
 from fleet.ops.processes import command_of, supervised
+from fleet.ops.supervisor import lock_holder
 from tests import games
 from tests.conftest import RunningFleet
 from tests.player import WAIT_S, Studio, ask
@@ -157,10 +158,8 @@ def test_the_proxy(studio: Studio, home: Home, matches: list[Match]) -> None:
 def test_the_whole_head(studio: Studio, home: Home, matches: list[Match], demo: str) -> None:
     """Everything but the supervisor: Ray, replicas, managers, agents, proxy, at once."""
     dying = studio.start(demo, region=REGION)
-    supervisor = set(pids(home, "fleet run")) | set(pids(home, "fleet.ops"))
     for pid in supervised(home):
-        if pid not in supervisor:
-            os.kill(pid, signal.SIGKILL)
+        os.kill(pid, signal.SIGKILL)
     for match in matches:
         assert match.player in ask(match.server, "state")
     assert ask(dying, "crash 4") == "crashing"
@@ -176,7 +175,9 @@ def test_the_whole_head(studio: Studio, home: Home, matches: list[Match], demo: 
 
 def test_the_supervisor_and_the_head(fleet: RunningFleet, studio: Studio, home: Home, matches: list[Match]) -> None:
     """Really everything; the operator types `fleet up` again."""
-    for pid in supervised(home):
+    supervisor = lock_holder(home)
+    assert supervisor is not None
+    for pid in (supervisor, *supervised(home)):
         os.kill(pid, signal.SIGKILL)
     assert fleet.command("up").returncode == 0
     for match in matches:
