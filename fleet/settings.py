@@ -34,6 +34,7 @@ class ServerLimits(BaseModel):
     ready_deadline_s: float = 120.0
     queue_deadline_s: float = 600.0
     node_lost_s: float = Field(default=30.0, description="silence after which a node's servers count as lost")
+    node_unseen_s: float = Field(default=180.0, description="the same for a node not seen since the manager started")
     pids: int = 512
     tmpfs_mb: int = 64
     writable_extra_mb: int = 64

@@ -89,7 +89,13 @@ def started_fleet(env: dict[str, str]) -> RunningFleet:
 
 @pytest.fixture(scope="session")
 def fleet(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[RunningFleet]:
-    """The session's fleet: real Ray, real Serve, real containers where there is an engine."""
+    """The session's fleet: real Ray, real Serve, real containers where there is an engine.
+
+    FLEET_TEST_HOME names one that runs already (a developer's loop): it is used and left running.
+    """
+    if running := os.environ.get("FLEET_TEST_HOME"):
+        yield started_fleet(dict(os.environ) | {"FLEET_HOME": running})
+        return
     env = fleet_environment(tmp_path_factory.mktemp("fleet"))
     request.config.stash.setdefault(STARTED, []).append(Path(env["FLEET_HOME"]))
     try:

@@ -49,10 +49,12 @@ def policy_of(settings: FleetSettings) -> Policy:
         ready_deadline_ms=int(limits.ready_deadline_s * 1000),
         queue_deadline_ms=int(limits.queue_deadline_s * 1000),
         node_lost_ms=int(limits.node_lost_s * 1000),
+        node_unseen_ms=int(limits.node_unseen_s * 1000),
         backoff_first_ms=int(restarts.backoff_first_s * 1000),
         backoff_max_ms=int(restarts.backoff_max_s * 1000),
         max_crashes=restarts.max_crashes,
         crash_window_ms=int(restarts.window_s * 1000),
+        watching_since=now_ms(),
     )
 
 

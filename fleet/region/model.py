@@ -23,15 +23,20 @@ class NodeView:
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """The numbers that a plan needs, in milliseconds where they are times."""
+    """The numbers that a plan needs, in milliseconds where they are times.
+
+    `watching_since`: when this manager began to look; a node that it has not seen yet may only be late.
+    """
 
     ready_deadline_ms: int
     queue_deadline_ms: int
     node_lost_ms: int
+    node_unseen_ms: int
     backoff_first_ms: int
     backoff_max_ms: int
     max_crashes: int
     crash_window_ms: int
+    watching_since: int
 
 
 @dataclass(frozen=True, slots=True)

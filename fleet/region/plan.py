@@ -121,7 +121,7 @@ def _host_answered(server: Server, nodes: Mapping[str, NodeView], now: int, poli
     """Whether the absence of a run is known: its node has told its list, or is lost for good."""
     node = nodes.get(server.node_id or "")
     if node is None:
-        return now - server.step_at >= policy.node_lost_ms
+        return now - max(server.step_at, policy.watching_since) >= policy.node_unseen_ms
     return node.synced or now - (node.unsynced_since or now) >= policy.node_lost_ms
 
 

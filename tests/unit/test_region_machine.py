@@ -31,10 +31,12 @@ POLICY = Policy(
     ready_deadline_ms=60_000,
     queue_deadline_ms=300_000,
     node_lost_ms=30_000,
+    node_unseen_ms=180_000,
     backoff_first_ms=1_000,
     backoff_max_ms=60_000,
     max_crashes=3,
     crash_window_ms=300_000,
+    watching_since=0,
 )
 SHARE = NodeShare(4096, 4.0, 20_000, 20_100, "127.0.0.1", "127.0.0.1")
 ORDER = [RunState.PREPARING, RunState.CREATING, RunState.BOOTING, RunState.RUNNING]
@@ -46,6 +48,7 @@ class TwinNodes:
     def __init__(self) -> None:
         self.containers: dict[RunKey, RunView] = {}
         self.synced = True
+        self.known = True
         self.since: int | None = None
         self.now = 1_000_000
         self.next_port = 20_000
@@ -56,10 +59,14 @@ class TwinNodes:
         return False
 
     def views(self) -> dict[str, NodeView]:
+        if not self.known:
+            return {}
         since = None if self.synced else self.since
         return {"n": NodeView("n", "127.0.0.1", SHARE.memory_mb, SHARE.cores, self.synced, since)}
 
     def hellos(self) -> list[Hello]:
+        if not self.known:
+            return []
         return [
             Hello(
                 "boot",
@@ -73,7 +80,7 @@ class TwinNodes:
         ]
 
     async def call(self, node_id: str, method: str, _epoch: int, *arguments: Any) -> Any:
-        if not self.synced:
+        if not (self.synced and self.known):
             raise Unavailable("no agent")
         return getattr(self, method)(*arguments)
 
@@ -118,7 +125,11 @@ class RegionMachine(RuleBasedStateMachine):
         self.nodes = TwinNodes()
         self.disk: dict[str, dict[str, Any]] = {}
         self.stopped_by_user: set[str] = set()
+        self.vanished: set[str] = set()
+        self.long_silence = False
+        self.silence = 0
         self.boot_manager()
+        self.nodes.known = True
 
     def boot_manager(self) -> None:
         self.books = Books()
@@ -135,8 +146,8 @@ class RegionMachine(RuleBasedStateMachine):
             settle=self.settle,
             builds=self.build,
         )
-        if self.nodes.synced:
-            self.runs.update(self.nodes.containers)
+        self.nodes.known = False
+        self.policy = replace(POLICY, watching_since=self.nodes.now)
 
     async def build(self, build_id: str) -> BuildRef:
         return BuildRef(build_id, "zip", "hash")
@@ -161,12 +172,12 @@ class RegionMachine(RuleBasedStateMachine):
 
     async def _round(self) -> None:
         self._seen = self.rows
-        if self.nodes.synced:
+        if self.nodes.synced and self.nodes.known:
             self.runs.clear()
             self.runs.update(self.nodes.containers)
         self.executor.adopt_ports(self.runs.values())
         views = self.nodes.views()
-        self.executor.carry_out(plan(list(self.books.live.values()), self.runs, views, self.nodes.now, POLICY))
+        self.executor.carry_out(plan(list(self.books.live.values()), self.runs, views, self.nodes.now, self.policy))
         await self.settle()
         while self.executor._tasks:
             await asyncio.gather(*self.executor._tasks)
@@ -239,12 +250,28 @@ class RegionMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.nodes.containers)
     @rule(data=st.data())
     def container_vanishes(self, data: Any) -> None:
-        del self.nodes.containers[data.draw(st.sampled_from(sorted(self.nodes.containers, key=str)))]
+        key = data.draw(st.sampled_from(sorted(self.nodes.containers, key=str)))
+        self.vanished.add(key.instance_id)
+        del self.nodes.containers[key]
         self.converge(1)
 
     @rule(seconds=st.sampled_from([1, 10, 61, 400]))
     def time_passes(self, seconds: int) -> None:
         self.nodes.now += seconds * 1000
+        heard = self.nodes.synced and self.nodes.known
+        self.silence = 0 if heard else self.silence + seconds * 1000
+        self.note_silence()
+        self.converge(1)
+
+    def note_silence(self) -> None:
+        limit = POLICY.node_lost_ms if self.nodes.known else POLICY.node_unseen_ms
+        self.long_silence |= self.silence >= limit
+
+    @rule()
+    def says_hello(self) -> None:
+        """The new manager hears of its node at last."""
+        self.nodes.known = True
+        self.note_silence()
         self.converge(1)
 
     @rule()
@@ -258,7 +285,7 @@ class RegionMachine(RuleBasedStateMachine):
 
     @rule()
     def manager_dies(self) -> None:
-        """What was not committed is lost; everything else must come back."""
+        """What was not committed is lost; everything else must come back, and nothing is called lost meanwhile."""
         self.boot_manager()
         self.converge(1)
 
@@ -279,9 +306,15 @@ class RegionMachine(RuleBasedStateMachine):
                 assert server.network_ports
                 assert all(p["external_port"] for p in server.network_ports)
 
+    @invariant()
+    def a_server_is_lost_only_with_its_container_or_after_long_silence(self) -> None:
+        if not self.long_silence:
+            lost = {name for name, row in self.disk.items() if row["stop_reason"] == "node_lost"}
+            assert lost <= self.vanished
+
     def teardown(self) -> None:
         """With its agent back and no further faults, nothing is leaked, lost or stuck."""
-        self.nodes.synced = True
+        self.nodes.synced = self.nodes.known = True
         self.nodes.now += 120_000
         self.converge(8)
         alive = {k for k, v in self.nodes.containers.items() if not v.state.ended}
