@@ -49,6 +49,8 @@ def head_environment(home: Home, settings: FleetSettings) -> dict[str, str]:
         "RAY_AUTH_TOKEN_PATH": str(home.token_file),
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+        # Ray ends idle workers after 1 s; a build's pipeline then pays a new worker's start of seconds each time.
+        "RAY_idle_worker_killing_time_threshold_ms": "60000",
         "DASHBOARD_METRIC_PORT": str(free_ports(1)[0]),
         "PYTHONUNBUFFERED": "1",
     }

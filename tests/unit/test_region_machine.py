@@ -5,7 +5,6 @@ and loses its containers as the machine says. Time is virtual.
 """
 
 import asyncio
-import uuid
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -128,6 +127,7 @@ class RegionMachine(RuleBasedStateMachine):
         self.vanished: set[str] = set()
         self.long_silence = False
         self.silence = 0
+        self.started = 0
         self.boot_manager()
         self.nodes.known = True
 
@@ -193,8 +193,9 @@ class RegionMachine(RuleBasedStateMachine):
     )
     def start(self, size: str, auto_restart: bool, ttl: int | None) -> None:
         now = self.nodes.now
+        self.started += 1
         server = Server(
-            instance_id=str(uuid.uuid4()),
+            instance_id=f"s{self.started:04}",
             project_id="p",
             region="us-east",
             name="s",
@@ -328,7 +329,7 @@ class RegionMachine(RuleBasedStateMachine):
 
 
 TestRegion = RegionMachine.TestCase
-TestRegion.settings = hypothesis_settings(max_examples=60, stateful_step_count=25, deadline=None)
+TestRegion.settings = hypothesis_settings(max_examples=150, stateful_step_count=25, deadline=None)
 
 
 @pytest.fixture(autouse=True)
