@@ -30,14 +30,15 @@ START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 30.0
 
 
-def _client(timeout_s: float = 5.0) -> docker.DockerClient:
+def connect_engine(timeout_s: float = 5.0) -> docker.DockerClient:
+    """A client of the engine; DockerException if there is none."""
     return docker.DockerClient.from_env(timeout=int(timeout_s))  # pyright: ignore[reportUnknownMemberType]
 
 
 def engine_answers() -> bool:
     """Whether a container engine is reachable by the usual means (DOCKER_HOST, the default socket)."""
     try:
-        with closing(_client()) as client:
+        with closing(connect_engine()) as client:
             return bool(client.ping())  # pyright: ignore[reportUnknownMemberType]
     except (docker.errors.DockerException, OSError):
         return False
@@ -149,28 +150,7 @@ def stop_engine(home: Home, report: Report) -> bool:
 
 def _running_containers() -> list[Any]:
     try:
-        with closing(_client()) as client:
+        with closing(connect_engine()) as client:
             return list(client.containers.list())
     except (docker.errors.DockerException, OSError):
         return []
-
-
-def stop_left_games(home: Home, grace_s: float) -> int:
-    """Stop and remove every container with this fleet's label; returns how many there were."""
-    if not engine_answers():
-        return 0
-    with closing(_client(timeout_s=grace_s + 30)) as client:
-        found = client.containers.list(all=True, filters={"label": f"fleet.id={home.fleet_id}"})
-        for container in found:
-            _remove(container, grace_s)
-        return len(found)
-
-
-def _remove(container: Any, grace_s: float) -> None:
-    try:
-        container.stop(timeout=int(grace_s))
-        container.remove(force=True)
-    except docker.errors.NotFound:
-        return
-    except docker.errors.APIError as error:
-        log.error("container_not_removed", container=container.name, error=str(error))

@@ -151,6 +151,7 @@ def forget_head(home: Home) -> None:
 
 def run_module(home: Home, head: Head, module: str, *arguments: str, timeout_s: float, log_file: Path) -> int:
     """Run one of our modules as a process that may connect to the head; -SIGKILL if it took too long."""
+    make_run_dir(home)
     with log_file.open("ab") as file:
         process = subprocess.Popen(
             [sys.executable, "-m", module, *arguments],

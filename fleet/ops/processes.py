@@ -20,7 +20,6 @@ from pathlib import Path
 from fleet.ops.home import Home
 
 MARKER = "FLEET_SUPERVISED"
-GAME_MARKER = "FLEET_GAME"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,15 +66,12 @@ def _pids() -> list[int]:
 
 
 def supervised(home: Home) -> list[int]:
-    """Processes of the fleet, without game servers and without the caller."""
+    """Processes of the fleet, without the caller. Games bear no mark: environment and folder are their own."""
     return [pid for pid in _pids() if pid != os.getpid() and _is_supervised(pid, home)]
 
 
 def _is_supervised(pid: int, home: Home) -> bool:
-    environment = environment_of(pid)
-    if GAME_MARKER in environment:
-        return False
-    return environment.get(MARKER) == str(home.path) or _folder_of(pid) == str(home.work_dir)
+    return environment_of(pid).get(MARKER) == str(home.path) or _folder_of(pid) == str(home.work_dir)
 
 
 def _folder_of(pid: int) -> str:
@@ -83,16 +79,6 @@ def _folder_of(pid: int) -> str:
         return os.readlink(f"/proc/{pid}/cwd").removesuffix(" (deleted)")
     except OSError:
         return ""
-
-
-def games(home: Home) -> list[int]:
-    """Game servers of the fleet's process runtime."""
-    found = ((pid, environment_of(pid)) for pid in _pids())
-    return [pid for pid, environment in found if GAME_MARKER in environment and _home_of(environment) == str(home.path)]
-
-
-def _home_of(environment: dict[str, str]) -> str | None:
-    return environment.get(MARKER) or environment.get("FLEET_HOME")
 
 
 @contextmanager
@@ -123,10 +109,10 @@ def wait_ended(pidfds: list[int], timeout_s: float) -> list[int]:
     return list(left)
 
 
-def end(pids: list[int], home: Home, *, grace_s: float, games_too: bool = False) -> int:
+def end(pids: list[int], home: Home, *, grace_s: float) -> int:
     """SIGTERM, wait up to `grace_s` seconds, SIGKILL; returns how many there were."""
     with contextlib.ExitStack() as stack:
-        fds = [fd for pid in pids if (fd := _hold_ours(stack, pid, home, games_too)) is not None]
+        fds = [fd for pid in pids if (fd := _hold_ours(stack, pid, home)) is not None]
         _signal(fds, signal.SIGTERM)
         left = wait_ended(fds, grace_s)
         _signal(left, signal.SIGKILL)
@@ -134,10 +120,10 @@ def end(pids: list[int], home: Home, *, grace_s: float, games_too: bool = False)
         return len(fds)
 
 
-def _hold_ours(stack: contextlib.ExitStack, pid: int, home: Home, games_too: bool) -> int | None:
+def _hold_ours(stack: contextlib.ExitStack, pid: int, home: Home) -> int | None:
     fd = stack.enter_context(held(pid))
     # Looked at again now that the number cannot change hands unnoticed.
-    ours = _is_supervised(pid, home) or (games_too and pid in games(home))
+    ours = _is_supervised(pid, home)
     return fd if ours else None
 
 
@@ -148,7 +134,7 @@ def _signal(pidfds: list[int], number: signal.Signals) -> None:
 
 
 def end_supervised(home: Home, *, grace_s: float) -> int:
-    """End every process of the fleet but the caller and game servers. Those that a dying one starts are met too."""
+    """End every process of the fleet but the caller. Those that a dying one starts are met too."""
     count = 0
     for _ in range(10):
         pids = supervised(home)

@@ -1,7 +1,7 @@
 """Take a fleet down in order. Idempotent, and right after any crash: it looks at what is there, not at what should be.
 
-1. Managers stop all game servers, so that rows and events say so. 2. Games that are left (no manager answered) are
-stopped by their labels; the next start finds their rows and says that they were lost. 3. Ray, Serve and the proxy end.
+1. Managers stop all game servers, so that rows and events say so. 2. Ray, Serve and the proxy end. 3. Games that are
+left (no manager answered) are stopped by their labels; the next start finds their rows and says that they were lost.
 4. The run folder goes, its logs are kept. 5. The container engine stops, if this fleet started it.
 """
 
@@ -9,11 +9,12 @@ from collections.abc import Callable
 
 import structlog
 
-from fleet.ops.engine import stop_engine, stop_left_games
+from fleet.ops.engine import stop_engine
 from fleet.ops.head import forget_head, read_head, run_module, tail
 from fleet.ops.home import Home
+from fleet.ops.left_games import stop_left_games
 from fleet.ops.logs import keep_ray_logs
-from fleet.ops.processes import end, end_supervised, games
+from fleet.ops.processes import end_supervised
 from fleet.settings import FleetSettings
 
 log = structlog.get_logger(__name__)
@@ -23,12 +24,11 @@ MANAGERS_S = 60.0
 def shut_down(home: Home, settings: FleetSettings, report: Callable[[str], None]) -> bool:
     """Stop all that this fleet started and nothing else; True if there was anything."""
     found = _stop_servers(home, settings, report)
-    left = stop_left_games(home, settings.servers.stop_grace_s)
-    left += end(games(home), home, grace_s=settings.servers.stop_grace_s, games_too=True)
-    if left:
-        log.warning("left_games_stopped", count=left)
     report("Stopping Ray and the API")
     ended = end_supervised(home, grace_s=3.0)
+    left = stop_left_games(home, settings)
+    if left:
+        log.warning("left_games_stopped", count=left)
     forget_head(home)
     keep_ray_logs(home)
     engine = stop_engine(home, report)

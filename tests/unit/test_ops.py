@@ -143,7 +143,7 @@ def test_end_meets_only_what_bears_the_mark(tmp_path: Path, monkeypatch: pytest.
     marked = os.environ | {MARKER: str(home.path)}
     by_mark = subprocess.Popen(sleep, env=marked)
     by_folder = subprocess.Popen(sleep, cwd=home.work_dir)
-    game = subprocess.Popen(sleep, env=marked | {"FLEET_GAME": "1"}, cwd=home.work_dir)
+    game = subprocess.Popen(sleep, env={}, cwd=home.path)
     stranger = subprocess.Popen(sleep, env=os.environ | {MARKER: str(tmp_path / "other")})
     processes = (by_mark, by_folder, game, stranger)
     try:
