@@ -1,16 +1,15 @@
 """Generated requests for every operation of our own OpenAPI document: no 5xx, and answers as documented."""
 
-import asyncio
-import threading
+import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import schemathesis
-import uvicorn
 
-from tests.unit.api_kit import open_api
 from tests.unit.schema_kit import check_operations
 
 
@@ -20,40 +19,24 @@ class Served:
     key: str
 
 
-class _Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config) -> None:
-        super().__init__(config)
-        self.up = threading.Event()
-
-    async def startup(self, sockets: object = None) -> None:
-        await super().startup()
-        self.up.set()
-
-
-@pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """The app in a thread of its own, on a port of the kernel's choice."""
-    folder = tmp_path_factory.mktemp("schema")
-    server, key = _make(folder)
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    assert server.up.wait(60)
-    port = server.servers[0].sockets[0].getsockname()[1]
-    yield Served(f"http://127.0.0.1:{port}", key)
-    server.should_exit = True
-    thread.join(30)
-
-
-def _make(folder: Path) -> tuple[_Server, str]:
-    async def opened() -> tuple[object, str]:
-        api = await open_api(folder)
-        await api.running()
-        await api.client.aclose()
-        await api.store.close()  # its connections belong to this loop; the server's loop opens its own
-        return api.app, api.project.server_key
-
-    app, key = asyncio.run(opened())
-    return _Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="critical")), key  # pyright: ignore
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[Served]:
+    """The app in a process of its own, on a port of the kernel's choice. It must end well."""
+    log = tmp_path / "server.log"
+    command = [sys.executable, "-X", "faulthandler", "-m", "tests.unit.serve_api", str(tmp_path)]
+    with log.open("wb") as errors:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors)
+    with process:
+        assert process.stdout is not None
+        line = next((line for line in process.stdout if line.startswith(b"{")), b"")
+        assert line, log.read_text()
+        # What it logs meanwhile must be read, or it would wait for room in the pipe.
+        reader = subprocess.Popen(["cat"], stdin=process.stdout, stdout=subprocess.DEVNULL)
+        yield Served(**json.loads(line))
+        process.terminate()
+        code = process.wait(30)
+        reader.wait(30)
+    assert code in (0, -15), log.read_text()
 
 
 def test_every_operation_answers_as_documented(served: Served, subtests: pytest.Subtests) -> None:

@@ -1,0 +1,37 @@
+"""The API of `api_kit` as a process of its own: `python -m tests.unit.serve_api FOLDER`.
+
+Prints one line of JSON, `{"url", "key"}`, once it answers; ends with SIGTERM.
+"""
+
+import asyncio
+import json
+import socket
+import sys
+from pathlib import Path
+
+import uvicorn
+
+from tests.unit.api_kit import open_api
+
+
+class _Server(uvicorn.Server):
+    said = ""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        print(self.said, flush=True)
+
+
+async def main(folder: Path) -> None:
+    api = await open_api(folder)
+    await api.running()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = _Server(uvicorn.Config(api.app, log_level="critical"))
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        server.said = json.dumps({"url": url, "key": api.project.server_key})
+        await server.serve(sockets=[listener])
+    await api.client.aclose()
+
+
+if __name__ == "__main__":
+    asyncio.run(main(Path(sys.argv[1])))
