@@ -37,10 +37,10 @@ test: lint  ## Everything: lint, then all tests with a real engine and a real fl
 	$(BIN)/pytest $(TESTS)
 
 bench-api: $(STAMP)  ## Requests per second and latencies of the API
-	$(BIN)/python -m bench.api
+	@$(BIN)/fleet up && $(BIN)/python -m bench.api --home "$${FLEET_HOME:-.fleet}"
 
 bench-launch: $(STAMP)  ## Time from a start request to a running game
-	$(BIN)/python -m bench.launch
+	@$(BIN)/fleet up && $(BIN)/python -m bench.launch
 
 lock:  ## Pin every dependency, with hashes, from pyproject.toml
 	$(BIN)/uv pip compile pyproject.toml --group dev --python-version 3.11 --universal --generate-hashes \
