@@ -5,6 +5,7 @@ Managers are made on first use, so a region that nobody plays in costs nothing.
 
 import asyncio
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any
 
 import structlog
@@ -74,7 +75,7 @@ class RegionClient:
         """Return once the committed row has one of the statuses, or at the timeout."""
         watch = self._watches.get(region)
         if watch is None:
-            watch = self._watches[region] = RegionWatch(lambda *a: self._call(region, "changes", *a))
+            watch = self._watches[region] = RegionWatch(partial(self._call, region, "changes"))
 
         async def reached() -> bool:
             query = select(Server.status).where(col(Server.instance_id) == instance_id)

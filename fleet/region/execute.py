@@ -124,7 +124,7 @@ class Executor:
             case Launch():
                 self.spawn(self._launch_and_settle(server))
             case Advance(_, step, at):
-                running = {"status": "running", "started_at": at} if step == "running" else {}
+                running: dict[str, Any] = {"status": "running", "started_at": at} if step == "running" else {}
                 self._books.step(server, at, step, **running)
             case End(_, at, reason, shutdown, detail, exit_code, gone):
                 self.end(server, at, reason, shutdown, detail, exit_code, gone=gone)

@@ -10,8 +10,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import structlog
-from sqlalchemy import Executable, select
+from sqlalchemy import Column, Executable, select
 from sqlalchemy.exc import OperationalError
+from sqlmodel import col
 
 from fleet.errors import Fenced
 from fleet.store.engine import Store
@@ -110,7 +111,7 @@ class GroupCommit:
 
     async def _transaction(self, statements: list[Statement]) -> None:
         async with self._store.write_connection() as connection:
-            row = select(RegionEpoch.epoch).where(RegionEpoch.region == self._region)  # pyright: ignore
+            row = select(col(RegionEpoch.epoch)).where(col(RegionEpoch.region) == self._region)
             found = (await connection.execute(row)).scalar_one()
             if found != self._epoch:
                 raise Fenced(f"Region {self._region} is written by epoch {found}; this writer had {self._epoch}.")
@@ -120,7 +121,8 @@ class GroupCommit:
 
 def row_values(row: Any) -> dict[str, Any]:
     """Every column of a table object."""
-    return {column.name: getattr(row, column.name) for column in type(row).__table__.columns}
+    columns: list[Column[Any]] = [*type(row).__table__.columns]
+    return {column.name: getattr(row, column.name) for column in columns}
 
 
 __all__ = ["GroupCommit", "Statement", "row_values", "take_epoch"]

@@ -5,7 +5,7 @@ that cannot write, `write()` one transaction that is committed (and on disk) whe
 """
 
 import sqlite3
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -57,13 +57,13 @@ class Store:
         return engine
 
     @asynccontextmanager
-    async def read(self) -> AsyncIterator[AsyncSession]:
+    async def read(self) -> AsyncGenerator[AsyncSession]:
         """A session for queries. Objects stay usable after it ends."""
         async with AsyncSession(self._reader, expire_on_commit=False, autoflush=False) as session:
             yield session
 
     @asynccontextmanager
-    async def write(self) -> AsyncIterator[AsyncSession]:
+    async def write(self) -> AsyncGenerator[AsyncSession]:
         """One transaction; durable when the block has ended, undone if it raises."""
         async with (
             AsyncSession(self._writer, expire_on_commit=False) as session,
@@ -72,7 +72,7 @@ class Store:
             yield session
 
     @asynccontextmanager
-    async def write_connection(self) -> AsyncIterator[AsyncConnection]:
+    async def write_connection(self) -> AsyncGenerator[AsyncConnection]:
         """Like `write()`, without the session's bookkeeping: for the manager's group commit."""
         async with self._writer.begin() as connection:
             yield connection
