@@ -46,6 +46,28 @@ async def bare_engine_launch(n: int, *, first_port: int = FIRST_PORT) -> list[fl
             await engine.close()
 
 
+async def bare_engine_at_once(n: int, *, first_port: int = FIRST_PORT) -> float:
+    """Seconds until the last of `n` bare launches begun together has its port open."""
+    with tempfile.TemporaryDirectory() as folder:
+        bundle = games.make_bundle(Path(folder) / "bundle", games.demo())
+        engine = Engine()
+        try:
+            image = await ensure_base_image(engine, "auto", Path(folder))
+            begun = time.perf_counter()
+            ends = await asyncio.gather(
+                *(_bare_until_open(engine, image, bundle, first_port + number) for number in range(n))
+            )
+            return max(ends) - begun
+        finally:
+            await engine.close()
+
+
+async def _bare_until_open(engine: Engine, image: str, bundle: Path, port: int) -> float:
+    """When the port was open (perf_counter); what was started is removed afterwards."""
+    begun = time.perf_counter()
+    return begun + (await _bare(engine, image, bundle, port)).wall_s
+
+
 async def _bare(engine: Engine, image: str, bundle: Path, port: int) -> Sample:
     config = {
         "Image": image,

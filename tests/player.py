@@ -75,6 +75,13 @@ class Studio:
             pass
         return seen
 
+    def until_gone(self, server: dict[str, Any]) -> None:
+        """Return once the server's container is gone too."""
+        end = time.monotonic() + WAIT_S
+        while self.events(server)[-1]["type"] != "stopped":
+            assert time.monotonic() < end, self.events(server)
+            time.sleep(0.02)
+
     def until_elsewhere(self, server: dict[str, Any]) -> dict[str, Any]:
         """The server once it runs on other ports than `server` says."""
         return self.until(server, lambda s: s["status"] == "running" and s["network_ports"] != server["network_ports"])

@@ -54,8 +54,7 @@ class BuildImages:
             raise EngineUnavailable(f"image of build {build.build_id}: {error.message}") from error
 
     async def _derive(self, build: BuildRef, derived: str) -> None:
-        source = build.image or ""
-        await self._have(source, build)
+        source = await self._source(build)
         details = await self._engine.call("GET", f"/images/{source}/json")
         folder = config_folder(build, details["Config"] or {})
         # Without a command the engine refuses to create; it is never started, and launches bring their own.
@@ -72,12 +71,21 @@ class BuildImages:
             await self._engine.call("DELETE", f"/containers/{created}", params={"v": "1", "force": "1"})
         log.info("image_derived", build_id=build.build_id, image=source, id=details["Id"])
 
-    async def _have(self, source: str, build: BuildRef) -> None:
-        """Never asks a registry for what is here: a local-only image is fine."""
+    async def _source(self, build: BuildRef) -> str:
+        """The very image that the pipeline saw, by its id, if it is here; else the name, pulled if need be.
+
+        Never asks a registry for what is here: a local-only image is fine.
+        """
+        if build.content_hash and await image_exists(self._engine, build.content_hash):
+            return build.content_hash
+        source = build.image or ""
         if not source:
             raise LaunchFailed("STARTUP_FAILURE_DOWNLOAD", f"Build {build.build_id} names no image.")
-        if await image_exists(self._engine, source):
-            return
+        if not await image_exists(self._engine, source):
+            await self._pull(source, build)
+        return source
+
+    async def _pull(self, source: str, build: BuildRef) -> None:
         try:
             await pull_image(self._engine, source, auth_header(build.credentials))
         except EngineError as error:

@@ -176,7 +176,7 @@ class RegionClient:
 def _split(token: str | None) -> tuple[int, str | None]:
     """`<generation>:<token of that run>`; no token, or one that is not ours, is the beginning."""
     number, colon, inner = (token or "").partition(":")
-    if not colon or not number.isdigit():
+    if not colon or not number.isdecimal() or len(number) > 9:
         return 1, None
     return max(1, int(number)), inner or None
 
