@@ -1,5 +1,6 @@
 """The commands that speak to the API: servers, builds, logs."""
 
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -8,14 +9,15 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 from fleet.errors import BadRequest, FleetError
 from fleet.ops.pack import pack
 from fleet.ops.rest import Rest
 from fleet.settings import get_settings
 
-console = Console(highlight=False, soft_wrap=True)
+# What goes into a pipe is not cut to the width of a terminal.
+console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 240)
 builds = typer.Typer(no_args_is_help=True, help="Builds: list them, push a new one.")
 PROCESS_TIMEOUT_S = 900.0
 POLL_S = 0.25
@@ -47,7 +49,7 @@ def ports_of(server: dict[str, Any]) -> str:
 
 
 def show_table(titles: list[str], rows: list[list[Any]]) -> None:
-    table = Table(*titles, box=None, pad_edge=False)
+    table = Table(*(Column(title, overflow="fold") for title in titles), box=None, pad_edge=False)
     for row in rows:
         table.add_row(*(str(cell) for cell in row))
     console.print(table if rows else "[dim]none[/dim]")
