@@ -28,9 +28,7 @@ def mend(config: str, error_file: str) -> str:
     config = re.sub(r"^(\s*bind )(?:\*)?:(\d+)", r"\g<1>127.0.0.1:\2", config, flags=re.MULTILINE)
     config = re.sub(r"^(\s*tune\.bufsize) \d+", rf"\1 {BUFFER_BYTES}", config, flags=re.MULTILINE)
     if BACK_PRESSURE not in config:
-        config = re.sub(
-            r"^(frontend http_frontend\n\s*bind .*\n)", rf"\1{BACK_PRESSURE}\n", config, flags=re.MULTILINE
-        )
+        config = re.sub(r"^(frontend http_frontend\n\s*bind .*\n)", rf"\1{BACK_PRESSURE}\n", config, flags=re.MULTILINE)
     config = re.sub(r"^(\s*stats socket .*) mode 666 ", r"\1 mode 600 ", config, flags=re.MULTILINE)
     return re.sub(r"^(\s*errorfile \d+) .*$", rf"\1 {error_file}", config, flags=re.MULTILINE)
 
