@@ -13,6 +13,7 @@ import contextlib
 import os
 import shutil
 import signal
+import subprocess
 import sys
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -233,14 +234,28 @@ class ProcessRuntime:
 
 async def _start_shim(folder: Path) -> dict[str, Any]:
     """Start the keeper of a described run: {"game": pid}, or {"error": words}."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-I", "-S", str(_SHIM), str(folder), stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE, start_new_session=True, env={},
-    )  # fmt: skip
-    output, _ = await asyncio.wait_for(process.communicate(), _START_TIMEOUT_S)
-    if process.returncode or not output:
-        return {"error": f"its keeper failed with exit code {process.returncode}"}
-    return orjson.loads(output)
+    return await asyncio.to_thread(_start_shim_now, folder)
+
+
+def _start_shim_now(folder: Path) -> dict[str, Any]:
+    # Not the loop's own subprocesses: uvloop, which Ray's actors run on, hands every open file down to the child,
+    # and a keeper that holds the other end of its own output never lets the caller see the end of it.
+    command = [sys.executable, "-I", "-S", str(_SHIM), str(folder)]
+    try:
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            start_new_session=True,
+            env={},
+            timeout=_START_TIMEOUT_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return {"error": f"its keeper did not answer within {_START_TIMEOUT_S:.0f} s"}
+    if done.returncode or not done.stdout:
+        return {"error": f"its keeper failed with exit code {done.returncode}"}
+    return orjson.loads(done.stdout)
 
 
 async def _readable(descriptor: int, timeout_s: float) -> bool:
