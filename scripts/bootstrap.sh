@@ -30,6 +30,7 @@ trap 'rm -f "$pin"' EXIT
 awk '/^uv==/ {on=1} on {print; if ($0 !~ /\\$/) exit}' requirements.lock > "$pin"
 [ -s "$pin" ] || die "requirements.lock does not name uv; run 'make lock'."
 .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r "$pin"
-.venv/bin/uv pip sync --quiet --python .venv/bin/python --require-hashes requirements.lock
+# Compiled once here, since every process of the fleet would otherwise compile the same files for seconds.
+.venv/bin/uv pip sync --quiet --compile-bytecode --python .venv/bin/python --require-hashes requirements.lock
 .venv/bin/uv pip install --quiet --python .venv/bin/python --no-deps --no-build-isolation -e .
 say "Installed"

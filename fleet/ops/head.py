@@ -22,6 +22,7 @@ log = structlog.get_logger(__name__)
 NODE_ADDRESS = "127.0.0.2"
 OBJECT_STORE_BYTES = 150_000_000
 START_TIMEOUT_S = 120.0
+NOT_INHERITED = frozenset({"RAY_ADDRESS", "RAY_TMPDIR", "RAY_NAMESPACE", "PYTHONDONTWRITEBYTECODE"})
 GCS, RAYLET = "gcs_server", "raylet"
 
 
@@ -60,8 +61,8 @@ def head_environment(home: Home, settings: FleetSettings) -> dict[str, str]:
 
 
 def child_environment(additions: dict[str, str]) -> dict[str, str]:
-    """The caller's environment, without what would lead to another Ray cluster, and the additions."""
-    own = {key: value for key, value in os.environ.items() if key not in ("RAY_ADDRESS", "RAY_TMPDIR", "RAY_NAMESPACE")}
+    """The caller's environment, without what leads to another Ray cluster or slows imports, and the additions."""
+    own = {key: value for key, value in os.environ.items() if key not in NOT_INHERITED}
     programs = str(Path(sys.executable).parent)
     return own | {"PATH": f"{programs}{os.pathsep}{own.get('PATH', os.defpath)}"} | additions
 

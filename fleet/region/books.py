@@ -7,11 +7,14 @@ between two commits become one statement.
 
 from typing import Any
 
+import structlog
 from sqlalchemy import insert, update
 from sqlmodel import col
 
 from fleet.store.commit import Statement, row_values
 from fleet.store.tables import Server, ServerEvent
+
+log = structlog.get_logger(__name__)
 
 
 class Books:
@@ -43,6 +46,7 @@ class Books:
             "data": data,
         }
         self._journal.append(entry)
+        log.info("server", step=event, server=server.instance_id, generation=server.generation, at=at, data=data)
 
     def change(self, server: Server, at: int, **values: Any) -> None:
         """New values for columns of a row."""
