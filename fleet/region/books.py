@@ -5,7 +5,7 @@ before that. If a commit cannot be done the manager ends, and its successor read
 between two commits become one statement.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import structlog
 from sqlalchemy import insert, update
@@ -17,8 +17,16 @@ from fleet.store.tables import Server, ServerEvent
 log = structlog.get_logger(__name__)
 
 
+class Batch(NamedTuple):
+    """`touched`: ids whose row changed; `told`: those of them whom somebody may wait for, by status or end."""
+
+    statements: list[Statement]
+    touched: list[str]
+    told: list[str]
+
+
 class Books:
-    """`live`: rows whose step is not `stopped`. `take()` gives what must be committed, and who changed."""
+    """`live`: rows whose step is not `stopped`. `take()` gives what must be committed and told."""
 
     def __init__(self) -> None:
         self.live: dict[str, Server] = {}
@@ -70,28 +78,18 @@ class Books:
         self.change(server, at, step=step, step_at=at, **values)
         self.note(server, at, step, {**took, **(data or {})})
 
-    def take(self) -> tuple[list[Statement], list[str]]:
-        """Statements in order and the ids they touch; the books are clean afterwards."""
+    def take(self) -> Batch:
+        """What has gathered; the books are clean afterwards."""
         statements: list[Statement] = []
         if self._new:
             statements.append((insert(Server), [row_values(row) for row in self._new.values()]))
         for name, (server, columns) in self._dirty.items():
             if name not in self._new:
                 values = {column: getattr(server, column) for column in sorted(columns)}
-                statements.append(
-                    (
-                        update(Server).where(col(Server.instance_id) == name).values(values),
-                        None,
-                    )
-                )
+                statements.append((update(Server).where(col(Server.instance_id) == name).values(values), None))
         if self._journal:
             statements.append((insert(ServerEvent), self._journal))
-        touched = list(
-            {
-                **self._new,
-                **self._dirty,
-                **{entry["instance_id"]: None for entry in self._journal},
-            }
-        )
+        told = [name for name, (row, columns) in self._dirty.items() if "status" in columns or row.step == "stopped"]
+        batch = Batch(statements, list({**self._new, **self._dirty}), told)
         self._new, self._dirty, self._journal = {}, {}, []
-        return statements, touched
+        return batch

@@ -31,6 +31,8 @@ class ChangeFeed:
         self._changed = asyncio.Event()
 
     def publish(self, ids: list[str]) -> None:
+        if not ids:
+            return
         for instance_id in ids:
             self._seq += 1
             self._recent.append((self._seq, instance_id))

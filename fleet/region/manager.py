@@ -368,14 +368,14 @@ class RegionManager:
 
     async def _commit(self) -> None:
         """Changes on disk; then the feed, the timers and the nodes may know."""
-        statements, touched = self._books.take()
+        batch = self._books.take()
         after = self._executor.take_commands()
-        if statements:
-            await self._commits.submit(statements)
-        for instance_id in touched:
+        if batch.statements:
+            await self._commits.submit(batch.statements)
+        for instance_id in batch.touched:
             server = self._books.live.get(instance_id)
             self._arm(server) if server else self._disarm(instance_id)
-        self._feed.publish(touched)
+        self._feed.publish(batch.told)
         self._executor.command(after)
 
     def _arm(self, server: Server) -> None:

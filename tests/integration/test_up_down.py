@@ -2,8 +2,10 @@
 
 import os
 import signal
+import sqlite3
 import stat
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import httpx
@@ -13,10 +15,13 @@ from fleet.ops.head import read_head
 from fleet.ops.home import Home, find_home
 from fleet.ops.processes import command_of, held, supervised, wait_ended
 from fleet.ops.supervisor import lock_holder
+from tests import games
 from tests.conftest import RunningFleet, fleet_environment, run_fleet, started_fleet
+from tests.player import Studio, ask
 from tests.waiting import eventually
 
 pytestmark = pytest.mark.timeout(900)
+GAME_PORT = [{"name": "game", "internal_port": 7777, "protocol": "udp"}]
 
 
 def home_of(fleet: RunningFleet) -> Home:
@@ -119,7 +124,8 @@ class TestCrashes:
 
 @pytest.fixture
 def other_fleet(tmp_path: Path) -> Iterator[dict[str, str]]:
-    env = fleet_environment(tmp_path)
+    """A fleet without an engine, beside the session's."""
+    env = fleet_environment(tmp_path) | {"FLEET_RUNTIME": "process"}
     yield env
     assert run_fleet(env, "down").returncode == 0
 
@@ -127,17 +133,22 @@ def other_fleet(tmp_path: Path) -> Iterator[dict[str, str]]:
 def test_down_leaves_nothing_and_up_remembers(other_fleet: dict[str, str], fleet: RunningFleet) -> None:
     first = started_fleet(other_fleet)
     home = home_of(first)
-    with first.client() as client:
-        begun = client.post("/api/v3/builds/upload-url", params={"name": "kept"}).raise_for_status().json()
-    mine = supervised(home)
-    assert mine
+    studio = Studio(first.url, first.server_key)
+    assert studio.push(games.demo_zip(), "kept")["status"] == "ready"
+    orphan = studio.start("kept", port_configs=GAME_PORT)
+    assert ask(orphan, "join alice") == "welcome alice alice"
 
-    # Down after the worst: the supervisor cannot help any more.
-    supervisor = lock_holder(home)
+    # Down after the worst: neither the supervisor nor any manager can help.
+    supervisor, head = lock_holder(home), read_head(home)
     assert supervisor is not None
+    assert head is not None
     kill_and_wait(supervisor)
+    kill_and_wait(head.raylet.pid)
+    assert "alice" in ask(orphan, "state"), "the game must not notice"
     down = run_fleet(other_fleet, "down")
     assert down.returncode == 0, down.stderr
+    with pytest.raises(TimeoutError):
+        games.udp_ask("127.0.0.1", orphan["network_ports"][0]["external_port"], b"state", timeout=1, tries=2)
     assert supervised(home) == []
     assert not home.run_dir.exists()
     assert healthy(fleet), "another fleet on the machine was hurt"
@@ -146,14 +157,20 @@ def test_down_leaves_nothing_and_up_remembers(other_fleet: dict[str, str], fleet
     assert "not running" in again.stdout
 
     second = started_fleet(other_fleet)
-    assert (second.server_key, second.client_key, second.project_id) == (
-        first.server_key,
-        first.client_key,
-        first.project_id,
-    )
-    with second.client() as client:
-        kept = client.get(f"/api/v3/builds/{begun['build_id']}").raise_for_status().json()
-    assert kept["name"] == "kept"
+    kept = ("server_key", "client_key", "project_id")
+    assert [getattr(second, name) for name in kept] == [getattr(first, name) for name in kept]
+    assert studio.server(orphan, "stopped")["status"] == "stopped"
+    server = studio.start("kept", port_configs=GAME_PORT)
+    down = run_fleet(other_fleet, "down")
+    assert down.returncode == 0, down.stderr
+    assert stop_reasons(second.home)[server["instance_id"]] == ("stopped", "fleet_down")
+    assert stop_reasons(second.home)[orphan["instance_id"]][0] == "stopped"
+
+
+def stop_reasons(home: Path) -> dict[str, tuple[str, str]]:
+    """What the database of a fleet that is down says of its servers: (step, reason) by id."""
+    with closing(sqlite3.connect(home / "fleet.db")) as database:
+        return {row[0]: row[1:] for row in database.execute("SELECT instance_id, step, stop_reason FROM server")}
 
 
 def test_a_taken_port_is_named(tmp_path: Path, fleet: RunningFleet) -> None:

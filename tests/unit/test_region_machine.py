@@ -159,8 +159,7 @@ class RegionMachine(RuleBasedStateMachine):
     def commit(self) -> None:
         """What the group commit does: rows to disk, then commands to nodes."""
         live = dict(self.books.live)
-        _, touched = self.books.take()
-        for name in touched:
+        for name in self.books.take().touched:
             row = live.get(name) or self.rows.get(name)
             if row is not None:
                 self.disk[name] = {c: getattr(row, c) for c in Server.model_fields}
