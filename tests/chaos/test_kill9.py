@@ -1,5 +1,6 @@
 """kill -9 of every process of ours: games go on untouched, the API tells the truth, nothing is lost or leaked."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -43,9 +44,15 @@ def kill(home: Home, word: str) -> list[int]:
     """kill -9 every process of the fleet whose command has the word."""
     found = pids(home, word)
     assert found, f"no {word} runs"
-    for pid in found:
-        os.kill(pid, signal.SIGKILL)
+    kill_all(found)
     return found
+
+
+def kill_all(pids: list[int]) -> None:
+    """Some may be gone before it is their turn: they end with their parents."""
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def containers(home: Home, *, running: bool = True) -> set[str]:
@@ -143,7 +150,7 @@ def test_the_node_agent(studio: Studio, home: Home, matches: list[Match], demo: 
 
 
 def test_an_api_replica(studio: Studio, home: Home, matches: list[Match]) -> None:
-    os.kill(pids(home, "ray::ServeReplica")[0], signal.SIGKILL)
+    kill_all(pids(home, "ray::ServeReplica")[:1])
     for match in matches:
         patient(match.check)
     patient(lambda: studio.call("GET", "/servers"))
@@ -158,8 +165,7 @@ def test_the_proxy(studio: Studio, home: Home, matches: list[Match]) -> None:
 def test_the_whole_head(studio: Studio, home: Home, matches: list[Match], demo: str) -> None:
     """Everything but the supervisor: Ray, replicas, managers, agents, proxy, at once."""
     dying = studio.start(demo, region=REGION)
-    for pid in supervised(home):
-        os.kill(pid, signal.SIGKILL)
+    kill_all(supervised(home))
     for match in matches:
         assert match.player in ask(match.server, "state")
     assert ask(dying, "crash 4") == "crashing"
@@ -177,8 +183,7 @@ def test_the_supervisor_and_the_head(fleet: RunningFleet, studio: Studio, home: 
     """Really everything; the operator types `fleet up` again."""
     supervisor = lock_holder(home)
     assert supervisor is not None
-    for pid in (supervisor, *supervised(home)):
-        os.kill(pid, signal.SIGKILL)
+    kill_all([supervisor, *supervised(home)])
     assert fleet.command("up").returncode == 0
     for match in matches:
         patient(match.check)
@@ -199,3 +204,4 @@ def test_a_build_in_the_pipeline(studio: Studio, home: Home) -> None:
     kill(home, "ray::process_build")
     build = studio.processed(link["build_id"])
     assert build["status"] == "ready", build
+    assert not list(home.path.glob("bundles/.staging-*"))

@@ -130,10 +130,13 @@ def other_fleet(tmp_path: Path) -> Iterator[dict[str, str]]:
     assert run_fleet(env, "down").returncode == 0
 
 
-def test_down_leaves_nothing_and_up_remembers(other_fleet: dict[str, str], fleet: RunningFleet) -> None:
+def test_down_leaves_nothing_and_up_remembers(
+    other_fleet: dict[str, str], fleet: RunningFleet, request: pytest.FixtureRequest
+) -> None:
     first = started_fleet(other_fleet)
     home = home_of(first)
     studio = Studio(first.url, first.server_key)
+    request.addfinalizer(studio.http.close)
     assert studio.push(games.demo_zip(), "kept")["status"] == "ready"
     orphan = studio.start("kept", port_configs=GAME_PORT)
     assert ask(orphan, "join alice") == "welcome alice alice"
