@@ -34,7 +34,7 @@ from fleet.store.tables import Server
 
 @dataclass(frozen=True, slots=True)
 class RegionInfo:
-    """`live` counts servers that are not finished; `nodes` and the rest are empty where no manager is needed."""
+    """`live` counts servers that are not finished (launching, running, or stopping); `running` those that run."""
 
     region: str
     live: int

@@ -81,7 +81,10 @@ class NodeAgent:
     async def logs(self, key: RunKey, after: str | None, since_ms: int | None, limit: int) -> list[LogLine]:
         """Lines of a run, from the engine while it has them, else from the archive."""
         if self._node.has(key):
-            return await self._node.logs(key, after, since_ms, limit)
+            lines = await self._node.logs(key, after, since_ms, limit)
+            # The archive appears before the container goes, which may have happened while its log was read.
+            if not self._archive.holds(key):
+                return lines
         return await self._archive.page(key, after, since_ms, limit)
 
     async def wait_logs(self, key: RunKey, after: str | None, timeout_s: float) -> tuple[list[LogLine], bool]:

@@ -38,11 +38,15 @@ class LogArchive:
             raise BadRequest(f"'{key.instance_id[:64]}' is not a server id.")
         return self._folder / key.instance_id / f"{key.generation}.log.gz"
 
+    def holds(self, key: RunKey) -> bool:
+        """Whether the run's whole log is here."""
+        return self.path(key).exists()
+
     async def keep(self, runtime: Runtime, key: RunKey) -> None:
         """Copy the log of an ended run. Safe to repeat: the file appears whole or not at all."""
-        target = self.path(key)
-        if target.exists():
+        if self.holds(key):
             return
+        target = self.path(key)
         await asyncio.to_thread(target.parent.mkdir, parents=True, exist_ok=True, mode=0o700)
         draft = target.with_suffix(".part")
         with gzip.open(draft, "wb", compresslevel=3) as file:

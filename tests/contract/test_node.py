@@ -1,0 +1,154 @@
+"""A node's runs on the real engine, without Ray: what the region is told, in order, and what it may rely on."""
+
+import asyncio
+import secrets
+import socket
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from fleet.errors import Fenced
+from fleet.node.docker import DockerRuntime
+from fleet.node.model import NodeShare, RunState, RunView
+from fleet.node.node import Node
+from fleet.node.ports import PortAllocator
+from fleet.node.runtime import BuildRef, Port, RunKey
+from tests import games
+from tests.contract.runtime_stage import HOST, PATIENCE, Stage, engine_problem
+from tests.waiting import eventually
+
+FIRST, LAST = 30400, 30500
+
+
+class Bench:
+    """A node under test with a region that polls it."""
+
+    def __init__(self, stage: Stage) -> None:
+        self.stage = stage
+        self.archived: list[RunKey] = []
+        self.views: list[RunView] = []
+
+    async def open(self) -> Node:
+        async def fetched(_build: BuildRef) -> None:
+            return None
+
+        async def archive(key: RunKey) -> None:
+            self.archived.append(key)
+
+        share = NodeShare(4096, 4.0, FIRST, LAST, HOST, HOST)
+        self.node = Node("n", share, DockerRuntime(self.stage.place()), fetched, archive)
+        await self.node.start()
+        self.hello = self.node.hello(1)
+        self.seq = self.hello.seq
+        return self.node
+
+    async def until(self, wanted: Callable[[RunView], bool]) -> RunView:
+        """The first event that fits; all that came are kept in `views`."""
+        async with asyncio.timeout(PATIENCE):
+            while True:
+                page = await self.node.poll(1, self.hello.boot_id, self.seq, 5)
+                assert page is not None
+                self.seq = page.seq
+                self.views += page.events
+                for view in page.events:
+                    if wanted(view):
+                        return view
+
+    def runs(self) -> dict[RunKey, RunView]:
+        return {run.key: run for run in self.node.hello(1).runs}
+
+    def state(self, key: RunKey) -> RunState:
+        return self.runs()[key].state
+
+    async def running(self, files: games.Files) -> tuple[RunKey, tuple[Port, ...]]:
+        spec = replace(self.stage.spec(self.stage.build(files)), ports=(Port("game", 7777, 0, "udp"),))
+        ports = await self.node.launch(1, spec)
+        assert await self.node.launch(1, spec) == ports, "the same launch again is one run"
+        view = await self.until(lambda v: v.key == spec.key and v.state in (RunState.RUNNING, RunState.FAILED))
+        assert view.state is RunState.RUNNING, view
+        return spec.key, view.ports
+
+
+@pytest.fixture
+async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
+    if problem := await asyncio.to_thread(engine_problem):
+        pytest.skip(f"no container engine: {problem}")
+    stage = Stage("docker", tmp_path / secrets.token_hex(4), None)  # type: ignore[arg-type]
+    bench = Bench(stage)
+    await bench.open()
+    yield bench
+    await bench.node.close()
+    await stage.open()
+    await stage.clear()
+    await stage.die()
+
+
+async def test_a_run_is_told_step_by_step_and_forgotten_only_on_command(bench: Bench) -> None:
+    key, ports = await bench.running(games.demo())
+    assert [v.state.value for v in bench.views] == ["preparing", "creating", "booting", "running"]
+    assert FIRST <= ports[0].external < LAST
+    assert games.udp_ask(HOST, ports[0].external, b"quit") == b"bye"
+    ended = await bench.until(lambda v: v.state is RunState.EXITED)
+    assert ended.exit_code == 0
+    assert [run.key for run in bench.node.hello(1).runs] == [key]
+    bench.node.forget(1, key)
+    await asyncio.to_thread(eventually, lambda: not bench.node.has(key), PATIENCE, "the run is removed")
+    assert bench.archived == [key]
+
+
+async def test_a_port_that_something_else_took_is_no_failure(bench: Bench) -> None:
+    """The allocator looks before it gives, so the race is made: it believes everything to be free."""
+    bench.node._ports = PortAllocator(FIRST, LAST, HOST, free=lambda _host, _port: True)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as thief:
+        thief.bind((HOST, FIRST))
+        _, ports = await bench.running(games.demo())
+    assert ports[0].external != FIRST
+    assert games.udp_ask(HOST, ports[0].external, b"ping 1").startswith(b"pong")
+
+
+async def test_a_replaced_manager_commands_nothing(bench: Bench) -> None:
+    key, _ = await bench.running(games.demo())
+    bench.node.hello(2)
+    with pytest.raises(Fenced):
+        bench.node.stop(1, key, 1)
+    with pytest.raises(Fenced):
+        await bench.node.poll(1, bench.hello.boot_id, 0, 1)
+    bench.node.stop(2, key, 1)
+
+
+async def test_the_next_life_adopts_runs_and_ports_and_tells_what_ended(bench: Bench) -> None:
+    alive, ports = await bench.running(games.demo())
+    dying, dying_ports = await bench.running(games.demo())
+    await bench.node.close()
+    assert games.udp_ask(HOST, dying_ports[0].external, b"crash 6") == b"crashing"
+    old_boot = bench.hello.boot_id
+    await bench.open()
+    assert await bench.node.poll(1, old_boot, 0, 1) is None, "a number of another life means nothing here"
+    seen = {run.key: run for run in bench.hello.runs}
+    assert seen[alive].ports == ports
+    if not seen[dying].state.ended:
+        await bench.until(lambda v: v.key == dying and v.state.ended)
+    await asyncio.to_thread(eventually, lambda: bench.state(alive) is RunState.RUNNING, PATIENCE, "it is adopted")
+    assert bench.runs()[dying].exit_code == 6
+    _, third_ports = await bench.running(games.demo())
+    assert third_ports[0].external != ports[0].external
+    assert games.udp_ask(HOST, ports[0].external, b"ping x").startswith(f"pong {alive.instance_id[:8]}".encode())
+
+
+async def test_a_launch_called_off_before_its_process_ran_ends_all_the_same(bench: Bench) -> None:
+    spec = replace(bench.stage.spec(bench.stage.build(games.demo())), ports=(Port("game", 7777, 0, "udp"),))
+    await bench.node.launch(1, spec)
+    bench.node.stop(1, spec.key, 1)
+    await bench.until(lambda v: v.key == spec.key and v.state.ended)
+
+
+async def test_a_game_that_cannot_be_executed_says_so(bench: Bench) -> None:
+    files = games.script("exit 0", "/no/such/interpreter")
+    spec = replace(bench.stage.spec(bench.stage.build(files)), ports=(Port("game", 7777, 0, "udp"),))
+    await bench.node.launch(1, spec)
+    view = await bench.until(lambda v: v.state.ended)
+    assert view.state is RunState.FAILED
+    assert view.reason == "STARTUP_FAILURE_EXECUTABLE"
+    assert "#!" in view.message
