@@ -101,7 +101,8 @@ def _start(home: Home, report: Report) -> None:
     report("Starting the container engine")
     config = home.path / "dockerd.json"
     # With the proxy, ports on loopback are dead whenever the engine restarts; without it, the kernel serves them.
-    write_private(config, json.dumps({"userland-proxy": False, "live-restore": True}))
+    # icc: games of different projects must not reach each other over the bridge they share.
+    write_private(config, json.dumps({"userland-proxy": False, "live-restore": True, "icc": False}))
     output = home.logs / "dockerd.log"
     with output.open("ab") as file:
         process = subprocess.Popen(
