@@ -102,8 +102,10 @@ class Server(SQLModel, table=True):
     environment: dict[str, str] | None = _json()
     port_configs: list[dict[str, Any]] | None = _json()
     network_ports: list[dict[str, Any]] | None = _json()
+    start_kind: str | None = None  # hot | cold, for those that a caller asked for
     is_pool_server: bool = False
     pool_claimed_at: int | None = _time(default=None)
+    pool_spec: str | None = None  # what a pool entry was started as: only a claim of the same may have it
     # Where and which run: a restart raises the generation, and every container carries its own.
     node_id: str | None = None
     generation: int = 1
@@ -121,6 +123,46 @@ class Server(SQLModel, table=True):
     started_at: int | None = _time(default=None)
     stopped_at: int | None = _time(default=None)
     retry_at: int | None = _time(default=None)  # next attempt of a crashed auto_restart server
+
+
+class Pool(SQLModel, table=True):
+    """What a pool has learned (its policy's state), so that a new manager need not learn it again."""
+
+    region: str = Field(primary_key=True)
+    project_id: str = Field(primary_key=True, foreign_key="project.id")
+    compute_size: str = Field(primary_key=True)
+    build_name: str = Field(primary_key=True)
+    state: dict[str, Any] | None = _json()
+    updated_at: int = _time()
+
+
+class PoolMinute(SQLModel, table=True):
+    """The demand of one pool in one minute, and what it met. Replayed by `fleet simulate pools`."""
+
+    __table_args__ = (Index("pool_minute_at", "at"),)
+    region: str = Field(primary_key=True)
+    project_id: str = Field(primary_key=True, foreign_key="project.id")
+    compute_size: str = Field(primary_key=True)
+    build_name: str = Field(primary_key=True)
+    at: int = _time(primary_key=True)  # the minute's beginning
+    arrivals: int = 0
+    hits: int = 0
+    misses: int = 0
+    boots: int = 0
+    boot_failures: int = 0
+    lead_ms: int | None = None  # estimate of the order-to-warm time then
+    warm: int = 0
+    booting: int = 0
+    claimed: int = 0
+    target: int = 0
+
+
+class RegionDemand(SQLModel, table=True):
+    """What a region's node forecast has learned."""
+
+    region: str = Field(primary_key=True)
+    state: dict[str, Any] | None = _json()
+    updated_at: int = _time()
 
 
 class ServerEvent(SQLModel, table=True):
