@@ -5,6 +5,7 @@ before that. If a commit cannot be done the manager ends, and its successor read
 between two commits become one statement.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import structlog
@@ -17,6 +18,10 @@ from fleet.store.tables import Server, ServerEvent
 log = structlog.get_logger(__name__)
 
 
+def _unheard(_server: Server, _before: str, _took_ms: int) -> None:
+    """Nobody counts the steps."""
+
+
 class Batch(NamedTuple):
     """`touched`: ids whose row changed; `told`: those of them whom somebody may wait for, by status or end."""
 
@@ -26,9 +31,13 @@ class Batch(NamedTuple):
 
 
 class Books:
-    """`live`: rows whose step is not `stopped`. `take()` gives what must be committed and told."""
+    """`live`: rows whose step is not `stopped`. `take()` gives what must be committed and told.
 
-    def __init__(self) -> None:
+    `on_step(server, before, milliseconds)` hears of each step that a server enters.
+    """
+
+    def __init__(self, on_step: Callable[[Server, str, int], None] = _unheard) -> None:
+        self._on_step = on_step
         self.live: dict[str, Server] = {}
         self._new: dict[str, Server] = {}
         self._dirty: dict[str, tuple[Server, set[str]]] = {}
@@ -74,9 +83,10 @@ class Books:
         **values: Any,
     ) -> None:
         """The server enters a step: journal entry with the milliseconds that the step before took."""
-        took = {"after": server.step, "ms": max(0, at - server.step_at)}
+        before, took_ms = server.step, max(0, at - server.step_at)
         self.change(server, at, step=step, step_at=at, **values)
-        self.note(server, at, step, {**took, **(data or {})})
+        self.note(server, at, step, {"after": before, "ms": took_ms, **(data or {})})
+        self._on_step(server, before, took_ms)
 
     def take(self) -> Batch:
         """What has gathered; the books are clean afterwards."""

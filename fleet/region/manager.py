@@ -15,6 +15,7 @@ from typing import Any
 
 import ray
 import structlog
+from prometheus_client import Metric
 from sqlmodel import col, select
 
 from fleet.builds.secrets import registry_credentials
@@ -27,6 +28,7 @@ from fleet.region.build_refs import BuildRefs
 from fleet.region.execute import Executor
 from fleet.region.feed import ChangeFeed, Changes
 from fleet.region.leases import Leases
+from fleet.region.metrics import RegionMetrics, RegionSample, node_samples
 from fleet.region.model import Policy
 from fleet.region.nodes_config import load_nodes_config
 from fleet.region.plan import current, deadline, plan, plan_server
@@ -75,8 +77,9 @@ class RegionManager:
         self._policy = policy_of(settings)
         self._store = Store(settings.database)
         self._epoch = await take_epoch(self._store, region)
-        self._commits = GroupCommit(self._store, region, self._epoch, die)
-        self._books = Books()
+        self._metrics = RegionMetrics(region, self._sample)
+        self._commits = GroupCommit(self._store, region, self._epoch, die, self._metrics.commit)
+        self._books = Books(self._metrics.stepped)
         self._runs: dict[RunKey, RunView] = {}
         self._feed = ChangeFeed(f"{region}/{self._epoch}")
         self._timers: dict[str, asyncio.TimerHandle] = {}
@@ -285,6 +288,19 @@ class RegionManager:
             "writes": self._commits.writes,
             "nodes": nodes,
         }
+
+    async def metrics(self) -> list[Metric]:
+        """What this manager counts, for the API replica that answers a scrape."""
+        return self._metrics.collect()
+
+    def _sample(self) -> RegionSample:
+        return RegionSample(
+            nodes=node_samples(
+                self._leases.views().values(), self._executor.rooms(), pending=int(self._leases.pending)
+            ),
+            queued=sum(server.step == "queued" for server in self._books.live.values()),
+            journal_lag_seconds=self._commits.lag_s(),
+        )
 
     async def drain(self, node_id: str, draining: bool) -> None:
         """No new placements on that node (or again); its servers go on until they end."""

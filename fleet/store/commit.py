@@ -6,6 +6,7 @@ successor rebuilds from the database.
 """
 
 import asyncio
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -35,8 +36,15 @@ async def take_epoch(store: Store, region: str) -> int:
         return row.epoch
 
 
+def _unheard(_seconds: float, _statements: int) -> None:
+    """Nobody counts the commits."""
+
+
 class GroupCommit:
-    """One queue of statements, one committer task. `on_fatal` is called when a commit cannot be done."""
+    """One queue of statements, one committer task. `on_fatal` is called when a commit cannot be done.
+
+    `on_commit(seconds, statements)` hears of each that is done.
+    """
 
     def __init__(
         self,
@@ -44,11 +52,15 @@ class GroupCommit:
         region: str,
         epoch: int,
         on_fatal: Callable[[BaseException], None],
+        on_commit: Callable[[float, int], None] = _unheard,
     ) -> None:
         self._store = store
         self._region = region
         self._epoch = epoch
         self._on_fatal = on_fatal
+        self._on_commit = on_commit
+        self._committing_since: float | None = None
+        self._waiting_since = 0.0
         self._waiting: list[tuple[Sequence[Statement], asyncio.Future[None]]] = []
         self._wake = asyncio.Event()
         self._task = asyncio.create_task(self._run())
@@ -58,9 +70,17 @@ class GroupCommit:
     def submit(self, statements: Sequence[Statement]) -> asyncio.Future[None]:
         """Queue statements; the future is done once they are on disk."""
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        if not self._waiting:
+            self._waiting_since = time.monotonic()
         self._waiting.append((statements, future))
         self._wake.set()
         return future
+
+    def lag_s(self) -> float:
+        """How long the oldest statement has waited for its commit; 0 if none does."""
+        if self._committing_since is not None:
+            return time.monotonic() - self._committing_since
+        return time.monotonic() - self._waiting_since if self._waiting else 0.0
 
     async def flush(self) -> None:
         """Return once everything queued so far is on disk."""
@@ -75,6 +95,7 @@ class GroupCommit:
             await self._wake.wait()
             self._wake.clear()
             batch, self._waiting = self._waiting, []
+            self._committing_since = self._waiting_since
             try:
                 await self._commit([s for statements, _ in batch for s in statements])
             except Exception as error:
@@ -89,6 +110,7 @@ class GroupCommit:
                         future.set_exception(error)
                 self._on_fatal(error)
                 return
+            self._committing_since = None
             for _, future in batch:
                 if not future.done():
                     future.set_result(None)
@@ -96,6 +118,7 @@ class GroupCommit:
     async def _commit(self, statements: list[Statement]) -> None:
         if not statements:
             return
+        began = time.perf_counter()
         for attempt in range(_RETRIES):
             try:
                 await self._transaction(statements)
@@ -107,6 +130,7 @@ class GroupCommit:
             else:
                 self.batches += 1
                 self.writes += len(statements)
+                self._on_commit(time.perf_counter() - began, len(statements))
                 return
 
     async def _transaction(self, statements: list[Statement]) -> None:
