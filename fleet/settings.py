@@ -49,6 +49,10 @@ class RestartPolicy(BaseModel):
     window_s: float = 300.0
 
 
+class PoolSettings(BaseModel):
+    refill_at_once: int = Field(default=8, description="pool servers of a region that boot at the same time")
+
+
 class LogLimits(BaseModel):
     max_mb: int = Field(default=10, description="kept per server run, in the engine and in the archive")
     retention_days: float = 14.0
@@ -71,6 +75,7 @@ class FleetSettings(BaseSettings):
     servers: ServerLimits = ServerLimits()
     restarts: RestartPolicy = RestartPolicy()
     logs: LogLimits = LogLimits()
+    pools: PoolSettings = PoolSettings()
 
     @property
     def fleet_id(self) -> str:

@@ -8,6 +8,7 @@ from sqlmodel import literal, select
 
 from fleet.builds.service import BuildService
 from fleet.catalog import Catalog
+from fleet.pools.service import PoolService
 from fleet.projects.service import ProjectService
 from fleet.servers.service import Regions, ServerService
 from fleet.settings import FleetSettings
@@ -28,13 +29,16 @@ class AppContext:
     builds: BuildService
     servers: ServerService
     regions: Regions
+    pools: PoolService
 
     @classmethod
     def make(
         cls, settings: FleetSettings, store: Store, catalog: Catalog, builds: BuildService, regions: Regions
     ) -> "AppContext":
         servers = ServerService(store, regions, builds, catalog, settings.servers)
-        return cls(settings, store, catalog, ProjectService(store), builds, servers, regions)
+        projects = ProjectService(store)
+        pools = PoolService(projects, regions, catalog, settings.servers)
+        return cls(settings, store, catalog, projects, builds, servers, regions, pools)
 
     async def check(self) -> None:
         """Raises if the database cannot be read."""

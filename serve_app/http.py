@@ -12,7 +12,7 @@ from serve_app.context import AppContext
 from serve_app.edge import Edge
 from serve_app.errors import install_error_handlers
 from serve_app.read_cache import ReadCache
-from serve_app.v3 import builds, health, servers, uploads
+from serve_app.v3 import builds, health, projects, servers, uploads
 
 
 def create_app(context: AppContext, *, metrics: HttpMetrics | None = None, echo_request_id: bool = True) -> FastAPI:
@@ -32,7 +32,7 @@ def create_app(context: AppContext, *, metrics: HttpMetrics | None = None, echo_
     cache = ReadCache(context.store.data_version)
     app.add_middleware(Edge, cache=cache, metrics=app.state.metrics, echo_id=echo_request_id)
     install_error_handlers(app)
-    for router in (health.router, servers.router, builds.router, uploads.router, reference.router):
+    for router in (health.router, servers.router, projects.router, builds.router, uploads.router, reference.router):
         app.include_router(router)
     return app
 

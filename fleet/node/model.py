@@ -23,8 +23,8 @@ class RunState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class RunView:
-    """One run on one node. `at`: when it reached `state` (ms). The last five are set once it has ended;
-    `message` may also say what a booting run waits for."""
+    """One run on one node. `at`: when it reached `state` (ms). `exit_code` to `message` are set once it has ended;
+    `message` may also say what a booting run waits for. Not `healthy`: it runs, but its declared ports have closed."""
 
     key: RunKey
     node_id: str
@@ -37,6 +37,8 @@ class RunView:
     oom: bool = False
     reason: str | None = None
     message: str = ""
+    healthy: bool = True
+    frozen: bool = False
 
 
 @dataclass(frozen=True, slots=True)

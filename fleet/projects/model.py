@@ -20,6 +20,19 @@ DEFAULT_PORTS: tuple[PortConfig, ...] = (
 )
 
 
+def project_ports(settings: dict[str, Any]) -> list[PortConfig]:
+    """The ports of a server whose start names none: the project's, else one UDP port 7777."""
+    return [
+        {
+            "name": port["name"],
+            "internal_port": port["internal_port"],
+            "protocol": port["protocol"],
+            "tls_enabled": bool(port.get("tls_enabled", False)),
+        }
+        for port in settings.get("port_configs") or DEFAULT_PORTS
+    ]
+
+
 @dataclass(frozen=True, slots=True)
 class Principal:
     """An authenticated caller. `valid_until` (monotonic seconds): when this must be looked up again."""

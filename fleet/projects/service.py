@@ -15,6 +15,7 @@ from sqlmodel import col, select
 
 from fleet.errors import NotFound, Unauthorized
 from fleet.projects.model import KeyKind, NewProject, Principal
+from fleet.projects.settings import SettingsChange, changed
 from fleet.store.engine import Store
 from fleet.store.tables import ApiKey, Project
 from fleet.times import now_ms
@@ -88,13 +89,26 @@ class ProjectService:
         self._known.clear()
         return key
 
-    async def settings(self, project_id: str) -> dict[str, Any]:
-        """The project's settings, uncached; `NotFound` for an unknown project."""
+    async def settings(self, project_id: str) -> Project:
+        """The project with its settings, uncached; `NotFound` for an unknown project."""
         async with self._store.read() as session:
             project = await session.get(Project, project_id)
         if project is None:
             raise NotFound(f"There is no project {project_id}.")
-        return project.settings or {}
+        return project
+
+    async def change_settings(self, project_id: str, change: SettingsChange) -> tuple[Project, dict[str, Any]]:
+        """Apply a checked change; the project as it is now, and the settings it had. Seen elsewhere within seconds."""
+        async with self._store.write() as session:
+            project = await session.get(Project, project_id)
+            if project is None:
+                raise NotFound(f"There is no project {project_id}.")
+            before = project.settings or {}
+            project.settings = changed(before, change)
+            project.updated_at = now_ms()
+            session.add(project)
+        self._known.clear()
+        return project, before
 
 
 async def create_project(store: Store, name: str, plan: str = "pro") -> NewProject:

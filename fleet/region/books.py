@@ -38,10 +38,12 @@ class Books:
 
     def __init__(self, on_step: Callable[[Server, str, int], None] = _unheard) -> None:
         self._on_step = on_step
+        self.watch: Callable[[Server], None] | None = None  # told of every change of a pool server's row
         self.live: dict[str, Server] = {}
         self._new: dict[str, Server] = {}
         self._dirty: dict[str, tuple[Server, set[str]]] = {}
         self._journal: list[dict[str, Any]] = []
+        self._others: list[Statement] = []
 
     def load(self, rows: list[Server]) -> None:
         self.live = {row.instance_id: row for row in rows}
@@ -50,6 +52,7 @@ class Books:
         """A new server, `queued` from `at` on."""
         self.live[row.instance_id] = self._new[row.instance_id] = row
         self.note(row, at, "queued")
+        self._tell(row)
 
     def note(self, server: Server, at: int, event: str, data: dict[str, Any] | None = None) -> None:
         """An entry of the journal."""
@@ -73,6 +76,11 @@ class Books:
         self._dirty.setdefault(server.instance_id, (server, set()))[1].update(values)
         if server.step == "stopped":
             self.live.pop(server.instance_id, None)
+        self._tell(server)
+
+    def _tell(self, server: Server) -> None:
+        if server.is_pool_server and self.watch is not None:
+            self.watch(server)
 
     def step(
         self,
@@ -88,6 +96,10 @@ class Books:
         self.note(server, at, step, {"after": before, "ms": took_ms, **(data or {})})
         self._on_step(server, before, took_ms)
 
+    def write(self, statements: list[Statement]) -> None:
+        """Statements of other tables, for the same commit as the changes so far."""
+        self._others += statements
+
     def take(self) -> Batch:
         """What has gathered; the books are clean afterwards."""
         statements: list[Statement] = []
@@ -99,7 +111,8 @@ class Books:
                 statements.append((update(Server).where(col(Server.instance_id) == name).values(values), None))
         if self._journal:
             statements.append((insert(ServerEvent), self._journal))
+        statements += self._others
         told = [name for name, (row, columns) in self._dirty.items() if "status" in columns or row.step == "stopped"]
         batch = Batch(statements, list({**self._new, **self._dirty}), told)
-        self._new, self._dirty, self._journal = {}, {}, []
+        self._new, self._dirty, self._journal, self._others = {}, {}, [], []
         return batch

@@ -4,7 +4,7 @@ Managers are made on first use, so a region that nobody plays in costs nothing.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from functools import partial
 from typing import Any
 
@@ -14,13 +14,16 @@ from sqlmodel import col, select
 
 from fleet.errors import FleetError, Unavailable
 from fleet.node.runtime import LogLine, RunKey
+from fleet.pools.claim import ClaimCall
+from fleet.pools.config import pooled_regions
+from fleet.region.coalesce import Coalescer
 from fleet.region.manager import RegionManager
 from fleet.region.names import NAMESPACE, manager_name
 from fleet.region.watch import RegionWatch
 from fleet.servers.model import LogPage, RestartChanges
 from fleet.store.commit import row_values
 from fleet.store.engine import Store
-from fleet.store.tables import Server
+from fleet.store.tables import Project, Server
 
 log = structlog.get_logger(__name__)
 
@@ -50,14 +53,38 @@ class RegionClient:
         self._store = store
         self._handles: dict[str, Any] = {}
         self._watches: dict[str, RegionWatch] = {}
+        self._claims: dict[str, Coalescer[ClaimCall, dict[str, Any] | None]] = {}
 
     async def recover(self) -> None:
-        """Make the managers of regions that have unfinished servers, so that they reconcile without being asked."""
-        query = select(Server.region).where(col(Server.step) != "stopped").distinct()
+        """Make the managers of regions that have unfinished servers or pools: they reconcile without being asked."""
+        live = select(Server.region).where(col(Server.step) != "stopped").distinct()
+        projects = select(Project).where(col(Project.settings).is_not(None))
         async with self._store.read() as session:
-            regions = (await session.exec(query)).all()
-        for region in regions:
+            regions = set((await session.exec(live)).all())
+            for project in (await session.exec(projects)).all():
+                regions |= pooled_regions(project.settings)
+        for region in sorted(regions):
             await asyncio.to_thread(self._handle, region)
+
+    async def claim(self, region: str, call: ClaimCall) -> Server | None:
+        """A warm server, marked as the caller's and on disk; None if there is none and the start must go cold."""
+        queue = self._claims.get(region)
+        if queue is None:
+            queue = self._claims[region] = Coalescer(partial(self._call, region, "claim"))
+        row = await queue.ask(call)
+        return Server(**row) if row is not None else None
+
+    async def pools_changed(self, regions: Iterable[str], project_id: str) -> None:
+        """Tell the regions that a project's settings have changed. Those that do not answer see it by themselves."""
+        told = await asyncio.gather(
+            *(self._call(region, "pools_changed", project_id) for region in regions), return_exceptions=True
+        )
+        for error in told:
+            if isinstance(error, BaseException):
+                log.warning("a region will see the settings later", project=project_id, error=repr(error))
+
+    async def pools(self, region: str, project_id: str) -> list[dict[str, Any]]:
+        return await self._call(region, "pools", project_id)
 
     async def start(self, row: Server) -> Server:
         return Server(**await self._call(row.region, "start", row_values(row)))

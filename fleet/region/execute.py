@@ -209,7 +209,9 @@ class Executor:
 
     async def launch_queued(self) -> None:
         """Place what waits, oldest first; what fits is launched, the rest waits for room or its deadline."""
-        waiting, self.queued = sorted(self.queued, key=lambda s: s.created_at), []
+        # In place, since others add to this very list; those whom a player waits for come first.
+        waiting = sorted(self.queued, key=lambda s: (s.is_pool_server, s.created_at))
+        self.queued.clear()
         for server in waiting:
             still = self._books.live.get(server.instance_id) is server and server.step == "queued"
             if not still:
@@ -274,6 +276,10 @@ class Executor:
                     )
                 ]
             )
+
+    async def ask(self, node_id: str, method: str, *arguments: Any) -> Any:
+        """Command a node and wait for its answer. `Unavailable` if there is none."""
+        return await self._leases.call(node_id, method, self._epoch, *arguments)
 
     def take_commands(self) -> list[Command]:
         commands, self._commands = self._commands, []

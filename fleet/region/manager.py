@@ -23,15 +23,19 @@ from fleet.catalog import load_catalog
 from fleet.errors import Conflict, FleetError, NotFound
 from fleet.node.model import Hello, RunView
 from fleet.node.runtime import LogLine, RunKey
+from fleet.pools.claim import ClaimCall
 from fleet.region.books import Books
 from fleet.region.build_refs import BuildRefs
+from fleet.region.deadlines import Deadlines
 from fleet.region.execute import Executor
 from fleet.region.feed import ChangeFeed, Changes
 from fleet.region.leases import Leases
+from fleet.region.log_desk import LogDesk
 from fleet.region.metrics import RegionMetrics, RegionSample, node_samples
 from fleet.region.model import Policy
 from fleet.region.nodes_config import load_nodes_config
-from fleet.region.plan import current, deadline, plan, plan_server
+from fleet.region.plan import current, plan, plan_server
+from fleet.region.pool_desk import PoolDesk
 from fleet.settings import FleetSettings, get_settings
 from fleet.store.commit import GroupCommit, row_values, take_epoch
 from fleet.store.engine import Store
@@ -82,7 +86,7 @@ class RegionManager:
         self._books = Books(self._metrics.stepped)
         self._runs: dict[RunKey, RunView] = {}
         self._feed = ChangeFeed(f"{region}/{self._epoch}")
-        self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._deadlines = Deadlines(self._policy, self._due)
         nodes = load_nodes_config(settings.node_config)
         share = nodes.node(region)
         self._leases = Leases(
@@ -92,7 +96,7 @@ class RegionManager:
             nodes.offer.max_nodes,
             on_sync=self._on_sync,
             on_events=self._on_events,
-            on_lost=lambda _node: None,  # what to do is a matter of time: the repair timer plans it
+            on_lost=self._on_lost,
             on_fenced=die,
         )
         self._executor = Executor(
@@ -105,11 +109,25 @@ class RegionManager:
             settle=self._settle,
             builds=BuildRefs(self._store, lambda build: registry_credentials(build, settings)),
         )
+        self._logs = LogDesk(self._runs, self._leases, self._find)
+        self._pools = PoolDesk(
+            region,
+            self._store,
+            self._books,
+            self._executor,
+            settings,
+            commit=self._commit,
+            settle=self._settle,
+            plan_one=self._plan_one,
+            stored=self._stored,
+            draining=lambda: [name for name, view in self._leases.views().items() if view.draining],
+        )
         await self._load()
         self._leases.adopt()
         if self._books.live and not self._leases.pending:
             self._leases.grow()
         self._repairer = asyncio.create_task(self._repair())
+        self._pool_keeper = asyncio.create_task(self._pools.run())
         log.info(
             "manager ready",
             region=region,
@@ -123,7 +141,8 @@ class RegionManager:
         async with self._store.read() as session:
             self._books.load(list((await session.exec(rows)).all()))
         for server in self._books.live.values():
-            self._arm(server)
+            self._deadlines.set(server)
+        await self._pools.load()
 
     # Commands ---------------------------------------------------------------------------------------------------
 
@@ -138,13 +157,13 @@ class RegionManager:
             return row_values(stopped)
         placed = await self._wait_for_room(server)
         now = now_ms()
-        server.step, server.step_at, server.launched_at = "queued", now, now
+        server.step, server.step_at, server.launched_at, server.start_kind = "queued", now, now, "cold"
         self._executor.clear_ports(server)
         self._books.add(server, now)
         if placed:
             await self._executor.place_and_launch(server)
         await self._commit()
-        self._arm(server)
+        self._deadlines.set(server)
         return row_values(server)
 
     async def _wait_for_room(self, server: Server) -> bool:
@@ -164,6 +183,23 @@ class RegionManager:
             if left <= 0:
                 return False
             await self._leases.wait_change(left)
+
+    async def claim(self, calls: list[ClaimCall]) -> list[dict[str, Any] | None]:
+        """Warm servers for many starts at once (see `pool_desk.py`); None where the start must go cold."""
+        return await self._pools.claim(calls)
+
+    async def pools_changed(self, project_id: str) -> None:
+        """The project's settings have changed: its pools are made, changed or retired."""
+        await self._pools.refresh(project_id)
+
+    async def pools(self, project_id: str) -> list[dict[str, Any]]:
+        """The project's pools, each with its inputs, decision and stock."""
+        return self._pools.views(project_id)
+
+    async def announce(self, project_id: str, size: str, build: str, expected: list[tuple[float, float]]) -> None:
+        """Starts known ahead (epoch seconds, number), such as a matchmaking queue sees. Replaces the last word."""
+        self._pools.keeper.announce((project_id, size, build), expected)
+        await self._settle()
 
     async def update(self, instance_id: str, custom_data: dict[str, Any]) -> dict[str, Any]:
         """Replace custom_data, in the row and in the running game's playflow.json."""
@@ -191,7 +227,7 @@ class RegionManager:
             if self._executor.find_node(server) is not None:
                 await self._executor.place_and_launch(server)
         await self._commit()
-        self._arm(server)
+        self._deadlines.set(server)
         self._reconcile_runs(instance_id)
         return row_values(server)
 
@@ -245,22 +281,13 @@ class RegionManager:
         return await self._feed.after(cursor, timeout_s)
 
     async def logs(self, key: RunKey, after: str | None, since_ms: int | None, limit: int) -> list[LogLine]:
-        return await self._ask_log_keeper(key, "logs", key, after, since_ms, limit)
+        return await self._logs.logs(key, after, since_ms, limit)
 
     async def wait_logs(self, key: RunKey, after: str | None, timeout_s: float) -> tuple[list[LogLine], bool]:
-        return await self._ask_log_keeper(key, "wait_logs", key, after, timeout_s, timeout_s=timeout_s + 10)
+        return await self._logs.wait_logs(key, after, timeout_s)
 
-    async def _ask_log_keeper(self, key: RunKey, method: str, *arguments: Any, timeout_s: float = 20.0) -> Any:
-        run = self._runs.get(key)
-        server = self._books.live.get(key.instance_id) or await self._stored(key.instance_id)
-        node = run.node_id if run else (server.node_id if server else None)
-        if node is None:
-            return ([], True) if method == "wait_logs" else []
-        if node not in self._leases.views():
-            if not self._leases.views() and not self._leases.pending:
-                self._leases.grow()
-            await self._leases.wait_change(_NODE_WAIT_S)
-        return await self._leases.call(node, method, *arguments, timeout_s=timeout_s)
+    async def _find(self, instance_id: str) -> Server | None:
+        return self._books.live.get(instance_id) or await self._stored(instance_id)
 
     async def status(self) -> dict[str, Any]:
         """For operators: epoch, nodes with what they hold, live servers, commits."""
@@ -319,6 +346,12 @@ class RegionManager:
         self._runs.update({run.key: run for run in hello.runs})
         self._executor.adopt_ports(hello.runs)
         await self._plan_all()
+        for run in hello.runs:
+            self._pools.observe(run)
+            server = self._books.live.get(run.key.instance_id)
+            # Whatever an agent that died was told last: the file says what the row says.
+            if server is not None and server.pool_claimed_at is not None and server.status == "running":
+                self._executor.tell_game(server)
         log.info("node synced", region=self._region, node=hello.node_id, runs=len(hello.runs))
 
     async def _on_events(self, views: tuple[RunView, ...]) -> None:
@@ -331,9 +364,15 @@ class RegionManager:
             server = self._books.live.get(view.key.instance_id)
             if server is not None and current(server) == view.key:
                 self._plan_one(server)
+                self._pools.observe(view)
             else:
                 self._reconcile_runs(view.key.instance_id)
+        self._pools.refill()
         await self._settle()
+
+    def _on_lost(self, node_id: str) -> None:
+        """An agent does not answer. What becomes of its servers is a matter of time: the repair timer plans it."""
+        self._pools.keeper.doubt(node_id)
 
     async def _repair(self) -> None:
         while True:
@@ -346,6 +385,7 @@ class RegionManager:
     async def _plan_all(self) -> None:
         live = list(self._books.live.values())
         self._executor.carry_out(plan(live, self._runs, self._leases.views(), now_ms(), self._policy))
+        self._pools.refill()
         await self._settle()
 
     def _plan_one(self, server: Server) -> None:
@@ -390,21 +430,9 @@ class RegionManager:
             await self._commits.submit(batch.statements)
         for instance_id in batch.touched:
             server = self._books.live.get(instance_id)
-            self._arm(server) if server else self._disarm(instance_id)
+            self._deadlines.set(server) if server else self._deadlines.clear(instance_id)
         self._feed.publish(batch.told)
         self._executor.command(after)
-
-    def _arm(self, server: Server) -> None:
-        """Plan this server at its deadline."""
-        self._disarm(server.instance_id)
-        at = deadline(server, now_ms(), self._policy)
-        if at is not None:
-            delay = max(0.0, (at - now_ms()) / 1000) + 0.001
-            self._timers[server.instance_id] = asyncio.get_running_loop().call_later(delay, self._due, server)
-
-    def _disarm(self, instance_id: str) -> None:
-        if timer := self._timers.pop(instance_id, None):
-            timer.cancel()
 
     def _due(self, server: Server) -> None:
         if self._books.live.get(server.instance_id) is server:

@@ -86,7 +86,9 @@ def _queued_since(server: Server) -> int:
 
 
 def _expiry(server: Server) -> int:
-    return (server.started_at or server.updated_at) + (server.ttl or 0) * 1000
+    # A pool server's time begins when somebody has it.
+    begins = server.pool_claimed_at or server.started_at or server.updated_at
+    return begins + (server.ttl or 0) * 1000
 
 
 def _release(run: RunView) -> Action:

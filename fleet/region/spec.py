@@ -24,6 +24,8 @@ def game_config(server: Server) -> dict[str, Any]:
     }
     if server.match_id is not None:
         config["match_id"] = server.match_id
+    if server.is_pool_server:
+        config["pool"] = "claimed" if server.pool_claimed_at else "idle"
     return config
 
 

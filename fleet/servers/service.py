@@ -5,7 +5,7 @@ writer of that region, behind `Regions`.
 """
 
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from typing import Any, Protocol, cast
 
 from sqlmodel import col, or_
@@ -13,7 +13,10 @@ from sqlmodel import col, or_
 from fleet.catalog import Catalog, ComputeSize
 from fleet.errors import Conflict, Forbidden, NotFound
 from fleet.node.runtime import LogLine
-from fleet.projects.model import DEFAULT_PORTS, PortConfig, Principal
+from fleet.pools.claim import ClaimCall
+from fleet.pools.config import is_pooled
+from fleet.pools.spec import pool_spec
+from fleet.projects.model import PortConfig, Principal, project_ports
 from fleet.projects.scope import count_of, owned
 from fleet.servers import limits as check
 from fleet.servers.model import ListQuery, LogPage, RestartChanges, RestartRequest, RestartValues, StartRequest
@@ -34,6 +37,18 @@ class Regions(Protocol):
 
     async def start(self, row: Server) -> Server:
         """Accept a new server; the committed row, with its network_ports. Safe to repeat for the same id."""
+        ...
+
+    async def claim(self, region: str, call: ClaimCall) -> Server | None:
+        """A warm server, now the caller's; None if there is none. One effect for one `op_id`."""
+        ...
+
+    async def pools_changed(self, regions: Iterable[str], project_id: str) -> None:
+        """The project's settings have changed. Never fails: regions look for themselves as well."""
+        ...
+
+    async def pools(self, region: str, project_id: str) -> list[dict[str, Any]]:
+        """The project's pools in the region, with their decisions."""
         ...
 
     async def update(self, region: str, instance_id: str, custom_data: dict[str, Any]) -> Server: ...
@@ -99,17 +114,41 @@ class ServerService:
             return list(servers.all()), total
 
     async def start(self, caller: Principal, request: StartRequest) -> Server:
-        """Check the request and have its region start it; returns the launching server with its ports."""
+        """Check the request; returns a warm server of the region's pool, else a launching one with its ports."""
         check_plan(caller, request)
         row = await self._prepare(caller, request)
+        if not row.startup_args and is_pooled(caller.settings, row.region, row.compute_size):
+            warm = await self._regions.claim(row.region, claim_call(row))
+            if warm is not None:
+                return warm
         return await self._regions.start(row)
+
+    async def claim(self, caller: Principal, request: StartRequest) -> Server:
+        """A warm server or nothing: Conflict if none stands ready."""
+        check_plan(caller, request)
+        row = await self._prepare(caller, request)
+        where = f"{row.region}/{row.compute_size}"
+        if not is_pooled(caller.settings, row.region, row.compute_size):
+            raise Conflict(
+                f"The project has no pool in {where}. Set pool_config in the project's settings, or use "
+                "POST /servers/start.",
+                error="No pool",
+            )
+        warm = await self._regions.claim(row.region, claim_call(row))
+        if warm is None:
+            raise Conflict(
+                f"No warm server of build '{row.version_tag}' stands ready in {where} now. Try again in a moment, or "
+                "use POST /servers/start, which starts one if need be.",
+                error="Pool empty",
+            )
+        return warm
 
     async def _prepare(self, caller: Principal, request: StartRequest) -> Server:
         region = self._catalog.region(request.region)
         size = self._catalog.size(request.compute_size)
         project_environment: dict[str, str] = caller.settings.get("environment_variables") or {}
         environment = {**project_environment, **request.environment}
-        ports = request.port_configs if request.port_configs is not None else project_ports(caller)
+        ports = request.port_configs if request.port_configs is not None else project_ports(caller.settings)
         self._check(request.startup_args, request.custom_data, environment, ports, request.ttl)
         build = await self._builds.resolve(caller.project_id, request.version_tag, request.version)
         now = now_ms()
@@ -229,18 +268,21 @@ class ServerService:
         return self._regions.follow_logs(server, after)
 
 
-def project_ports(caller: Principal) -> list[PortConfig]:
-    """The ports of a server whose start names none: the project's, else one UDP port 7777."""
-    configured = caller.settings.get("port_configs") or DEFAULT_PORTS
-    return [
-        {
-            "name": port["name"],
-            "internal_port": port["internal_port"],
-            "protocol": port["protocol"],
-            "tls_enabled": bool(port.get("tls_enabled", False)),
-        }
-        for port in configured
-    ]
+def claim_call(row: Server) -> ClaimCall:
+    """The claim of a warm server that is what this row would become."""
+    spec = pool_spec(row.project_id, row.compute_size, row.build_id, row.environment, row.port_configs)
+    return ClaimCall(
+        op_id=row.instance_id,
+        project_id=row.project_id,
+        compute_size=row.compute_size,
+        build_name=row.version_tag,
+        spec=spec,
+        name=row.name,
+        custom_data=row.custom_data,
+        match_id=row.match_id,
+        ttl=row.ttl,
+        auto_restart=row.auto_restart,
+    )
 
 
 def effective_ttl(caller: Principal, size: ComputeSize, asked: int | None) -> int | None:

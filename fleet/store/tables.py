@@ -125,7 +125,7 @@ class Server(SQLModel, table=True):
     retry_at: int | None = _time(default=None)  # next attempt of a crashed auto_restart server
 
 
-class Pool(SQLModel, table=True):
+class PoolMemory(SQLModel, table=True):
     """What a pool has learned (its policy's state), so that a new manager need not learn it again."""
 
     region: str = Field(primary_key=True)

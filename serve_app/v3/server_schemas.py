@@ -68,6 +68,24 @@ class StartIn(BaseModel):
         )
 
 
+class ClaimIn(BaseModel):
+    """A warm server of a pool; nothing is started."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"region": "us-east", "compute_size": "small"}]})
+    region: Text = Field(description="A region id, e.g. `us-east`")
+    compute_size: Text = "small"
+    name: Text = "claimed"
+    version_tag: Text = Field(default="default", description="Name of the build")
+    version: Version | None = None
+    ttl: Ttl | None = None
+    auto_restart: bool = Field(default=False, description="Start again after a failure")
+    custom_data: dict[str, Any] | None = Field(default=None, description="Seen by the game and in this API")
+    match_id: Annotated[str, StringConstraints(max_length=256)] | None = None
+
+    def request(self) -> StartRequest:
+        return StartRequest(**self.model_dump())
+
+
 class RestartIn(BaseModel):
     """What to change; left out means: as it is."""
 
@@ -132,6 +150,7 @@ class ServerOut(BaseModel):
     ttl: int | None
     is_pool_server: bool
     pool_claimed_at: str | None
+    start_kind: Literal["hot", "cold"] | None = Field(description="How it was started; null: an idle pool server")
     match_id: str | None
     created_at: str
     updated_at: str
@@ -205,6 +224,7 @@ def server_view(row: Server) -> dict[str, Any]:
         "ttl": row.ttl,
         "is_pool_server": row.is_pool_server,
         "pool_claimed_at": iso(row.pool_claimed_at),
+        "start_kind": row.start_kind,
         "match_id": row.match_id,
         "created_at": iso(row.created_at),
         "updated_at": iso(row.updated_at),

@@ -14,6 +14,7 @@ from serve_app.v3.common import errors
 from serve_app.v3.log_position import encode_token, parse_position
 from serve_app.v3.log_stream import follow_response
 from serve_app.v3.server_schemas import (
+    ClaimIn,
     EventListOut,
     LogListOut,
     RestartIn,
@@ -71,11 +72,23 @@ async def list_servers(
 async def start_server(
     body: StartIn, caller: AnyKey, context: Context, wait_for: WaitFor = None, max_wait: MaxWait = 30
 ) -> Response:
-    """Start a build in a region. The answer already has the ports, though the game may not listen yet."""
+    """Start a build in a region. With a warm pool the answer is a running server (`start_kind` hot), in milliseconds.
+    Otherwise it is `launching`: the ports are known already, though the game may not listen yet."""
     server = await context.servers.start(caller, body.request())
     if wait_for:
         server = await context.servers.wait(caller, server, wait_for, max_wait)
     return json_response(server_view(server), 201)
+
+
+@router.post(
+    "/claim",
+    response_model=ServerOut,
+    responses=errors(400, 401, 403, 404, 409, 413),
+    summary="Claim a warm server",
+)
+async def claim_server(body: ClaimIn, caller: ServerKey, context: Context) -> Response:
+    """A running server of the project's pool, at once; 409 if none stands ready. `start` claims by itself too."""
+    return json_response(server_view(await context.servers.claim(caller, body.request())))
 
 
 @router.get("/{instance_id}", response_model=ServerOut, responses=errors(401, 404), summary="Get a server")

@@ -1,7 +1,7 @@
 """The API in this process: the real app over a real SQLite file, with region managers that only keep the books."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from fleet.builds.service import BuildService
 from fleet.catalog import load_catalog
 from fleet.errors import NotFound
 from fleet.node.runtime import LogLine
+from fleet.pools.claim import ClaimCall
 from fleet.projects.model import NewProject
 from fleet.projects.service import create_project
 from fleet.servers.model import LogPage, RestartChanges
@@ -35,6 +36,9 @@ class BookkeepingRegions:
         self.lines: list[LogLine] = []
         self.waiting = asyncio.Event()
         self.ops: list[str] = []
+        self.warm: list[str] = []
+        self.told: list[str] = []
+        self.shown: list[dict[str, Any]] = []
 
     async def recover(self) -> None:
         return None
@@ -74,6 +78,25 @@ class BookkeepingRegions:
             setattr(row, name, value)
         await self._save(row, event)
         return row
+
+    async def claim(self, region: str, call: ClaimCall) -> Server | None:
+        """The next of `warm` whose spec fits."""
+        for name in self.warm:
+            async with self.store.read() as session:
+                row = await session.get(Server, name)
+            if row is not None and row.pool_spec == call.spec and row.region == region:
+                self.warm.remove(name)
+                values = {"name": call.name, "custom_data": call.custom_data, "match_id": call.match_id}
+                return await self.change(
+                    name, "claimed", **values, ttl=call.ttl, pool_claimed_at=now_ms(), start_kind="hot"
+                )
+        return None
+
+    async def pools_changed(self, regions: Iterable[str], project_id: str) -> None:
+        self.told += regions
+
+    async def pools(self, region: str, project_id: str) -> list[dict[str, Any]]:
+        return [pool for pool in self.shown if pool["region"] == region]
 
     async def update(self, region: str, instance_id: str, custom_data: dict[str, Any]) -> Server:
         return await self.change(instance_id, "updated", custom_data=custom_data)

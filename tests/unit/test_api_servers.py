@@ -15,7 +15,7 @@ from tests.unit.api_kit import Api
 FIELDS = {
     "instance_id", "name", "status", "network_ports", "startup_args", "service_type", "compute_size", "region",
     "version_tag", "version", "started_at", "stopped_at", "auto_restart", "custom_data", "ttl", "is_pool_server",
-    "pool_claimed_at", "match_id", "created_at", "updated_at",
+    "pool_claimed_at", "start_kind", "match_id", "created_at", "updated_at",
 }  # fmt: skip
 
 

@@ -19,7 +19,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("region"),
     )
     op.create_table(
-        "pool",
+        "poolmemory",
         sa.Column("region", sa.String(), nullable=False),
         sa.Column("project_id", sa.String(), nullable=False),
         sa.Column("compute_size", sa.String(), nullable=False),
@@ -75,6 +75,6 @@ def downgrade() -> None:
         batch_op.drop_index("pool_minute_at")
 
     op.drop_table("poolminute")
-    op.drop_table("pool")
+    op.drop_table("poolmemory")
     op.drop_table("regiondemand")
     # ### end Alembic commands ###

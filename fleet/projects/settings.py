@@ -1,0 +1,60 @@
+"""A project's settings: what may be in them, and how they are shown. Stored whole as one JSON object."""
+
+from typing import Any, TypedDict
+
+import orjson
+
+from fleet.errors import PayloadTooLarge
+from fleet.pools.config import PoolConfig
+from fleet.projects.model import PortConfig
+
+MAX_PORTS = 10
+MAX_LOBBY_CONFIGS = 20
+MAX_BYTES = 256 * 1024
+HIDDEN = "********"
+# Fields of auth_config that nobody needs to read back.
+SECRETS = ("secret", "web_api_key", "secret_key")
+
+
+class SettingsChange(TypedDict, total=False):
+    """What a caller sets; each part replaces what was there, whole. Missing parts stay. None empties a part."""
+
+    port_configs: list[PortConfig] | None
+    auth_config: dict[str, Any] | None
+    environment_variables: dict[str, str] | None
+    pool_config: PoolConfig | None
+    lobby_configs: list[dict[str, Any]] | None
+
+
+def changed(stored: dict[str, Any], change: SettingsChange) -> dict[str, Any]:
+    """The settings after the change. A secret that comes back hidden is kept as it is."""
+    new = dict(stored)
+    for part, value in change.items():
+        if isinstance(value, PoolConfig):
+            new[part] = value.model_dump(mode="json", exclude_unset=True)
+        elif part == "auth_config" and isinstance(value, dict):
+            new[part] = _kept_secrets(value, stored.get("auth_config") or {})  # pyright: ignore[reportUnknownArgumentType]
+        else:
+            new[part] = value
+    size = len(orjson.dumps(new))
+    if size > MAX_BYTES:
+        raise PayloadTooLarge(f"The project's settings take {size} bytes; at most {MAX_BYTES} are kept.")
+    return new
+
+
+def _kept_secrets(given: dict[str, Any], stored: dict[str, Any]) -> dict[str, Any]:
+    kept = {name: stored.get(name) for name in SECRETS if given.get(name) == HIDDEN}
+    return given | kept
+
+
+def shown(stored: dict[str, Any]) -> dict[str, Any]:
+    """Every part, with defaults, secrets hidden."""
+    auth = dict(stored.get("auth_config") or {"provider": "none"})
+    hidden = {name: HIDDEN for name in SECRETS if auth.get(name)}
+    return {
+        "port_configs": stored.get("port_configs") or [],
+        "auth_config": auth | hidden,
+        "environment_variables": stored.get("environment_variables") or {},
+        "pool_config": stored.get("pool_config"),
+        "lobby_configs": stored.get("lobby_configs") or [],
+    }

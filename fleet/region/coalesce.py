@@ -1,0 +1,53 @@
+"""Many callers, few calls: what gathers while calls are under way goes out together in the next one.
+
+An actor call costs milliseconds however much it carries. With at most two under way, the first caller waits for
+nothing, and under load each call carries all that has come since: throughput grows with the load by itself.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Generic, TypeVar
+
+In = TypeVar("In")
+Out = TypeVar("Out")
+
+MAX_BATCH = 256
+UNDER_WAY = 2
+
+
+class Coalescer(Generic[In, Out]):
+    """`send(items)` gives one answer per item, in order. If it raises, all callers of that batch get the error."""
+
+    def __init__(self, send: Callable[[list[In]], Awaitable[Sequence[Out]]]) -> None:
+        self._send = send
+        self._waiting: deque[tuple[In, asyncio.Future[Out]]] = deque()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def ask(self, item: In) -> Out:
+        """The answer for this item. A caller that goes away does not hurt its batch."""
+        future: asyncio.Future[Out] = asyncio.get_running_loop().create_future()
+        self._waiting.append((item, future))
+        self._pump()
+        return await future
+
+    def _pump(self, done: asyncio.Task[None] | None = None) -> None:
+        if done is not None:
+            self._tasks.discard(done)
+        while self._waiting and len(self._tasks) < UNDER_WAY:
+            batch = [self._waiting.popleft() for _ in range(min(MAX_BATCH, len(self._waiting)))]
+            task = asyncio.create_task(self._carry(batch))
+            self._tasks.add(task)
+            task.add_done_callback(self._pump)
+
+    async def _carry(self, batch: list[tuple[In, asyncio.Future[Out]]]) -> None:
+        try:
+            answers = await self._send([item for item, _ in batch])
+        except Exception as error:
+            for _, future in batch:
+                if not future.done():
+                    future.set_exception(error)
+            return
+        for (_, future), answer in zip(batch, answers, strict=True):
+            if not future.done():
+                future.set_result(answer)

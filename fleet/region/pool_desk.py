@@ -1,0 +1,165 @@
+"""The manager's counter for warm servers: takes batches of claims, has them committed, and tells nodes and games.
+
+The strategy of a claim: replicas send what has gathered while their last call was under way, so one call carries many
+claims. All of a batch are decided in memory, without waiting; their rows (and those of the replacements) go into one
+transaction with whatever else the manager has to write; then all are answered. A claim so costs its share of an actor
+call and of a commit, and no two claims can meet in between.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
+
+import structlog
+
+from fleet.errors import FleetError
+from fleet.faults import crash_point
+from fleet.node.model import RunView
+from fleet.pools.claim import ClaimCall
+from fleet.pools.explain import explain
+from fleet.region.books import Books
+from fleet.region.execute import Executor
+from fleet.region.plan import current
+from fleet.region.pool_keeper import Given, PoolKeeper
+from fleet.region.pool_store import PoolStore
+from fleet.settings import FleetSettings
+from fleet.store.commit import row_values
+from fleet.store.engine import Store
+from fleet.store.tables import Server
+from fleet.times import now_ms
+
+log = structlog.get_logger(__name__)
+
+_REFRESH_S = 10.0
+_THAW_S = 5.0
+
+
+class PoolDesk:
+    """`commit` writes the books and tells; `settle` also launches what is queued; `plan_one` plans a server; `stored`
+    reads an ended row."""
+
+    def __init__(
+        self,
+        region: str,
+        store: Store,
+        books: Books,
+        executor: Executor,
+        settings: FleetSettings,
+        *,
+        commit: Callable[[], Awaitable[None]],
+        settle: Callable[[], Coroutine[Any, Any, None]],
+        plan_one: Callable[[Server], None],
+        stored: Callable[[str], Awaitable[Server | None]],
+        draining: Callable[[], list[str]],
+    ) -> None:
+        self._region = region
+        self._books = books
+        self._executor = executor
+        self._commit = commit
+        self._settle = settle
+        self._stored = stored
+        self._draining = draining
+        self._plan_one = plan_one
+        self.keeper = PoolKeeper(region, PoolStore(store, region), books, settings.pools, self, executor.queued.append)
+
+    async def load(self) -> None:
+        """Before the first command: the pools, and where each of their servers stands."""
+        await self.keeper.load()
+        self._books.watch = self.keeper.watch
+
+    async def claim(self, calls: list[ClaimCall]) -> list[dict[str, Any] | None]:
+        """The row of the warm server that each call has now, on disk; None where none fits."""
+        given = self.keeper.claim(calls, now_ms())
+        crash_point("claim.decided")
+        await self._commit()
+        crash_point("claim.committed")
+        rows = await asyncio.gather(*(self._hand_over(call, one) for call, one in zip(calls, given, strict=True)))
+        crash_point("claim.told")
+        self._executor.spawn(self._settle())
+        return rows
+
+    async def _hand_over(self, call: ClaimCall, given: Given | None) -> dict[str, Any] | None:
+        """Wake the game if it is frozen, and tell it whose it is.
+
+        Telling may fail and is then only late: a game is told again when its node says hello.
+        """
+        if given is None:
+            return None
+        server = self._books.live.get(given.instance_id)
+        if server is None:  # claimed by an earlier call of the same op, and ended since
+            stored = await self._stored(given.instance_id)
+            return row_values(stored) if stored is not None else None
+        if given.frozen and not await self._wake(server):
+            self.keeper.give_up(call.op_id)
+            return None
+        self._executor.tell_game(server)
+        return row_values(server)
+
+    async def _wake(self, server: Server) -> bool:
+        try:
+            async with asyncio.timeout(_THAW_S):
+                await self._executor.ask(server.node_id or "", "thaw", current(server))
+        except (FleetError, TimeoutError) as error:
+            log.error("a frozen game did not wake", server=server.instance_id, error=repr(error))
+            detail = "It was frozen and could not be woken."
+            self._executor.end(server, now_ms(), "start_failed", "SHUTDOWN_SIGNAL", detail, None, gone=False)
+            self._plan_one(server)
+            await self._commit()
+            return False
+        return True
+
+    async def refresh(self, project_id: str | None) -> None:
+        """A project's settings or builds have changed."""
+        await self.keeper.refresh(project_id)
+        await self._settle()
+
+    async def run(self) -> None:
+        """Every ten seconds: builds and wishes again, decisions, upkeep, the minute's row. Until cancelled."""
+        while True:
+            await asyncio.sleep(_REFRESH_S)
+            try:
+                await self._round()
+            except FleetError as error:
+                log.warning("pools not looked after", region=self._region, error=error.detail)
+            except Exception:
+                log.exception("pools not looked after", region=self._region)
+
+    async def _round(self) -> None:
+        await self.keeper.refresh()
+        now = now_ms()
+        for server in self.keeper.strays():
+            self.retire(server, now, "pool_replaced", "Its pool is not wished any more.")
+        self.keeper.plan(now, draining=self._draining())
+        self._books.write(self.keeper.minute(now))
+        await self._settle()
+
+    def observe(self, view: RunView) -> None:
+        """A node has told of a run."""
+        server = self._books.live.get(view.key.instance_id)
+        if server is None or not server.is_pool_server or server.pool_claimed_at is not None:
+            return
+        if server.status == "running" and current(server) == view.key and not view.state.ended:
+            self.keeper.watch(server, health="warm" if view.healthy else "ailing", frozen=view.frozen)
+
+    def refill(self) -> None:
+        self.keeper.refill(now_ms())
+
+    def views(self, project_id: str) -> list[dict[str, Any]]:
+        """Every pool of the project with its inputs, decision and stock."""
+        now = now_ms()
+        return [explain(self._region, pool, now) for key, pool in self.keeper.pools().items() if key[0] == project_id]
+
+    # Hands of the keeper ----------------------------------------------------------------------------------------
+
+    def retire(self, server: Server, now: int, reason: str, detail: str) -> None:
+        """End an unclaimed server; its container follows when that is on disk."""
+        if server.pool_claimed_at is not None or server.status == "stopped":
+            return
+        self._executor.end(server, now, reason, "SHUTDOWN_SIGNAL", detail, None, gone=False)
+        self._plan_one(server)
+
+    def freeze(self, server: Server, frozen: bool) -> None:
+        """Pause or wake an idle game."""
+        if server.node_id:
+            method = "freeze" if frozen else "thaw"
+            self._executor.command([(server.node_id, method, (current(server),))])

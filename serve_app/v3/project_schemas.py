@@ -1,0 +1,85 @@
+"""What project settings take and give."""
+
+from typing import Annotated, Any, Literal, cast
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from fleet.pools.config import PoolConfig
+from fleet.projects.settings import MAX_LOBBY_CONFIGS, MAX_PORTS, SettingsChange, shown
+from fleet.store.tables import Project
+from fleet.times import iso
+from serve_app.v3.server_schemas import PortIn
+
+
+class ProjectPort(PortIn):
+    id: Annotated[str, Field(max_length=128)] | None = None
+
+
+class AuthConfig(BaseModel):
+    """How player tokens are checked. Further fields depend on the provider."""
+
+    model_config = ConfigDict(extra="allow")
+    provider: Literal["none", "custom_jwt", "playfab", "steam"] = "none"
+
+
+class SettingsIn(BaseModel):
+    """Any subset; each part that is given replaces what was there, whole. Null empties it."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"pool_config": {"enabled": True, "regions": {"us-east": {"small": 2}}}}]}
+    )
+    port_configs: Annotated[list[ProjectPort], Field(max_length=MAX_PORTS)] | None = None
+    auth_config: AuthConfig | None = None
+    environment_variables: dict[str, str] | None = None
+    pool_config: PoolConfig | None = None
+    lobby_configs: Annotated[list[dict[str, Any]], Field(max_length=MAX_LOBBY_CONFIGS)] | None = None
+
+    def change(self) -> SettingsChange:
+        given: dict[str, Any] = {name: getattr(self, name) for name in self.model_fields_set}
+        if self.port_configs is not None:
+            given["port_configs"] = [port.config() for port in self.port_configs]
+        if self.auth_config is not None:
+            given["auth_config"] = self.auth_config.model_dump(mode="json")
+        return cast(SettingsChange, given)
+
+
+class SettingsOut(BaseModel):
+    port_configs: list[ProjectPort]
+    auth_config: dict[str, Any] = Field(description="Secrets are hidden; sent back hidden, they stay as they are")
+    environment_variables: dict[str, str]
+    pool_config: dict[str, Any] | None
+    lobby_configs: list[dict[str, Any]]
+    updated_at: str
+
+
+def settings_view(project: Project) -> dict[str, Any]:
+    return shown(project.settings or {}) | {"updated_at": iso(project.updated_at)}
+
+
+class PoolOut(BaseModel):
+    """One pool: what it should be, what it is, and why."""
+
+    model_config = ConfigDict(extra="allow")
+    region: str
+    compute_size: str
+    build: str
+    build_version: int | None = Field(description="Null: no ready build of that name, so nothing is kept")
+    mode: Literal["auto", "fixed", "shadow"]
+    slo: float
+    floor: int
+    ceiling: int
+    target: int = Field(description="Servers wanted ready or booting")
+    keep: int = Field(description="Warm servers beyond this are stopped")
+    auto_target: int | None = Field(description="What `auto` would want")
+    stock: dict[str, int] = Field(description="booting, warm (of them frozen, leaving), ailing, unsure, stale, claimed")
+    demand: dict[str, int] = Field(description="Since the region's manager began")
+    lead_seconds: float = Field(description="Measured time from an order to a warm server")
+    hit_rate: dict[str, float | None]
+    cost_per_hour: float
+    blocked: dict[str, Any] | None = Field(description="Set while its servers fail to boot")
+    explanation: dict[str, Any] = Field(description="The policy's inputs and intermediate results")
+
+
+class PoolListOut(BaseModel):
+    pools: list[PoolOut]
+    total: int

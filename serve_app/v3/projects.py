@@ -1,0 +1,63 @@
+"""A project's settings, and its warm pools."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query
+from starlette.responses import Response
+
+from serve_app.auth import Context, ServerKey
+from serve_app.json import StrictJsonRoute, json_response
+from serve_app.v3.common import errors
+from serve_app.v3.project_schemas import PoolListOut, PoolOut, SettingsIn, SettingsOut, settings_view
+
+router = APIRouter(prefix="/api/v3", route_class=StrictJsonRoute)
+PROJECTS, POOLS = "Projects", "Pools"
+
+
+@router.get(
+    "/projects/settings",
+    response_model=SettingsOut,
+    responses=errors(401, 403),
+    tags=[PROJECTS],
+    summary="Project settings",
+)
+async def get_settings(caller: ServerKey, context: Context) -> Response:
+    """Ports, environment, pools, player authentication and lobbies of the project."""
+    return json_response(settings_view(await context.projects.settings(caller.project_id)))
+
+
+@router.post(
+    "/projects/settings",
+    response_model=SettingsOut,
+    responses=errors(400, 401, 403, 413),
+    tags=[PROJECTS],
+    summary="Change project settings",
+)
+async def change_settings(body: SettingsIn, caller: ServerKey, context: Context) -> Response:
+    """Each part that is given replaces what was there, whole; the others stay. Pools follow at once."""
+    return json_response(settings_view(await context.pools.change_settings(caller, body.change())))
+
+
+@router.get("/pools", response_model=PoolListOut, responses=errors(401, 403), tags=[POOLS], summary="Warm pools")
+async def list_pools(caller: ServerKey, context: Context) -> Response:
+    """Every pool of the project: stock, target, and the reasons (an extension)."""
+    pools = await context.pools.list(caller)
+    return json_response({"pools": pools, "total": len(pools)})
+
+
+@router.get(
+    "/pools/{region}/{size}",
+    response_model=PoolOut,
+    responses=errors(400, 401, 403, 404),
+    tags=[POOLS],
+    summary="One warm pool",
+)
+async def get_pool(
+    region: str,
+    size: str,
+    caller: ServerKey,
+    context: Context,
+    build: Annotated[str | None, Query(max_length=256, description="Of several, the pool of this build")] = None,
+) -> Response:
+    """One pool with everything that led to its size (an extension)."""
+    return json_response(await context.pools.get(caller, region, size, build))
