@@ -12,7 +12,7 @@ CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
 
 class ComputeSize(BaseModel):
-    """What one server may use. `cpus` is a ceiling, and owned whole when `dedicated`."""
+    """What one server may use. `cpus` is a ceiling, and owned whole when `dedicated`. Costs are in one currency."""
 
     model_config = ConfigDict(frozen=True)
     name: str
@@ -20,6 +20,7 @@ class ComputeSize(BaseModel):
     cpus: float
     dedicated: bool = False
     persistent: bool = False
+    cost_per_hour: float = 0.0
 
 
 class Region(BaseModel):

@@ -71,6 +71,8 @@ class FleetSettings(BaseSettings):
     base_image: str = Field(default="auto", description="'auto' makes one, else an image reference")
     node_config: Path | None = Field(default=None, description="default: configs/local.yaml")
     serve_config: Path | None = Field(default=None, description="default: configs/serve.yaml")
+    metrics_token: str | None = Field(default=None, description="/metrics wants it as bearer token, from everyone")
+    metrics_public: bool = Field(default=False, description="/metrics without token from anywhere, not only loopback")
     upload: UploadLimits = UploadLimits()
     servers: ServerLimits = ServerLimits()
     restarts: RestartPolicy = RestartPolicy()

@@ -6,6 +6,7 @@ from ray import serve
 from fleet.builds.service import BuildService
 from fleet.catalog import load_catalog
 from fleet.region.client import RegionClient
+from fleet.region.scrape import ManagerScrape, ray_targets
 from fleet.settings import FleetSettings, get_settings
 from fleet.store.engine import Store
 from fleet.telemetry.logs import setup_logging
@@ -45,7 +46,13 @@ class Api:
         setup_logging("api", settings.home)
         self._context = open_context(settings)
         # Serve puts x-request-id on the answer itself.
-        return create_app(self._context, metrics=HttpMetrics(settings.home / "metrics"), echo_request_id=False)
+        return create_app(
+            self._context,
+            metrics=HttpMetrics(settings.home / "metrics"),
+            managers=ManagerScrape(),
+            ray_targets=ray_targets,
+            echo_request_id=False,
+        )
 
     async def check_health(self) -> None:
         """Called by Serve; a replica that cannot read its database is replaced."""

@@ -23,6 +23,7 @@ log = structlog.get_logger(__name__)
 MAX_BODY = 1024 * 1024
 KEEP = "fleet.keep_until"  # set in the scope by handlers whose answer depends on the database alone
 UPLOAD_PREFIX = "/upload/"
+CLIENT_HEADER = "x-fleet-client"  # the address that HAProxy saw, set by it alone (fleet/ops/haproxy_shim.py)
 _LIVE = (b"wait_for", b"follow")  # reads that wait for what comes
 
 

@@ -7,16 +7,29 @@ from contextlib import asynccontextmanager, suppress
 from fastapi import FastAPI
 
 from fleet.telemetry.metrics import HttpMetrics
+from fleet.telemetry.scrape import Managers, NoManagers, Scrape
+from serve_app import metrics as metrics_routes
 from serve_app import reference
 from serve_app.context import AppContext
 from serve_app.edge import Edge
 from serve_app.errors import install_error_handlers
+from serve_app.metrics import Targets
 from serve_app.read_cache import ReadCache
 from serve_app.v3 import builds, health, projects, servers, uploads
 
 
-def create_app(context: AppContext, *, metrics: HttpMetrics | None = None, echo_request_id: bool = True) -> FastAPI:
-    """The ASGI app over the services of `context`, which it closes when it ends."""
+def create_app(
+    context: AppContext,
+    *,
+    metrics: HttpMetrics | None = None,
+    managers: Managers | None = None,
+    ray_targets: Targets = list,
+    echo_request_id: bool = True,
+) -> FastAPI:
+    """The ASGI app over the services of `context`, which it closes when it ends.
+
+    `managers` and `ray_targets` are what `/metrics` tells besides requests and the database.
+    """
     app = FastAPI(
         version="3.0.0",
         openapi_url="/api/doc",
@@ -28,11 +41,22 @@ def create_app(context: AppContext, *, metrics: HttpMetrics | None = None, echo_
     )
     reference.describe(app)
     app.state.context = context
-    app.state.metrics = metrics or HttpMetrics()
+    metrics = metrics or HttpMetrics()
+    home = context.settings.home
+    app.state.scrape = Scrape(metrics, context.store, context.catalog, managers or NoManagers(), home)
+    app.state.ray_targets = ray_targets
     cache = ReadCache(context.store.data_version)
-    app.add_middleware(Edge, cache=cache, metrics=app.state.metrics, echo_id=echo_request_id)
+    app.add_middleware(Edge, cache=cache, metrics=metrics, echo_id=echo_request_id)
     install_error_handlers(app)
-    for router in (health.router, servers.router, projects.router, builds.router, uploads.router, reference.router):
+    for router in (
+        health.router,
+        metrics_routes.router,
+        servers.router,
+        projects.router,
+        builds.router,
+        uploads.router,
+        reference.router,
+    ):
         app.include_router(router)
     return app
 

@@ -1,11 +1,12 @@
 """Stands between Ray Serve and HAProxy: `haproxy_shim.py <haproxy> <error file> -f <config> …`.
 
-Serve writes HAProxy's configuration itself and offers no setting for four things, so they are mended here before
+Serve writes HAProxy's configuration itself and offers no setting for five things, so they are mended here before
 HAProxy reads it: its metrics and statistics listen on every interface (now: loopback), its admin socket is open to
-every user (now: the owner), its own error page is not in the API's shape (now: ours), and a replica reads request
-bodies into memory as fast as they come, to notice clients that leave (now: uploads are read as fast as the disk takes
-them, by the header that tells Serve so; a client that leaves is noticed by reading). The process then asks the
-kernel to end it with its manager, since an orphan would keep the port and answer every request with an error.
+every user (now: the owner), its own error page is not in the API's shape (now: ours), replicas do not learn who called
+(now: a header tells the address), and a replica reads request bodies into memory as fast as they come, to notice
+clients that leave (now: uploads are read as fast as the disk takes them, by the header that tells Serve so; a client
+that leaves is noticed by reading). The process then asks the kernel to end it with its manager, since an orphan would
+keep the port and answer every request with an error.
 
 Runs with `python -IS`: standard library only.
 """
@@ -21,14 +22,17 @@ PR_SET_PDEATHSIG = 1
 # Serve's 16 KB make an upload cost one wake-up of the replica for each.
 BUFFER_BYTES = 131072
 BACK_PRESSURE = "    http-request set-header x-request-disconnect-disabled ?1 if { path_beg /upload/ }"
+# Replicas see only this proxy; what a client sends under that name is replaced.
+CLIENT = "    http-request set-header x-fleet-client %[src]"
 
 
 def mend(config: str, error_file: str) -> str:
     """The configuration with loopback binds, a private socket and the API's error page."""
     config = re.sub(r"^(\s*bind )(?:\*)?:(\d+)", r"\g<1>127.0.0.1:\2", config, flags=re.MULTILINE)
     config = re.sub(r"^(\s*tune\.bufsize) \d+", rf"\1 {BUFFER_BYTES}", config, flags=re.MULTILINE)
-    if BACK_PRESSURE not in config:
-        config = re.sub(r"^(frontend http_frontend\n\s*bind .*\n)", rf"\1{BACK_PRESSURE}\n", config, flags=re.MULTILINE)
+    for line in (BACK_PRESSURE, CLIENT):
+        if line not in config:
+            config = re.sub(r"^(frontend http_frontend\n\s*bind .*\n)", rf"\1{line}\n", config, flags=re.MULTILINE)
     config = re.sub(r"^(\s*stats socket .*) mode 666 ", r"\1 mode 600 ", config, flags=re.MULTILINE)
     return re.sub(r"^(\s*errorfile \d+) .*$", rf"\1 {error_file}", config, flags=re.MULTILINE)
 

@@ -14,7 +14,7 @@ from fleet.region.model import NodeView
 from fleet.region.placement import Room
 from fleet.region.pool_metrics import PoolCounts, PoolSample
 from fleet.store.tables import Server
-from fleet.telemetry.families import gauge, sums
+from fleet.telemetry.families import gauge, sums, without_created
 
 LAUNCH_STEPS = ("queued", "placed", "preparing", "creating", "booting")
 ENDED_STEPS = ("stopping", "stopped")
@@ -133,10 +133,7 @@ class RegionMetrics:
         """Every family with its samples; picklable."""
         sample = self._sample()
         families = [*self._registry.collect(), *self._gauges(sample), *self._pools.families(self.region, sample.pools)]
-        for family in families:
-            # When a series began is of no use here, and would be a family more for each.
-            family.samples = [one for one in family.samples if not one.name.endswith("_created")]
-        return families
+        return [without_created(family) for family in families]
 
     def _gauges(self, sample: RegionSample) -> list[Metric]:
         plain = {
@@ -146,14 +143,14 @@ class RegionMetrics:
             "fleet_node_lead_seconds": ("Estimate: from asking for a node to its use.", sample.node_lead_seconds),
             "fleet_node_pending_seconds": ("How long the oldest asked-for node is due.", sample.node_pending_seconds),
         }
-        families = [gauge(name, text, {(self.region,): value}, ()) for name, (text, value) in plain.items()]
+        families = [gauge(name, text, {(self.region,): value}, ("region",)) for name, (text, value) in plain.items()]
         return [*families, *self._node_gauges(sample.nodes)]
 
     def _node_gauges(self, nodes: Sequence[NodeSample]) -> list[Metric]:
         def by_state(value: Callable[[NodeSample], float]) -> dict[tuple[str, ...], float]:
             return sums(((self.region, node.node_class, node.state), value(node)) for node in nodes)
 
-        labels = ("class", "state")
+        labels = ("region", "class", "state")
         return [
             gauge("fleet_nodes", "Nodes.", by_state(lambda n: n.count), labels),
             gauge("fleet_node_memory_bytes", "Memory for games.", by_state(lambda n: n.memory_mb << 20), labels),

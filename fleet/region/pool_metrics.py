@@ -145,7 +145,7 @@ def _pool_gauges(region: str, pools: Sequence[PoolSample]) -> list[Metric]:
     for pool in pools:
         states = {"warm": pool.warm, "booting": pool.booting, "claimed": pool.claimed, "frozen": pool.frozen}
         stock |= {(region, pool.size, pool.build_tag, state): number for state, number in states.items()}
-    labels = ("size", "build")
+    labels = ("region", "size", "build")
     return [
         gauge("fleet_pool_servers", "Servers of the pool, by state.", stock, (*labels, "state")),
         gauge("fleet_pool_target", "Servers that shall be warm.", of(lambda p: p.target), labels),

@@ -6,11 +6,13 @@ replica a scrape reaches tells the sum of all, those that have died included.
 
 import os
 from pathlib import Path
+from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest, values
+from prometheus_client import CollectorRegistry, Counter, Histogram, Metric, values
 from prometheus_client.multiprocess import MultiProcessCollector
 
-CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+from fleet.telemetry.families import without_created
+
 BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 30.0, 120.0)
 KEEP_FILES = 128  # two for each process; a fleet restarts its replicas rarely
 _METHODS = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"})
@@ -55,13 +57,12 @@ class HttpMetrics:
         pair[0].inc()
         pair[1].observe(seconds)
 
-    def exposition(self) -> bytes:
-        """Everything counted on this node, in Prometheus' text format."""
+    def collect(self) -> list[Metric]:
+        """Everything counted on this node."""
         if self._folder is None:
-            return generate_latest(self._registry)
-        merged = CollectorRegistry()
-        MultiProcessCollector(merged, path=str(self._folder))
-        return generate_latest(merged)
+            return [without_created(family) for family in self._registry.collect()]
+        merged: Any = MultiProcessCollector(None, path=str(self._folder))
+        return list(merged.collect())
 
 
 def forget_oldest(folder: Path, keep: int = KEEP_FILES) -> None:

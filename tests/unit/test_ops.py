@@ -46,6 +46,7 @@ def test_proxy_config_becomes_private() -> None:
         "127.0.0.1:8404",
     ]
     assert "mode 600 level admin" in mended
+    assert "    http-request set-header x-fleet-client %[src]\n" in mended
     assert "errorfile 503 /run/x/ours.http" in mended
     assert mend(mended, "/run/x/ours.http") == mended
 

@@ -16,11 +16,12 @@ from fleet.telemetry.request_id import accept_request_id
 COUNT = """
 import sys
 from pathlib import Path
+from prometheus_client import generate_latest
 from fleet.telemetry.metrics import HttpMetrics
 metrics = HttpMetrics(Path(sys.argv[1]))
 metrics.observe("GET", "/a", 200, 0.01)
 metrics.observe("BREW", "/a", 200, 0.01)
-print(metrics.exposition().decode())
+print(generate_latest(metrics).decode())
 """
 
 LOG = """

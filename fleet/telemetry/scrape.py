@@ -1,0 +1,103 @@
+"""What `/metrics` answers: requests, what the database tells, and what each region's manager counts, as one text.
+
+Whichever replica is asked, the parts are the same: the requests of all replicas are summed, rows and managers are
+there once. Answers are kept for a second and shared, so several scrapers cost one, and so does a flood of them.
+"""
+
+import asyncio
+import shutil
+import time
+from collections.abc import Awaitable, Callable, Collection, Iterable
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+import structlog
+from prometheus_client import Metric, generate_latest
+
+from fleet.catalog import Catalog
+from fleet.store.engine import Store
+from fleet.telemetry.families import gauge, merge
+from fleet.telemetry.metrics import HttpMetrics
+from fleet.telemetry.stored import Stored, read_stored
+
+log = structlog.get_logger(__name__)
+
+KEEP_S = 1.0
+Part = TypeVar("Part")
+
+
+class Managers(Protocol):
+    """The region managers that live, asked for their counts."""
+
+    async def metrics(self, expected: Collection[str]) -> dict[str, list[Metric] | None]:
+        """By region; None for one that does not answer in time, or is `expected` and not there. Makes none."""
+        ...
+
+
+class NoManagers:
+    """For an API without regions behind it."""
+
+    async def metrics(self, expected: Collection[str]) -> dict[str, list[Metric] | None]:
+        return {}
+
+
+class _Families(list[Metric]):
+    """What `generate_latest` takes."""
+
+    def collect(self) -> Iterable[Metric]:
+        return self
+
+
+class Scrape:
+    """One per replica. `text()` never raises: a part that fails is missing, and `fleet_scrape_up` says so."""
+
+    def __init__(self, http: HttpMetrics, store: Store, catalog: Catalog, managers: Managers, home: Path) -> None:
+        self._http = http
+        self._store = store
+        self._catalog = catalog
+        self._managers = managers
+        self._home = home
+        self._flight: asyncio.Task[bytes] | None = None
+        self._until = 0.0
+
+    async def text(self) -> bytes:
+        """Prometheus' text format, at most `KEEP_S` old."""
+        if self._flight is None or (self._flight.done() and time.monotonic() >= self._until):
+            self._flight = asyncio.create_task(self._compute())
+        return await asyncio.shield(self._flight)  # the answer of all who wait must not end with one of them
+
+    async def _compute(self) -> bytes:
+        up: dict[tuple[str, ...], float] = {}
+        stored = await self._part("database", up, lambda: read_stored(self._store, self._catalog), Stored())
+        regions = await self._part("regions", up, lambda: self._regions(stored.live_regions), [])
+        http = await self._part("requests", up, lambda: asyncio.to_thread(self._http.collect), [])
+        disk = await self._part("disk", up, lambda: asyncio.to_thread(self._disk), [])
+        parts = gauge("fleet_scrape_up", "1 if that part of this answer could be had.", up, ("part",))
+        text = generate_latest(_Families(merge([*http, *stored.families, *regions, *disk, parts])))
+        self._until = time.monotonic() + KEEP_S
+        return text
+
+    async def _part(
+        self, name: str, up: dict[tuple[str, ...], float], read: Callable[[], Awaitable[Part]], missing: Part
+    ) -> Part:
+        try:
+            found = await read()
+        except Exception:
+            log.exception("scrape_part_failed", part=name)
+            up[name,] = 0
+            return missing
+        up[name,] = 1
+        return found
+
+    async def _regions(self, expected: Collection[str]) -> list[Metric]:
+        answers = await self._managers.metrics(expected)
+        silent = {(region,): 0.0 for region, families in answers.items() if families is None}
+        told = [family for families in answers.values() if families for family in families]
+        return [gauge("fleet_region_up", "1 while the region's manager answers.", silent, ("region",)), *told]
+
+    def _disk(self) -> list[Metric]:
+        usage = shutil.disk_usage(self._home)
+        return [
+            gauge("fleet_home_disk_bytes", "Size of the disk that holds the fleet's home.", {(): usage.total}),
+            gauge("fleet_home_disk_free_bytes", "What is free of it.", {(): usage.free}),
+        ]
