@@ -116,6 +116,7 @@ class RegionManager:
             self._books,
             self._executor,
             settings,
+            self._metrics,
             commit=self._commit,
             settle=self._settle,
             plan_one=self._plan_one,
@@ -163,6 +164,7 @@ class RegionManager:
         if placed:
             await self._executor.place_and_launch(server)
         await self._commit()
+        self._metrics.started("cold")
         self._deadlines.set(server)
         return row_values(server)
 
@@ -322,6 +324,7 @@ class RegionManager:
 
     def _sample(self) -> RegionSample:
         return RegionSample(
+            pools=self._pools.samples(),
             nodes=node_samples(
                 self._leases.views().values(), self._executor.rooms(), pending=int(self._leases.pending)
             ),

@@ -7,6 +7,7 @@ call and of a commit, and no two claims can meet in between.
 """
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
@@ -17,8 +18,10 @@ from fleet.faults import crash_point
 from fleet.node.model import RunView
 from fleet.pools.claim import ClaimCall
 from fleet.pools.explain import explain
+from fleet.pools.pool import Pool
 from fleet.region.books import Books
 from fleet.region.execute import Executor
+from fleet.region.metrics import RegionMetrics
 from fleet.region.plan import current
 from fleet.region.pool_keeper import Given, PoolKeeper
 from fleet.region.pool_store import PoolStore
@@ -45,6 +48,7 @@ class PoolDesk:
         books: Books,
         executor: Executor,
         settings: FleetSettings,
+        metrics: RegionMetrics,
         *,
         commit: Callable[[], Awaitable[None]],
         settle: Callable[[], Coroutine[Any, Any, None]],
@@ -60,15 +64,16 @@ class PoolDesk:
         self._stored = stored
         self._draining = draining
         self._plan_one = plan_one
+        self._metrics = metrics
         self.keeper = PoolKeeper(region, PoolStore(store, region), books, settings.pools, self, executor.queued.append)
 
     async def load(self) -> None:
         """Before the first command: the pools, and where each of their servers stands."""
         await self.keeper.load()
-        self._books.watch = self.keeper.watch
 
     async def claim(self, calls: list[ClaimCall]) -> list[dict[str, Any] | None]:
         """The row of the warm server that each call has now, on disk; None where none fits."""
+        began = time.perf_counter()
         given = self.keeper.claim(calls, now_ms())
         crash_point("claim.decided")
         await self._commit()
@@ -76,6 +81,10 @@ class PoolDesk:
         rows = await asyncio.gather(*(self._hand_over(call, one) for call, one in zip(calls, given, strict=True)))
         crash_point("claim.told")
         self._executor.spawn(self._settle())
+        for one, row in zip(given, rows, strict=True):
+            if one is not None and row is not None:
+                self._metrics.started("hot")
+                self._metrics.claimed("frozen" if one.frozen else "hot", time.perf_counter() - began)
         return rows
 
     async def _hand_over(self, call: ClaimCall, given: Given | None) -> dict[str, Any] | None:
@@ -149,6 +158,10 @@ class PoolDesk:
         now = now_ms()
         return [explain(self._region, pool, now) for key, pool in self.keeper.pools().items() if key[0] == project_id]
 
+    def samples(self) -> list[PoolSample]:
+        """The pools for Prometheus."""
+        return [_sample(pool) for pool in self.keeper.pools().values()]
+
     # Hands of the keeper ----------------------------------------------------------------------------------------
 
     def retire(self, server: Server, now: int, reason: str, detail: str) -> None:
@@ -163,3 +176,24 @@ class PoolDesk:
         if server.node_id:
             method = "freeze" if frozen else "thaw"
             self._executor.command([(server.node_id, method, (current(server),))])
+
+
+def _sample(pool: Pool) -> PoolSample:
+    wish, spec, decision, total = pool.wish, pool.spec or "", pool.decision, pool.total
+    return PoolSample(
+        size=wish.compute_size,
+        build_tag=wish.build_name,
+        target=pool.levels.target,
+        warm=pool.shelf.count(spec, "warm"),
+        booting=pool.shelf.count(spec, "booting"),
+        claimed=pool.claimed,
+        frozen=sum(entry.frozen for entry in pool.shelf.entries()),
+        forecast=float(decision.explanation.get("mean", 0.0)) if decision else 0.0,
+        expected_hit_rate=decision.expected_hit_rate if decision else None,
+        observed_hit_rate=total.hits / total.arrivals if total.arrivals else None,
+        arrivals=total.arrivals,
+        hits=total.hits,
+        misses=total.misses,
+        lead_seconds=pool.lead_s,
+        project_id=wish.project_id,
+    )

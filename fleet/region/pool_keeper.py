@@ -79,15 +79,21 @@ class PoolKeeper:
         """What earlier managers learned, recent claims, the wishes, and the entries among the live rows."""
         self._learned = await self._store.learned()
         self._claims.update(await self._store.recent_claims(now_ms()))
-        await self.refresh()
+        await self._read(None)
         for server in list(self._books.live.values()):
             if server.is_pool_server:
                 self.watch(server)
                 if server.pool_claimed_at is not None and (pool := self._pools.get(key_of(server))):
                     pool.claimed += 1
+        self._books.watch = self.watch
+        self.plan(now_ms())  # not before all entries are known, or those that boot would be ordered again
 
     async def refresh(self, project_id: str | None = None) -> None:
-        """Read the wishes (of one project) and the newest builds again."""
+        """Read the wishes (of one project) and the newest builds again, and plan."""
+        await self._read(project_id)
+        self.plan(now_ms(), all_of=project_id)
+
+    async def _read(self, project_id: str | None) -> None:
         wished = await self._store.wished(project_id)
         for key in [k for k in self._pools if k not in wished and project_id in (None, k[0])]:
             self._pools[key].product = None  # the next upkeep retires its entries; the pool goes with the last
@@ -98,7 +104,6 @@ class PoolKeeper:
             pool = self._pools.get(key) or self._open(key, one)
             pool.wish = one.wish
             pool.product = _product(one, newest.get((key[0], key[2])))
-        self.plan(now_ms(), all_of=project_id)
 
     def _open(self, key: PoolKey, one: Wished) -> Pool:
         learned = self._learned.get(key) or {}
