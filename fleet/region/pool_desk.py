@@ -24,6 +24,7 @@ from fleet.region.execute import Executor
 from fleet.region.metrics import RegionMetrics
 from fleet.region.plan import current
 from fleet.region.pool_keeper import Given, PoolKeeper
+from fleet.region.pool_metrics import PoolSample
 from fleet.region.pool_store import PoolStore
 from fleet.settings import FleetSettings
 from fleet.store.commit import row_values
