@@ -36,6 +36,10 @@ _REMEMBERED_CLAIMS = 100_000
 _YOUNG_MS = 60_000  # an idle game that ends sooner than this after it was ready did not want to wait for players
 
 
+def _new_id() -> str:
+    return str(uuid.uuid4())
+
+
 class Given(NamedTuple):
     """`frozen`: it must be woken before anyone plays."""
 
@@ -61,6 +65,7 @@ class PoolKeeper:
         settings: PoolSettings,
         hands: Hands,
         enqueue: Callable[[Server], None],
+        new_id: Callable[[], str] = _new_id,
     ) -> None:
         self._region = region
         self._store = store
@@ -68,6 +73,7 @@ class PoolKeeper:
         self._settings = settings
         self._hands = hands
         self._enqueue = enqueue
+        self._new_id = new_id
         self._pools: dict[PoolKey, Pool] = {}
         self._where: dict[str, PoolKey] = {}  # unclaimed entries
         self._claims: OrderedDict[str, str] = OrderedDict()
@@ -263,7 +269,7 @@ class PoolKeeper:
 
     def _new_entry(self, key: PoolKey, product: Product, now: int) -> Server:
         project_id, size, build_name = key
-        name = str(uuid.uuid4())
+        name = self._new_id()
         return Server(
             instance_id=name,
             project_id=project_id,

@@ -57,7 +57,7 @@ class PoolMachine(RuleBasedStateMachine):
         self.rows: dict[str, Server] = {}
         self.given: dict[str, str] = {}  # op -> server
         self.spec = ""
-        self.ops = 0
+        self.ops = self.made = 0
         self.queued: list[Server] = []
         self.manager_starts()
 
@@ -76,9 +76,14 @@ class PoolMachine(RuleBasedStateMachine):
             PoolSettings(refill_at_once=AT_ONCE),
             self,
             self.queued.append,
+            self.new_id,
         )
         asyncio.run(self.keeper.load())
         self.commit()
+
+    def new_id(self) -> str:
+        self.made += 1
+        return f"s{self.made:04d}"
 
     def commit(self) -> None:
         self.rows.update(self.books.live)
