@@ -13,7 +13,7 @@ from fleet.cli_demo import ask_command, demo
 from fleet.errors import FleetError
 from fleet.ops.home import Home, OpsError, find_home, open_home, read_access
 from fleet.projects.model import KeyKind
-from fleet.settings import FleetSettings, get_settings
+from fleet.settings import SIMULATED, FleetSettings, get_settings
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -56,6 +56,15 @@ def _summary(home: Home, title: str) -> None:
         return
     console.print(f"  API         {access.url}\n  server key  {access.server_key}\n  client key  {access.client_key}")
     console.print(f"  logs        {home.logs}")
+    if _simulated(home):
+        console.print(f"  [bold yellow]{SIMULATED}[/bold yellow]")
+
+
+def _simulated(home: Home) -> bool:
+    from fleet.ops.head import read_head
+
+    head = read_head(home)
+    return head is not None and head.environment.get("FLEET_RUNTIME") == "simulated"
 
 
 @app.command()
@@ -109,6 +118,8 @@ def status() -> None:
     url = access.url if access else api.local_url(settings)
     answers = api.healthy(url)
     engine = "answers" if engine_answers() else "none (games run as plain processes, without isolation)"
+    if _simulated(home):
+        engine = SIMULATED
     rows = [
         ["API", f"{url} {'answers' if answers else 'does not answer'}"],
         ["Ray", head.address if head and head.alive else "does not run"],

@@ -11,6 +11,9 @@ from typing import Literal
 from pydantic import BaseModel, Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+# What everybody is told who could take it for real.
+SIMULATED = "SIMULATED: no game runs and no player can connect (FLEET_RUNTIME=simulated)"
+
 
 class UploadLimits(BaseModel):
     """What a ZIP may be. Checked before a byte is unpacked."""
@@ -53,6 +56,18 @@ class PoolSettings(BaseModel):
     refill_at_once: int = Field(default=8, description="pool servers of a region that boot at the same time")
 
 
+class SimulatedSettings(BaseModel):
+    """How games of the `simulated` runtime behave; nothing runs there. A server's environment may say otherwise."""
+
+    create_s: float = Field(default=0.3, ge=0, description="what creating and starting takes, four at once per node")
+    boot_s: float = Field(default=2.0, ge=0, description="median time from the start until the ports are open")
+    boot_spread: float = Field(default=0.2, ge=0, description="sigma of the boot time's logarithm")
+    stop_s: float = Field(default=0.1, ge=0, description="what a polite end takes")
+    crash_share: float = Field(default=0.0, ge=0, le=1, description="share of the runs that crash")
+    crash_after_s: float = Field(default=300.0, gt=0, description="how long those live in the mean")
+    seed: int = 0
+
+
 class LogLimits(BaseModel):
     max_mb: int = Field(default=10, description="kept per server run, in the engine and in the archive")
     retention_days: float = 14.0
@@ -67,7 +82,7 @@ class FleetSettings(BaseSettings):
     public_url: str | None = Field(default=None, description="base URL in upload links, if not host:port")
     replicas: int = 2
     database_url: str | None = Field(default=None, description="default: SQLite in home")
-    runtime: Literal["auto", "docker", "process"] = "auto"
+    runtime: Literal["auto", "docker", "process", "simulated"] = "auto"
     base_image: str = Field(default="auto", description="'auto' makes one, else an image reference")
     node_config: Path | None = Field(default=None, description="default: configs/local.yaml")
     serve_config: Path | None = Field(default=None, description="default: configs/serve.yaml")
@@ -78,6 +93,7 @@ class FleetSettings(BaseSettings):
     restarts: RestartPolicy = RestartPolicy()
     logs: LogLimits = LogLimits()
     pools: PoolSettings = PoolSettings()
+    simulated: SimulatedSettings = SimulatedSettings()
 
     @property
     def fleet_id(self) -> str:

@@ -33,32 +33,12 @@ def host_id() -> str:
     return "-".join(filter(None, [socket.gethostname(), suffix]))
 
 
-@ray.remote
-class NodeAgent:
-    """One per leased node. Detached and restarted by Ray; after a restart it adopts what runs."""
+class Agent:
+    """What a region may ask of a node. `NodeAgent` puts one behind Ray, `simulated_host.py` many."""
 
-    async def __init__(self, region: str, share: NodeShare) -> None:
-        settings = get_settings()
-        setup_logging(f"agent-{region}", settings.home)
-        self._region = region
-        self._archive = LogArchive(settings.home / "logs" / "servers", settings.logs)
-        runtime = await choose_runtime(settings, region)
-        store = DiskStore(settings.artefacts)
-
-        async def fetch(build: BuildRef) -> None:
-            if build.kind == "zip" and build.content_hash:
-                folders = game_folders(build.root, build.executable)
-                await asyncio.to_thread(
-                    ensure_bundle, store, build.content_hash, folders, settings.bundles, settings.upload
-                )
-
-        async def archive(key: RunKey) -> None:
-            await self._archive.keep(runtime, key)
-
-        self._node = Node(f"{region}@{host_id()}", share, runtime, fetch, archive)
-        await self._node.start()
-        self._sweeper = asyncio.create_task(self._sweep())
-        log.info("agent ready", region=region, runtime=runtime.name, pid=os.getpid())
+    def __init__(self, node: Node, archive: LogArchive) -> None:
+        self._node = node
+        self._archive = archive
 
     async def hello(self, epoch: int) -> Hello:
         return self._node.hello(epoch)
@@ -90,7 +70,40 @@ class NodeAgent:
     async def wait_logs(self, key: RunKey, after: str | None, timeout_s: float) -> tuple[list[LogLine], bool]:
         return await self._node.wait_logs(key, after, timeout_s)
 
-    async def _sweep(self) -> None:
-        while True:
-            await self._archive.sweep()
-            await asyncio.sleep(3600)
+    async def close(self) -> None:
+        await self._node.close()
+
+
+@ray.remote
+class NodeAgent(Agent):
+    """One per leased node. Detached and restarted by Ray; after a restart it adopts what runs."""
+
+    async def __init__(self, region: str, share: NodeShare) -> None:
+        settings = get_settings()
+        setup_logging(f"agent-{region}", settings.home)
+        archive = LogArchive(settings.home / "logs" / "servers", settings.logs)
+        runtime = await choose_runtime(settings, region)
+        store = DiskStore(settings.artefacts)
+
+        async def fetch(build: BuildRef) -> None:
+            if build.kind == "zip" and build.content_hash:
+                folders = game_folders(build.root, build.executable)
+                await asyncio.to_thread(
+                    ensure_bundle, store, build.content_hash, folders, settings.bundles, settings.upload
+                )
+
+        async def keep_log(key: RunKey) -> None:
+            await archive.keep(runtime, key)
+
+        node = Node(f"{region}@{host_id()}", share, runtime, fetch, keep_log)
+        super().__init__(node, archive)
+        await node.start()
+        self._sweeper = asyncio.create_task(sweep(archive))
+        log.info("agent ready", region=region, runtime=runtime.name, pid=os.getpid())
+
+
+async def sweep(archive: LogArchive) -> None:
+    """Every hour, what is too old goes. Until cancelled."""
+    while True:
+        await archive.sweep()
+        await asyncio.sleep(3600)

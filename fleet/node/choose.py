@@ -1,17 +1,21 @@
-"""Which runtime a node uses: the engine where there is one, else plain processes."""
+"""Which runtime a node uses: the engine where there is one, else plain processes; or the simulation, if asked for."""
 
 import structlog
 
 from fleet.node.docker import DockerRuntime
 from fleet.node.process import ProcessRuntime
 from fleet.node.runtime import EngineUnavailable, Runtime, RuntimePlace
+from fleet.node.simulated import SimulatedRuntime
 from fleet.settings import FleetSettings
 
 log = structlog.get_logger(__name__)
 
 
-async def choose_runtime(settings: FleetSettings, region: str) -> Runtime:
-    """`settings.runtime`, where `auto` is docker if an engine answers now and process otherwise."""
+async def choose_runtime(settings: FleetSettings, region: str, node: str = "0") -> Runtime:
+    """`settings.runtime`, where `auto` is docker if an engine answers now and process otherwise.
+
+    `node` tells simulated nodes of a region apart.
+    """
     place = RuntimePlace(
         fleet_id=settings.fleet_id,
         region=region,
@@ -19,6 +23,8 @@ async def choose_runtime(settings: FleetSettings, region: str) -> Runtime:
         bundles=settings.bundles,
         base_image=settings.base_image,
     )
+    if settings.runtime == "simulated":
+        return SimulatedRuntime(place, settings.simulated, node)
     if settings.runtime == "process":
         return ProcessRuntime(place)
     docker = DockerRuntime(place)

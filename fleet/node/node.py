@@ -18,7 +18,7 @@ import structlog
 from fleet.errors import Fenced, FleetError
 from fleet.node.model import Hello, NodeShare, Page, RunState, RunView
 from fleet.node.outbox import Outbox
-from fleet.node.ports import PortAllocator
+from fleet.node.ports import PortAllocator, is_free
 from fleet.node.runtime import (
     BuildRef,
     EngineUnavailable,
@@ -64,13 +64,14 @@ class Node:
         runtime: Runtime,
         fetch: Callable[[BuildRef], Awaitable[None]],
         archive: Callable[[RunKey], Awaitable[None]],
+        free: Callable[[str, int], bool] = is_free,
     ) -> None:
         self.node_id = node_id
         self.share = share
         self._runtime = runtime
         self._fetch = fetch
         self._archive = archive
-        self._ports = PortAllocator(share.port_first, share.port_last, share.bind_host)
+        self._ports = PortAllocator(share.port_first, share.port_last, share.bind_host, free=free)
         self._runs: dict[RunKey, _Run] = {}
         self._outbox = Outbox()
         self._boot_id = secrets.token_hex(8)

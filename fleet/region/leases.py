@@ -9,16 +9,14 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import ray
-import ray.util
 import structlog
 from ray.exceptions import RayActorError, RayError
 
 from fleet.errors import Fenced, Unavailable
-from fleet.node.agent import NodeAgent
-from fleet.node.model import Hello, NodeShare, RunView
+from fleet.node.model import Hello, RunView
+from fleet.region.agents import Agents
 from fleet.region.model import NodeView
-from fleet.region.names import NAMESPACE, agent_name, agent_prefix
+from fleet.region.names import agent_name
 from fleet.times import now_ms
 
 log = structlog.get_logger(__name__)
@@ -62,7 +60,7 @@ class Leases:
         self,
         region: str,
         epoch: int,
-        share: NodeShare,
+        agents: Agents,
         max_nodes: int,
         *,
         on_sync: Callable[[Hello], Awaitable[None]],
@@ -72,7 +70,7 @@ class Leases:
     ) -> None:
         self._region = region
         self._epoch = epoch
-        self._share = share
+        self._agents = agents
         self._max_nodes = max_nodes
         self._on_sync = on_sync
         self._on_events = on_events
@@ -83,28 +81,16 @@ class Leases:
 
     def adopt(self) -> None:
         """Follow the agents that exist already."""
-        prefix = agent_prefix(self._region)
-        named: list[dict[str, str]] = ray.util.list_named_actors(all_namespaces=True)  # pyright: ignore[reportAssignmentType]
-        for entry in named:
-            if entry["namespace"] == NAMESPACE and entry["name"].startswith(prefix):
-                self._follow(entry["name"], ray.get_actor(entry["name"], namespace=NAMESPACE))
+        for name, handle in self._agents.known().items():
+            self._follow(name, handle)
 
     def grow(self) -> bool:
         """Ask for one more node; False if the region has all that it may have."""
         if len(self._links) >= self._max_nodes:
             return False
-        name = next(n for i in range(self._max_nodes) if (n := agent_name(self._region, i)) not in self._links)
-        options = NodeAgent.options(  # pyright: ignore[reportAttributeAccessIssue]
-            name=name,
-            namespace=NAMESPACE,
-            lifetime="detached",
-            get_if_exists=True,
-            max_restarts=-1,
-            max_task_retries=0,
-            num_cpus=0,
-            resources={f"node:{self._region}": 1},
-        )
-        self._follow(name, options.remote(self._region, self._share))
+        number = next(i for i in range(self._max_nodes) if agent_name(self._region, i) not in self._links)
+        name = agent_name(self._region, number)
+        self._follow(name, self._agents.ask(number))
         log.info("node asked for", region=self._region, agent=name)
         return True
 

@@ -24,6 +24,7 @@ from fleet.errors import Conflict, FleetError, NotFound
 from fleet.node.model import Hello, RunView
 from fleet.node.runtime import LogLine, RunKey
 from fleet.pools.claim import ClaimCall
+from fleet.region.agents import agents_of
 from fleet.region.books import Books
 from fleet.region.build_refs import BuildRefs
 from fleet.region.deadlines import Deadlines
@@ -88,11 +89,10 @@ class RegionManager:
         self._feed = ChangeFeed(f"{region}/{self._epoch}")
         self._deadlines = Deadlines(self._policy, self._due)
         nodes = load_nodes_config(settings.node_config)
-        share = nodes.node(region)
         self._leases = Leases(
             region,
             self._epoch,
-            share,
+            agents_of(settings, nodes, region),
             nodes.offer.max_nodes,
             on_sync=self._on_sync,
             on_events=self._on_events,

@@ -13,3 +13,8 @@ def agent_prefix(region: str) -> str:
 
 def agent_name(region: str, number: int) -> str:
     return f"{agent_prefix(region)}{number}"
+
+
+def host_name(region: str, number: int) -> str:
+    """A process of simulated nodes."""
+    return f"simulated:{region}:{number}"

@@ -42,9 +42,16 @@ class NodeOffer(_Strict):
     ports: PortRange = PortRange()
 
 
+class SimulatedNodes(_Strict):
+    """Only for `FLEET_RUNTIME=simulated`."""
+
+    nodes_per_process: int = Field(default=25, ge=1, le=1000)
+
+
 class NodesConfig(_Strict):
     regions: Literal["all"] | tuple[str, ...] = "all"
     offer: NodeOffer = Field(default=NodeOffer(), alias="node")
+    simulated: SimulatedNodes = SimulatedNodes()
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -24,6 +24,8 @@ from fleet.node.runtime import (
     Runtime,
     RuntimePlace,
 )
+from fleet.node.simulated import SimulatedRuntime
+from fleet.settings import SimulatedSettings
 from tests import games
 
 HOST = "127.0.0.1"
@@ -44,6 +46,12 @@ def engine_problem() -> str | None:
         return None
 
     return asyncio.run(ask())
+
+
+def make_runtime(kind: str, place: RuntimePlace) -> Runtime:
+    if kind == "simulated":
+        return SimulatedRuntime(place, SimulatedSettings(create_s=0.05, boot_s=0.1, stop_s=0.05))
+    return DockerRuntime(place) if kind == "docker" else ProcessRuntime(place)
 
 
 @dataclass
@@ -104,8 +112,7 @@ class Stage:
             self.changed.set()
 
     async def open(self) -> None:
-        make = DockerRuntime if self.kind == "docker" else ProcessRuntime
-        self.runtime = make(self.place())
+        self.runtime = make_runtime(self.kind, self.place())
         await self.runtime.start()
         self.task = asyncio.create_task(self.listen())
 
