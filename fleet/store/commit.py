@@ -6,13 +6,14 @@ successor rebuilds from the database.
 """
 
 import asyncio
+import itertools
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import structlog
 from sqlalchemy import Column, Executable, select
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlmodel import col
 
 from fleet.errors import Fenced
@@ -22,11 +23,19 @@ from fleet.store.tables import RegionEpoch
 log = structlog.get_logger(__name__)
 
 Statement = tuple[Executable, dict[str, Any] | list[dict[str, Any]] | None]
-_RETRIES = 5
 
 
 async def take_epoch(store: Store, region: str) -> int:
     """Become the one writer of a region: raises its epoch, which fences the writer before."""
+    for attempt in itertools.count():
+        try:
+            return await _raise_epoch(store, region)
+        except Exception as error:
+            await store.pause(error, attempt)
+    raise AssertionError("unreachable")
+
+
+async def _raise_epoch(store: Store, region: str) -> int:
     async with store.write() as session:
         row = await session.get(RegionEpoch, region)
         if row is None:
@@ -119,14 +128,12 @@ class GroupCommit:
         if not statements:
             return
         began = time.perf_counter()
-        for attempt in range(_RETRIES):
+        for attempt in itertools.count():
             try:
                 await self._transaction(statements)
-            except OperationalError as error:  # locked or out of reach: the same statements may go through later
-                if attempt == _RETRIES - 1:
-                    raise
-                log.warning("commit is tried again", region=self._region, error=str(error.orig))
-                await asyncio.sleep(0.05 * 2**attempt)
+            except Exception as error:
+                await self._store.pause(error, attempt)
+                log.warning("commit is tried again", region=self._region, error=repr(error))
             else:
                 self.batches += 1
                 self.writes += len(statements)
@@ -135,12 +142,16 @@ class GroupCommit:
 
     async def _transaction(self, statements: list[Statement]) -> None:
         async with self._store.write_connection() as connection:
-            row = select(col(RegionEpoch.epoch)).where(col(RegionEpoch.region) == self._region)
-            found = (await connection.execute(row)).scalar_one()
-            if found != self._epoch:
-                raise Fenced(f"Region {self._region} is written by epoch {found}; this writer had {self._epoch}.")
+            await self._fence(connection)
             for statement, values in statements:
                 await connection.execute(statement, values)
+
+    async def _fence(self, connection: AsyncConnection) -> None:
+        """Fenced if another writer has come. On PostgreSQL none can come before the commit: the row is locked."""
+        row = select(col(RegionEpoch.epoch)).where(col(RegionEpoch.region) == self._region)
+        found = (await connection.execute(row.with_for_update(read=True))).scalar_one()
+        if found != self._epoch:
+            raise Fenced(f"Region {self._region} is written by epoch {found}; this writer had {self._epoch}.")
 
 
 def row_values(row: Any) -> dict[str, Any]:

@@ -1,35 +1,104 @@
-"""The database: SQLite in WAL mode by default, any SQLAlchemy async URL otherwise.
+"""The database: SQLite in WAL mode by default, PostgreSQL by URL.
 
 Reading and writing are different doors, so that a read can never hold the write lock: `read()` gives a session
-that cannot write, `write()` one transaction that is committed (and on disk) when the block ends.
+that cannot write and sees one state of the database, `write()` one transaction that is committed (and on disk) when
+the block ends. `write()`s come one after the other on both databases, so what a block has read holds until its end.
 """
 
+import asyncio
 import sqlite3
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from sqlalchemy import event
-from sqlalchemy.engine import make_url
+from sqlalchemy import Dialect, String, event, text
+from sqlalchemy.dialects.postgresql.asyncpg import AsyncpgString
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlmodel.ext.asyncio.session import AsyncSession
+
+# PostgreSQL has no lock on the whole database as SQLite has; `write()` takes this one instead ("fleet" in ASCII).
+WRITE_LOCK = text("SELECT pg_advisory_xact_lock(439956567412)")
+_POSTGRES_SETTINGS = {
+    "application_name": "fleet",
+    "jit": "off",  # our queries are short; compiling one costs more than running it
+    "lock_timeout": "30000",
+    "idle_in_transaction_session_timeout": "60000",  # a writer that hangs must not hold its locks for ever
+}
+# Connection trouble, deadlock, no resources, lock timeout, server starting or stopping.
+_PASSING_STATES = ("08", "40", "53", "55P03", "57")
+
+
+class _StorableText(AsyncpgString):
+    """Text as PostgreSQL can hold it: without NUL, which a game's last words may contain, and lone surrogates."""
+
+    def bind_processor(self, dialect: Dialect) -> Any:
+        return _storable
+
+
+def _storable(value: Any) -> Any:
+    if not isinstance(value, str) or (value.isprintable() and value.isascii()):
+        return value
+    return value.replace("\x00", "\ufffd").encode(errors="replace").decode()
+
+
+class OutcomeUnknown(Exception):
+    """The connection broke during the commit: it may or may not be done, so it must not be repeated blindly."""
+
+
+def database_url(given: str) -> URL:
+    """The URL for our drivers. `postgres://…?sslmode=require`, as providers write it, is understood."""
+    url = make_url(given)
+    if url.get_backend_name() not in ("postgres", "postgresql"):
+        return url
+    query = {("ssl" if name == "sslmode" else name): value for name, value in url.query.items()}
+    return url.set(drivername="postgresql+asyncpg", query=query)
+
+
+def may_pass(error: BaseException) -> bool:
+    """Whether the same work may go through later: the database was locked, restarting or out of reach."""
+    if isinstance(error, OSError | OperationalError):
+        return True
+    cause = error.orig if isinstance(error, DBAPIError) else error
+    broken = isinstance(error, DBAPIError) and error.connection_invalidated
+    return broken or str(getattr(cause, "sqlstate", None) or "-").startswith(_PASSING_STATES)
 
 
 class Store:
     """Two connection pools on one database. Cheap to make; connections open on first use."""
 
     def __init__(self, url: str) -> None:
-        self.url = url
-        self.sqlite = make_url(url).get_backend_name() == "sqlite"
+        self._url = database_url(url)
+        self.sqlite = self._url.get_backend_name() == "sqlite"
+        # SQLite waits for its lock itself; a server that restarts is back within half a minute.
+        self._attempts = 5 if self.sqlite else 20
         self._reader = self._engine(readonly=True)
         self._writer = self._engine(readonly=False)
         self._watch: sqlite3.Connection | None = None
 
     def _engine(self, *, readonly: bool) -> AsyncEngine:
-        if not self.sqlite:
-            return create_async_engine(self.url, pool_pre_ping=True, pool_size=4)
+        return self._sqlite_engine(readonly) if self.sqlite else self._postgres_engine(readonly)
+
+    def _postgres_engine(self, readonly: bool) -> AsyncEngine:
+        # One snapshot for all queries of a read, as SQLite gives it.
+        isolation = "REPEATABLE READ" if readonly else "READ COMMITTED"
+        settings = _POSTGRES_SETTINGS | {"default_transaction_read_only": "on" if readonly else "off"}
         engine = create_async_engine(
-            self.url,
+            self._url,
+            isolation_level=isolation,
+            pool_pre_ping=True,  # the server may have restarted since
+            pool_size=4,
+            max_overflow=4,
+            pool_timeout=60,
+            connect_args={"timeout": 10, "command_timeout": 60, "server_settings": settings},
+        )
+        engine.dialect.colspecs = {**engine.dialect.colspecs, String: _StorableText}
+        return engine
+
+    def _sqlite_engine(self, readonly: bool) -> AsyncEngine:
+        engine = create_async_engine(
+            self._url,
             pool_size=4 if readonly else 1,
             max_overflow=0,
             # SQLite waits for the lock itself; a queue of writers inside one process waits here.
@@ -69,13 +138,32 @@ class Store:
             AsyncSession(self._writer, expire_on_commit=False) as session,
             session.begin(),
         ):
+            if not self.sqlite:
+                await (await session.connection()).execute(WRITE_LOCK)
             yield session
 
     @asynccontextmanager
     async def write_connection(self) -> AsyncGenerator[AsyncConnection]:
-        """Like `write()`, without the session's bookkeeping: for the manager's group commit."""
-        async with self._writer.begin() as connection:
-            yield connection
+        """One transaction without the session's bookkeeping, for the manager's group commit.
+
+        On PostgreSQL it runs beside others: what it relies on, it locks itself. `OutcomeUnknown` if the connection
+        breaks during the commit.
+        """
+        worked = False
+        try:
+            async with self._writer.begin() as connection:
+                yield connection
+                worked = True
+        except Exception as error:
+            if worked and not self.sqlite:
+                raise OutcomeUnknown(f"The connection broke during a commit: {error!r}") from error
+            raise
+
+    async def pause(self, error: Exception, attempt: int) -> None:
+        """Wait until the same work may go through (attempts count from 0). Raises the error if it failed for good."""
+        if attempt + 1 >= self._attempts or not may_pass(error):
+            raise error
+        await asyncio.sleep(min(0.05 * 2**attempt, 2.0))
 
     def data_version(self) -> int | None:
         """A number that changes when any other process or connection has committed; None if unknown.
@@ -85,7 +173,7 @@ class Store:
         if not self.sqlite:
             return None
         if self._watch is None:
-            path = make_url(self.url).database or ""
+            path = self._url.database or ""
             self._watch = sqlite3.connect(f"file:{path}?mode=ro", uri=True, check_same_thread=False)
         return int(self._watch.execute("PRAGMA data_version").fetchone()[0])
 

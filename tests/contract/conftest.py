@@ -1,13 +1,15 @@
-"""The stage on which both runtimes are tested."""
+"""The stage on which both runtimes are tested, and servers that several suites share."""
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
+from fleet.store import migrate
 from tests.contract.runtime_stage import Stage, engine_problem
+from tests.postgres import PostgresMissing, PostgresServer
 
 
 @pytest.fixture(params=["docker", "process"])
@@ -20,3 +22,28 @@ async def stage(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
     yield stage
     await stage.clear()
     await stage.die()
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """A PostgreSQL server with a database `migrated`, to be copied."""
+    try:
+        server = PostgresServer()
+    except PostgresMissing as missing:
+        pytest.skip(f"no PostgreSQL: {missing}")
+    try:
+        server.create()
+        server.start()
+        server.sql("CREATE DATABASE migrated")
+        migrate.upgrade(server.url("migrated"))
+        yield server
+    finally:
+        server.remove()
+
+
+@pytest.fixture
+def postgres_url(postgres: PostgresServer) -> Iterator[str]:
+    """A migrated, empty database of the test's own."""
+    name = postgres.new_database("migrated")
+    yield postgres.url(name)
+    postgres.drop(name)

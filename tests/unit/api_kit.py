@@ -190,11 +190,12 @@ def make_schema(path: Path) -> None:
     engine.dispose()
 
 
-async def open_api(folder: Path) -> Api:
-    """An app of its own in `folder`, with two projects and one ready build in each."""
-    settings = FleetSettings(home=folder)
+async def open_api(folder: Path, database_url: str | None = None) -> Api:
+    """An app of its own in `folder`, with two projects and one ready build in each; default: over SQLite."""
+    settings = FleetSettings(home=folder, database_url=database_url)
     (folder / "fleet-id").write_text("unit")
-    make_schema(folder / "fleet.db")
+    if database_url is None:
+        make_schema(folder / "fleet.db")
     store = Store(settings.database)
     regions = BookkeepingRegions(store)
     submitted: list[str] = []

@@ -8,6 +8,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from sqlmodel import SQLModel
 
 from fleet.store import tables
+from fleet.store.engine import WRITE_LOCK, database_url
 
 assert tables  # imported for the tables that it registers
 
@@ -15,13 +16,15 @@ assert tables  # imported for the tables that it registers
 def _run(connection: Connection) -> None:
     context.configure(connection=connection, target_metadata=SQLModel.metadata, render_as_batch=True)
     with context.begin_transaction():
+        if connection.dialect.name == "postgresql":  # two that start at once: one after the other
+            connection.execute(WRITE_LOCK)
         context.run_migrations()
 
 
 async def _online() -> None:
     url = context.config.get_main_option("sqlalchemy.url")
     assert url
-    engine = create_async_engine(url, poolclass=pool.NullPool)
+    engine = create_async_engine(database_url(url), poolclass=pool.NullPool)
     async with engine.connect() as connection:
         await connection.run_sync(_run)
         await connection.commit()

@@ -1,0 +1,49 @@
+"""The API over PostgreSQL: its unit tests again, and requests that only this database minds."""
+
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.postgres import PostgresServer
+from tests.unit.api_kit import Api, open_api
+from tests.unit.test_api_builds import *  # noqa: F403
+from tests.unit.test_api_servers import *  # noqa: F403
+
+
+@pytest.fixture(scope="module")
+def shared_url(postgres: PostgresServer) -> Iterator[str]:
+    """One database for all of these: each test has projects of its own, and sees no others."""
+    name = postgres.new_database("migrated")
+    yield postgres.url(name)
+    postgres.drop(name)
+
+
+@pytest.fixture
+async def api(tmp_path: Path, shared_url: str) -> AsyncIterator[Api]:
+    opened = await open_api(tmp_path, shared_url)
+    yield opened
+    await opened.client.aclose()
+    await opened.store.close()
+
+
+@pytest.mark.parametrize("text", [r"a\u0000b", r"\ud800"])
+async def test_text_that_the_database_cannot_hold_is_no_fault_of_ours(api: Api, text: str) -> None:
+    body = f'{{"name": "{text}", "region": "us-east", "image_url": "a.org/game:1", "startup_args": "{text}"}}'
+    headers = {"content-type": "application/json"}
+    for path in ("/api/v3/servers/start", "/api/v3/builds/docker-image"):
+        answer = await api.call("POST", path, content=body.encode(), headers=headers)
+        assert answer.status_code < 500, (path, answer.text)
+    for path in ("/api/v3/servers/a%00b", "/api/v3/builds/a%00b", "/api/v3/builds?name=%ed%a0%80%00"):
+        answer = await api.call("GET", path)
+        assert answer.status_code < 500, (path, answer.text)
+
+
+@pytest.mark.parametrize("number", [2**31, 2**63, 2**70])
+async def test_numbers_that_the_database_cannot_hold_are_no_fault_of_ours(api: Api, number: int) -> None:
+    for body in ({"ttl": number}, {"version": number}):
+        answer = await api.call("POST", "/api/v3/servers/start", json=api.start_body | body)
+        assert answer.status_code in (400, 404, 422), (body, answer.text)
+    for path in (f"/api/v3/builds?limit=1&offset={number}", f"/api/v3/servers?limit=1&offset={number}"):
+        answer = await api.call("GET", path)
+        assert answer.status_code < 500, (path, answer.text)
