@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 from enum import StrEnum
+from math import inf
+from typing import Literal
 
 from fleet.node.runtime import Port, RunKey
 
@@ -43,7 +45,8 @@ class RunView:
 
 @dataclass(frozen=True, slots=True)
 class NodeShare:
-    """What a node gives to its region. Host ports are [port_first, port_last)."""
+    """What a node gives to its region. Host ports are [port_first, port_last). `takes`: all, shared or dedicated sizes;
+    `overcommit`: how many times over its cores are promised to shared sizes."""
 
     memory_mb: int
     cores: float
@@ -51,6 +54,9 @@ class NodeShare:
     port_last: int
     bind_host: str
     public_host: str
+    node_class: str = "shared"
+    takes: Literal["all", "shared", "dedicated"] = "all"
+    overcommit: float = inf
 
 
 @dataclass(frozen=True, slots=True)

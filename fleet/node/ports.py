@@ -53,6 +53,7 @@ class PortAllocator:
         self._reserved = frozenset(reserved)
         self._free, self._clock = free, clock
         self._holders: dict[int, str] = {}
+        self._held: dict[str, list[int]] = {}
         self._excluded: dict[int, float] = {}
         self._next = first
 
@@ -62,7 +63,7 @@ class PortAllocator:
             port = self._next
             self._next = self._first if port + 1 == self._last else port + 1
             if self._available(port):
-                self._holders[port] = holder
+                self._give(port, holder)
                 return port
         raise Unavailable(
             f"All ports {self._first} to {self._last - 1} of the node are in use. Widen the node's port range.",
@@ -71,15 +72,18 @@ class PortAllocator:
 
     def adopt(self, port: int, holder: str) -> None:
         """Note that `holder` already has `port` (it may lie outside the range). The first holder keeps it."""
-        owner = self._holders.setdefault(port, holder)
-        if owner != holder:
+        owner = self._holders.get(port)
+        if owner is None:
+            self._give(port, holder)
+        elif owner != holder:
             log.error("port_held_twice", port=port, holder=owner, refused=holder)
-        elif self._first <= port < self._last:
+            return
+        if self._first <= port < self._last:
             self._next = self._first if port + 1 == self._last else port + 1
 
     def release(self, holder: str) -> None:
         """Give back all ports of `holder`; nothing happens if it has none."""
-        for port in self.held_by(holder):
+        for port in self._held.pop(holder, ()):
             del self._holders[port]
 
     def exclude(self, port: int, seconds: float = EXCLUDED_S) -> None:
@@ -87,7 +91,11 @@ class PortAllocator:
         self._excluded[port] = self._clock() + seconds
 
     def held_by(self, holder: str) -> list[int]:
-        return [port for port, owner in self._holders.items() if owner == holder]
+        return list(self._held.get(holder, ()))
+
+    def _give(self, port: int, holder: str) -> None:
+        self._holders[port] = holder
+        self._held.setdefault(holder, []).append(port)
 
     def _available(self, port: int) -> bool:
         if port in self._holders or port in self._reserved:

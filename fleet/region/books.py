@@ -38,6 +38,7 @@ class Books:
 
     def __init__(self, on_step: Callable[[Server, str, int], None] = _unheard) -> None:
         self._on_step = on_step
+        self.moved: Callable[[str], None] | None = None  # told of every row that is new or has changed
         self.watch: Callable[[Server], None] | None = None  # told of every change of a pool server's row
         self.live: dict[str, Server] = {}
         self._new: dict[str, Server] = {}
@@ -47,6 +48,9 @@ class Books:
 
     def load(self, rows: list[Server]) -> None:
         self.live = {row.instance_id: row for row in rows}
+        if self.moved is not None:
+            for row in rows:
+                self.moved(row.instance_id)
 
     def add(self, row: Server, at: int) -> None:
         """A new server, `queued` from `at` on."""
@@ -79,6 +83,8 @@ class Books:
         self._tell(server)
 
     def _tell(self, server: Server) -> None:
+        if self.moved is not None:
+            self.moved(server.instance_id)
         if server.is_pool_server and self.watch is not None:
             self.watch(server)
 

@@ -4,7 +4,7 @@ Commands are collected and sent only after the changes that led to them are on d
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from typing import Any, Protocol
 
 import structlog
@@ -12,7 +12,7 @@ import structlog
 from fleet.catalog import Catalog
 from fleet.errors import FleetError
 from fleet.node.model import Hello, RunView
-from fleet.node.runtime import BuildRef, RunKey
+from fleet.node.runtime import BuildRef
 from fleet.region.books import Books
 from fleet.region.model import (
     Action,
@@ -26,8 +26,11 @@ from fleet.region.model import (
     Requeue,
     StopRun,
 )
-from fleet.region.placement import Demand, Room, place
-from fleet.region.plan import current, unreported
+from fleet.region.placement import Demand
+from fleet.region.plan import current
+from fleet.region.queue import Queue
+from fleet.region.rooms import Rooms
+from fleet.region.runs import Runs
 from fleet.region.spec import game_config, launch_spec, network_ports
 from fleet.settings import FleetSettings
 from fleet.store.tables import Server
@@ -44,8 +47,8 @@ class Nodes(Protocol):
     @property
     def pending(self) -> bool: ...
     def grow(self) -> bool: ...
-    def views(self) -> dict[str, NodeView]: ...
-    def hellos(self) -> list[Hello]: ...
+    def views(self) -> Mapping[str, NodeView]: ...
+    def hello(self, node_id: str) -> Hello | None: ...
     async def call(self, node_id: str, method: str, *arguments: Any) -> Any: ...
 
 
@@ -58,7 +61,7 @@ class Executor:
         settings: FleetSettings,
         catalog: Catalog,
         books: Books,
-        runs: dict[RunKey, RunView],
+        runs: Runs,
         leases: Nodes,
         *,
         settle: Callable[[], Coroutine[Any, Any, None]],
@@ -74,32 +77,29 @@ class Executor:
         self._builds = builds
         self._commands: list[Command] = []
         self._tasks: set[asyncio.Task[None]] = set()
-        self.queued: list[Server] = []
+        self.queued = Queue(self.demand, self._waits)
+        self.rooms = Rooms(lambda: books.live, runs, leases.views, self.demand)
+        books.moved = runs.on_change = self.rooms.moved
+        for instance_id in books.live:
+            self.rooms.moved(instance_id)
 
     # Room -------------------------------------------------------------------------------------------------------
 
-    def rooms(self) -> list[Room]:
-        """What is left on each synced node: capacity - what runs - what was placed and is not reported yet."""
-        views = self._leases.views()
-        memory = {name: view.memory_mb for name, view in views.items()}
-        cores = {name: view.cores for name, view in views.items()}
-        for run in self._runs.values():
-            if run.node_id in memory and not run.state.ended:
-                memory[run.node_id] -= run.memory_mb
-                cores[run.node_id] -= run.cores
-        for server in unreported(self._books.live.values(), self._runs):
-            if server.node_id in memory:
-                demand = self.demand(server)
-                memory[server.node_id] -= demand.memory_mb
-                cores[server.node_id] -= demand.cores
-        return [Room(n, memory[n], cores[n], view.draining) for n, view in views.items() if view.synced]
-
     def demand(self, server: Server) -> Demand:
         size = self._catalog.size(server.compute_size)
-        return Demand(server.instance_id, size.memory_mb, size.cpus if size.dedicated else 0.0)
+        idle = server.is_pool_server and server.pool_claimed_at is None
+        return Demand(
+            server.instance_id,
+            size.memory_mb,
+            size.cpus if size.dedicated else 0.0,
+            0.0 if size.dedicated else size.cpus,
+            len(server.port_configs or ()),
+            server.pool_spec if idle else None,
+            server.build_id,
+        )
 
     def find_node(self, server: Server) -> str | None:
-        return place([self.demand(server)], self.rooms()).get(server.instance_id)
+        return self.rooms.find(self.demand(server))
 
     # Actions ----------------------------------------------------------------------------------------------------
 
@@ -119,8 +119,7 @@ class Executor:
     def _change(self, server: Server, action: Place | Launch | Advance | End | Requeue | Finish) -> None:
         match action:
             case Place():
-                if server not in self.queued:
-                    self.queued.append(server)
+                self.queued.append(server)
             case Launch():
                 self.spawn(self._launch_and_settle(server))
             case Advance(_, step, at):
@@ -208,37 +207,34 @@ class Executor:
     # Launching --------------------------------------------------------------------------------------------------
 
     async def launch_queued(self) -> None:
-        """Place what waits, oldest first; what fits is launched, the rest waits for room or its deadline."""
-        # In place, since others add to this very list; those whom a player waits for come first.
-        waiting = sorted(self.queued, key=lambda s: (s.is_pool_server, s.created_at))
-        self.queued.clear()
-        for server in waiting:
-            still = self._books.live.get(server.instance_id) is server and server.step == "queued"
-            if not still:
-                continue
-            if self.find_node(server) is not None:
-                await self.place_and_launch(server)
-            elif not self._leases.pending:
-                self._leases.grow()
+        """Place what waits, as far as there is room, and launch it; the rest waits for room or its deadline."""
+        placed: list[Server] = []
+        while (server := self.queued.take(self.rooms.find)) is not None:
+            if self._place(server):
+                placed.append(server)
+        if self.queued and not self._leases.pending:
+            self._leases.grow()
+        await asyncio.gather(*(self.launch(server) for server in placed))
+
+    def _waits(self, server: Server) -> bool:
+        return self._books.live.get(server.instance_id) is server and server.step == "queued"
 
     async def place_and_launch(self, server: Server) -> None:
         """Put a queued server on the node that fits and tell the node. The caller commits."""
+        if self._place(server):
+            await self.launch(server)
+
+    def _place(self, server: Server) -> bool:
         node_id = self.find_node(server)
-        if node_id is None:
-            return
-        self._books.step(
-            server,
-            max(server.step_at, now_ms()),
-            "placed",
-            {"node": node_id},
-            node_id=node_id,
-        )
-        await self.launch(server)
+        if node_id is not None:
+            at = max(server.step_at, now_ms())
+            self._books.step(server, at, "placed", {"node": node_id}, node_id=node_id)
+        return node_id is not None
 
     async def launch(self, server: Server) -> None:
         """Tell the server's node to launch it. If the node does not answer, the plan after its sync tells again."""
         key, node_id = current(server), server.node_id or ""
-        hello = next((h for h in self._leases.hellos() if h.node_id == node_id), None)
+        hello = self._leases.hello(node_id)
         if hello is None:
             return
         try:

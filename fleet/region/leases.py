@@ -5,7 +5,7 @@ brings events, a broken call tells at once that the agent died, and the next hel
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -50,6 +50,10 @@ class Link:
             self.synced,
             since,
             self.draining,
+            node_class=share.node_class,
+            overcommit=share.overcommit,
+            ports=share.port_last - share.port_first,
+            takes=share.takes,
         )
 
 
@@ -77,6 +81,8 @@ class Leases:
         self._on_lost = on_lost
         self._on_fenced = on_fenced
         self._links: dict[str, Link] = {}
+        self._nodes: dict[str, Link] = {}  # those that have said hello, by node
+        self._views: Mapping[str, NodeView] | None = None
         self._changed = asyncio.Event()
 
     def adopt(self) -> None:
@@ -99,18 +105,27 @@ class Leases:
         """Whether a node is on its way."""
         return any(link.hello is None for link in self._links.values())
 
-    def views(self) -> dict[str, NodeView]:
-        return {view.node_id: view for link in self._links.values() if (view := link.view())}
+    def views(self) -> Mapping[str, NodeView]:
+        """The nodes by id; another object whenever one of them has changed."""
+        if self._views is None:
+            self._views = {node_id: view for node_id, link in self._nodes.items() if (view := link.view())}
+        return self._views
+
+    def hello(self, node_id: str) -> Hello | None:
+        """What a node said of itself last."""
+        link = self._nodes.get(node_id)
+        return link.hello if link else None
 
     def hellos(self) -> list[Hello]:
         return [link.hello for link in self._links.values() if link.hello]
 
     def drain(self, node_id: str, draining: bool) -> bool:
         """Mark a node; False if there is none of that id."""
-        link = self._link(node_id)
+        link = self._nodes.get(node_id)
         if link is None:
             return False
         link.draining = draining
+        self._views = None
         return True
 
     async def wait_change(self, timeout_s: float) -> None:
@@ -124,7 +139,7 @@ class Leases:
 
     async def call(self, node_id: str, method: str, *arguments: Any, timeout_s: float = _CALL_S) -> Any:
         """Command a node. `Unavailable` if it does not answer; the next sync makes good what was missed."""
-        link = self._link(node_id)
+        link = self._nodes.get(node_id)
         if link is None:
             raise Unavailable(f"Node {node_id} is not leased now.")
         try:
@@ -134,12 +149,6 @@ class Leases:
             if isinstance(error, Fenced):
                 self._on_fenced(error)
             raise Unavailable(f"Node {node_id} does not answer ({type(error).__name__}).") from error
-
-    def _link(self, node_id: str) -> Link | None:
-        return next(
-            (k for k in self._links.values() if k.hello and k.hello.node_id == node_id),
-            None,
-        )
 
     def _follow(self, name: str, handle: Any) -> None:
         if name not in self._links:
@@ -159,6 +168,7 @@ class Leases:
                 log.exception("following an agent failed", agent=link.name)
             if link.synced and link.hello:
                 link.synced, link.since = False, now_ms()
+                self._views = None
                 self._on_lost(link.hello.node_id)
             await asyncio.sleep(0.2)
 
@@ -166,6 +176,7 @@ class Leases:
         """From hello until the agent starts anew."""
         hello: Hello = await link.handle.hello.remote(self._epoch)
         link.hello, link.synced = hello, True
+        self._nodes[hello.node_id], self._views = link, None
         await self._on_sync(hello)
         self._changed.set()
         after = hello.seq

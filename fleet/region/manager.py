@@ -11,6 +11,7 @@ runs, and plans everything.
 
 import asyncio
 import os
+from collections.abc import Iterable
 from typing import Any
 
 import ray
@@ -37,6 +38,7 @@ from fleet.region.model import Policy
 from fleet.region.nodes_config import load_nodes_config
 from fleet.region.plan import current, plan, plan_server
 from fleet.region.pool_desk import PoolDesk
+from fleet.region.runs import Runs
 from fleet.settings import FleetSettings, get_settings
 from fleet.store.commit import GroupCommit, row_values, take_epoch
 from fleet.store.engine import Store
@@ -85,7 +87,7 @@ class RegionManager:
         self._metrics = RegionMetrics(region, self._sample)
         self._commits = GroupCommit(self._store, region, self._epoch, die, self._metrics.commit)
         self._books = Books(self._metrics.stepped)
-        self._runs: dict[RunKey, RunView] = {}
+        self._runs = Runs()
         self._feed = ChangeFeed(f"{region}/{self._epoch}")
         self._deadlines = Deadlines(self._policy, self._due)
         nodes = load_nodes_config(settings.node_config)
@@ -141,8 +143,10 @@ class RegionManager:
         rows = select(Server).where(col(Server.region) == self._region, col(Server.step) != "stopped")
         async with self._store.read() as session:
             self._books.load(list((await session.exec(rows)).all()))
-        for server in self._books.live.values():
+        for server in list(self._books.live.values()):
             self._deadlines.set(server)
+            if server.step == "queued":
+                self._plan_one(server)
         await self._pools.load()
 
     # Commands ---------------------------------------------------------------------------------------------------
@@ -293,7 +297,7 @@ class RegionManager:
 
     async def status(self) -> dict[str, Any]:
         """For operators: epoch, nodes with what they hold, live servers, commits."""
-        rooms = {room.node_id: room for room in self._executor.rooms()}
+        rooms = {room.node_id: room for room in self._executor.rooms.rooms()}
         nodes = [
             {
                 "node_id": h.node_id,
@@ -303,7 +307,7 @@ class RegionManager:
                 "memory_free_mb": rooms[h.node_id].memory_mb if h.node_id in rooms else None,
                 "draining": view.draining,
                 "synced": view.synced,
-                "runs": sum(r.node_id == h.node_id and not r.state.ended for r in self._runs.values()),
+                "runs": sum(not self._runs[key].state.ended for key in self._runs.on(h.node_id)),
             }
             for h in self._leases.hellos()
             if (view := self._leases.views().get(h.node_id))
@@ -326,7 +330,7 @@ class RegionManager:
         return RegionSample(
             pools=self._pools.samples(),
             nodes=node_samples(
-                self._leases.views().values(), self._executor.rooms(), pending=int(self._leases.pending)
+                self._leases.views().values(), self._executor.rooms.rooms(), pending=int(self._leases.pending)
             ),
             queued=sum(server.step == "queued" for server in self._books.live.values()),
             journal_lag_seconds=self._commits.lag_s(),
@@ -344,11 +348,12 @@ class RegionManager:
 
     async def _on_sync(self, hello: Hello) -> None:
         """A node told its whole truth."""
-        for key in [k for k, run in self._runs.items() if run.node_id == hello.node_id]:
-            del self._runs[key]
-        self._runs.update({run.key: run for run in hello.runs})
+        concerned = self._runs.replace_node(hello.node_id, hello.runs)
+        concerned |= self._executor.rooms.servers(hello.node_id)
         self._executor.adopt_ports(hello.runs)
-        await self._plan_all()
+        self._plan_some(concerned)
+        self._pools.refill()
+        await self._settle()
         for run in hello.runs:
             self._pools.observe(run)
             server = self._books.live.get(run.key.instance_id)
@@ -402,18 +407,16 @@ class RegionManager:
 
     def _reconcile_runs(self, instance_id: str) -> None:
         """Release this server's runs of other generations, or all if it is finished."""
-        runs = {k: r for k, r in self._runs.items() if k.instance_id == instance_id}
-        live = self._books.live.get(instance_id)
-        self._executor.carry_out(
-            plan(
-                [live] if live else [],
-                runs,
-                self._leases.views(),
-                now_ms(),
-                self._policy,
-            )
-        )
+        self._plan_some([instance_id])
         self._spawn_settle()
+
+    def _plan_some(self, instance_ids: Iterable[str]) -> None:
+        """Plan these servers and all their runs."""
+        views, now = self._leases.views(), now_ms()
+        for instance_id in instance_ids:
+            live = self._books.live.get(instance_id)
+            runs = self._runs.of(instance_id)
+            self._executor.carry_out(plan([live] if live else [], runs, views, now, self._policy))
 
     def _spawn_settle(self) -> None:
         self._executor.spawn(self._settle())

@@ -4,13 +4,18 @@ The desired side is the `Server` row itself (fleet.store.tables).
 """
 
 from dataclasses import dataclass, field
+from math import inf
 
 from fleet.node.runtime import RunKey
+from fleet.region.placement import ANY_PORTS, Takes
 
 
 @dataclass(frozen=True, slots=True)
 class NodeView:
-    """One node. `synced`: its whole list of runs is known now; else `unsynced_since` tells since when not."""
+    """One node. `synced`: its whole list of runs is known now; else `unsynced_since` tells since when not.
+
+    `lost`: Ray says that its machine is dead. `overcommit`, `takes`, `builds`, `preparing`: see `placement.Room`.
+    """
 
     node_id: str
     host: str
@@ -19,6 +24,13 @@ class NodeView:
     synced: bool
     unsynced_since: int | None = None
     draining: bool = False
+    lost: bool = False
+    node_class: str = "shared"
+    overcommit: float = inf
+    ports: int = ANY_PORTS
+    takes: Takes = "all"
+    builds: frozenset[str] = frozenset()
+    preparing: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

@@ -124,7 +124,7 @@ def _host_answered(server: Server, nodes: Mapping[str, NodeView], now: int, poli
     node = nodes.get(server.node_id or "")
     if node is None:
         return now - max(server.step_at, policy.watching_since) >= policy.node_unseen_ms
-    return node.synced or now - (node.unsynced_since or now) >= policy.node_lost_ms
+    return node.synced or node.lost or now - (node.unsynced_since or now) >= policy.node_lost_ms
 
 
 def _plan_without_run(server: Server, nodes: Mapping[str, NodeView], now: int, policy: Policy) -> list[Action]:
@@ -216,8 +216,3 @@ def _plan_alive(server: Server, run: RunView, now: int, policy: Policy) -> list[
         )
         return [end, StopRun(run.key, run.node_id)]
     return []
-
-
-def unreported(servers: Iterable[Server], runs: Mapping[RunKey, RunView]) -> list[Server]:
-    """Servers placed on a node that does not report their run yet: they hold room all the same."""
-    return [s for s in servers if s.node_id and s.status != "stopped" and current(s) not in runs]

@@ -23,6 +23,7 @@ from fleet.region.books import Books
 from fleet.region.execute import Executor
 from fleet.region.model import NodeView, Policy
 from fleet.region.plan import current, plan
+from fleet.region.runs import Runs
 from fleet.settings import FleetSettings
 from fleet.store.tables import Server
 
@@ -63,20 +64,9 @@ class TwinNodes:
         since = None if self.synced else self.since
         return {"n": NodeView("n", "127.0.0.1", SHARE.memory_mb, SHARE.cores, self.synced, since)}
 
-    def hellos(self) -> list[Hello]:
-        if not self.known:
-            return []
-        return [
-            Hello(
-                "boot",
-                0,
-                "n",
-                "127.0.0.1",
-                SHARE,
-                "twin",
-                tuple(self.containers.values()),
-            )
-        ]
+    def hello(self, _node_id: str) -> Hello | None:
+        runs = tuple(self.containers.values())
+        return Hello("boot", 0, "n", "127.0.0.1", SHARE, "twin", runs) if self.known else None
 
     async def call(self, node_id: str, method: str, _epoch: int, *arguments: Any) -> Any:
         if not (self.synced and self.known):
@@ -134,7 +124,7 @@ class RegionMachine(RuleBasedStateMachine):
     def boot_manager(self) -> None:
         self.books = Books()
         self.books.load([Server(**row) for row in self.disk.values() if row["step"] != "stopped"])
-        self.runs: dict[RunKey, RunView] = {}
+        self.runs = Runs()
         fleet = FleetSettings(home=Path("nowhere"))
         self.executor = Executor(
             1,
@@ -311,6 +301,20 @@ class RegionMachine(RuleBasedStateMachine):
         if not self.long_silence:
             lost = {name for name, row in self.disk.items() if row["stop_reason"] == "node_lost"}
             assert lost <= self.vanished
+
+    @invariant()
+    def room_is_what_a_walk_over_everything_finds(self) -> None:
+        runs = [run for run in self.runs.values() if not run.state.ended]
+        placed = [s for s in self.books.live.values() if s.node_id and s.status != "stopped"]
+        unreported = [s for s in placed if current(s) not in self.runs]
+        memory = sum(r.memory_mb for r in runs) + sum(self.executor.demand(s).memory_mb for s in unreported)
+        for room in self.executor.rooms.rooms():
+            assert room.memory_mb == SHARE.memory_mb - memory
+        held = {run.key.instance_id for run in runs} | {s.instance_id for s in unreported}
+        assert self.executor.rooms.servers("n") == held
+        by_server = {key: run for name in {k.instance_id for k in self.runs} for key, run in self.runs.of(name).items()}
+        assert by_server == self.runs
+        assert set(self.runs.on("n")) == set(self.runs)
 
     def teardown(self) -> None:
         """With its agent back and no further faults, nothing is leaked, lost or stuck."""
