@@ -36,6 +36,11 @@ class RunningFleet:
         """An HTTP client with the server key (or another)."""
         return httpx.Client(base_url=self.url, headers={"api-key": key or self.server_key}, timeout=90, trust_env=False)
 
+    @property
+    def faults(self) -> Path:
+        """Where a file of a crash point's name kills the process that passes it (fleet/faults.py)."""
+        return Path(self.env["FLEET_FAULTS"])
+
     def command(self, *arguments: str, timeout_s: float = UP_TIMEOUT_S) -> subprocess.CompletedProcess[str]:
         return run_fleet(self.env, *arguments, timeout_s=timeout_s)
 
@@ -61,6 +66,7 @@ def fleet_environment(folder: Path) -> dict[str, str]:
     """Settings of a fleet of its own: home, API port, and game ports that are unlikely to meet another fleet's."""
     first = random.randrange(20000, 29000, 100)
     config = folder / "nodes.yaml"
+    (folder / "faults").mkdir(exist_ok=True)
     config.write_text(f"regions: all\nnode:\n  ports: {{first: {first}, per_region: 200}}\n")
     own = {key: value for key, value in os.environ.items() if not key.startswith(("FLEET_", "RAY_"))}
     passed_on = {key: os.environ[key] for key in ("FLEET_RUNTIME", "FLEET_BASE_IMAGE") if key in os.environ}
@@ -71,6 +77,7 @@ def fleet_environment(folder: Path) -> dict[str, str]:
             "FLEET_HOME": str(folder / "home"),
             "FLEET_PORT": str(free_ports(1)[0]),
             "FLEET_NODE_CONFIG": str(config),
+            "FLEET_FAULTS": str(folder / "faults"),
             # What tests wait for comes sooner than the defaults would bring it.
             "FLEET_SERVERS__READY_DEADLINE_S": "20",
             "FLEET_RESTARTS__BACKOFF_FIRST_S": "0.2",
