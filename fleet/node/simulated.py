@@ -9,6 +9,7 @@ it and continues, with what was due meanwhile.
 """
 
 import asyncio
+import math
 import os
 import random
 from collections.abc import AsyncIterator, Iterator
@@ -69,9 +70,10 @@ def fate_of(key: RunKey, environment: dict[str, str], habits: SimulatedSettings)
 
 def _number(environment: dict[str, str], name: str) -> float | None:
     try:
-        return max(0.0, float(environment[name]))
+        number = float(environment[name])
     except (KeyError, ValueError):
         return None
+    return max(0.0, number) if math.isfinite(number) else None
 
 
 @dataclass(slots=True)
