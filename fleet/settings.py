@@ -73,6 +73,14 @@ class LogLimits(BaseModel):
     retention_days: float = 14.0
 
 
+class BundleLimits(BaseModel):
+    """How much of a node's disk unpacked builds may take. Those that run are never removed."""
+
+    max_gb: float = 100.0
+    min_free_percent: float = Field(default=10.0, description="of the disk, to be kept free")
+    max_unused_days: float = 14.0
+
+
 class FleetSettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="FLEET_", env_nested_delimiter="__", extra="ignore")
 
@@ -82,6 +90,7 @@ class FleetSettings(BaseSettings):
     public_url: str | None = Field(default=None, description="base URL in upload links, if not host:port")
     replicas: int = 2
     database_url: str | None = Field(default=None, description="default: SQLite in home")
+    artefacts_url: str | None = Field(default=None, description="s3://bucket/folder?endpoint=…; default: in home")
     runtime: Literal["auto", "docker", "process", "simulated"] = "auto"
     base_image: str = Field(default="auto", description="'auto' makes one, else an image reference")
     node_config: Path | None = Field(default=None, description="default: configs/local.yaml")
@@ -92,6 +101,7 @@ class FleetSettings(BaseSettings):
     servers: ServerLimits = ServerLimits()
     restarts: RestartPolicy = RestartPolicy()
     logs: LogLimits = LogLimits()
+    bundle_limits: BundleLimits = BundleLimits()
     pools: PoolSettings = PoolSettings()
     simulated: SimulatedSettings = SimulatedSettings()
 
@@ -110,6 +120,7 @@ class FleetSettings(BaseSettings):
 
     @property
     def artefacts(self) -> Path:
+        """Uploads on their way; also the archives, unless `artefacts_url` has them elsewhere."""
         return self.home / "artefacts"
 
     @property

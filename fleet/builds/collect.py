@@ -8,8 +8,9 @@ from pathlib import Path
 import structlog
 from sqlmodel import col, select
 
-from fleet.builds.artefacts import DiskStore, drop_upload
+from fleet.builds.artefacts import ArtefactStore, drop_upload
 from fleet.builds.bundles import archive_key, locked, remove_bundle
+from fleet.builds.object_store import open_artefacts
 from fleet.settings import FleetSettings
 from fleet.store.engine import Store
 from fleet.store.tables import Build, Server
@@ -35,7 +36,8 @@ async def collect(store: Store, settings: FleetSettings) -> list[str]:
     Looked at once more under each bundle's lock, so that a build of the same content that is being processed keeps it:
     the pipeline writes its hash before it takes the lock.
     """
-    archives = {f.stem for f in (settings.artefacts / "archives").glob("*.zip")}
+    artefacts = open_artefacts(settings)
+    archives = await asyncio.to_thread(_archives, artefacts)
     bundles = {f.name for f in settings.bundles.glob("*") if _HASH.fullmatch(f.name)}
     removed: list[str] = []
     for content_hash in sorted((archives | bundles) - await needed_hashes(store)):
@@ -45,12 +47,16 @@ async def collect(store: Store, settings: FleetSettings) -> list[str]:
             if content_hash in await needed_hashes(store):
                 continue
             await asyncio.to_thread(remove_bundle, settings.bundles, content_hash)
-            DiskStore(settings.artefacts).delete(archive_key(content_hash))
+            await asyncio.to_thread(artefacts.delete, archive_key(content_hash))
             removed.append(content_hash)
     await _drop_uploads(store, settings.artefacts / "uploads")
     if removed:
         log.info("storage collected", hashes=removed)
     return removed
+
+
+def _archives(artefacts: ArtefactStore) -> set[str]:
+    return {Path(key).stem for key in artefacts.list("archives")}
 
 
 async def _drop_uploads(store: Store, uploads: Path) -> None:

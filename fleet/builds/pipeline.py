@@ -17,7 +17,7 @@ from sqlalchemy import update
 from sqlmodel import col, func, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from fleet.builds.artefacts import DiskStore, drop_upload, sha256_of
+from fleet.builds.artefacts import drop_upload, sha256_of
 from fleet.builds.bundles import (
     archive_key,
     ensure_bundle,
@@ -30,8 +30,9 @@ from fleet.builds.bundles import (
 from fleet.builds.collect import collect
 from fleet.builds.executable import find_executable
 from fleet.builds.images import resolve_image
+from fleet.builds.object_store import open_artefacts
 from fleet.builds.secrets import registry_credentials
-from fleet.errors import FleetError
+from fleet.errors import FleetError, Unavailable
 from fleet.settings import FleetSettings, get_settings
 from fleet.store.engine import Store
 from fleet.store.tables import Build, BuildLog
@@ -118,9 +119,10 @@ async def _process(store: Store, settings: FleetSettings, build: Build) -> None:
             await _process_zip(store, settings, build)
         else:
             await _process_image(store, settings, build)
-    except FleetError as error:
-        await _fail(store, settings, build, error.detail)
     except Exception as error:
+        if isinstance(error, FleetError) and not isinstance(error, Unavailable):
+            await _fail(store, settings, build, error.detail)
+            return
         log.exception("processing was interrupted", build_id=build.build_id)
         await _fault(store, settings, build, f"{_FAULT} ({error}).")
         return
@@ -145,7 +147,7 @@ async def _fault(store: Store, settings: FleetSettings, build: Build, message: s
 
 
 async def _process_zip(store: Store, settings: FleetSettings, build: Build) -> None:
-    artefacts = DiskStore(settings.artefacts)
+    artefacts = open_artefacts(settings)
     upload = _upload_file(settings, build.build_id)
     if upload.exists():
         content_hash = await asyncio.to_thread(sha256_of, upload)
@@ -155,7 +157,7 @@ async def _process_zip(store: Store, settings: FleetSettings, build: Build) -> N
             shown = ", ".join(file[:60] for file in mended[:_SHOWN]) + (", …" if len(mended) > _SHOWN else "")
             await _say(store, build, "info", f"{len(mended)} programs got the execute permission they lacked: {shown}")
         await asyncio.to_thread(artefacts.put_file, archive_key(content_hash), upload)
-    elif build.content_hash is None or not artefacts.exists(archive_key(build.content_hash)):
+    elif build.content_hash is None or not await asyncio.to_thread(artefacts.exists, archive_key(build.content_hash)):
         raise FleetError("The uploaded ZIP is gone. Upload it again.")
     content_hash = build.content_hash or ""
     tree = settings.bundles / content_hash
@@ -175,7 +177,7 @@ async def _process_zip(store: Store, settings: FleetSettings, build: Build) -> N
         f"Ready: executable {where}, {size} bytes unpacked.",
         bundle_root=root,
         executable_path=executable,
-        packed_bytes=artefacts.size(archive_key(content_hash)),
+        packed_bytes=await asyncio.to_thread(artefacts.size, archive_key(content_hash)),
         unpacked_bytes=size,
     )
     if not kept:
@@ -230,7 +232,8 @@ def _tree_bytes(tree: Path) -> int:
     return sum(file.lstat().st_size for file in tree.rglob("*") if not file.is_dir())
 
 
-@ray.remote(num_cpus=0, max_retries=5)
+# On the head, where the upload was received.
+@ray.remote(num_cpus=0, max_retries=5, resources={"node:__internal_head__": 0.001})
 def process_build(build_id: str) -> None:
     """The Ray task; Ray runs it again when its worker dies."""
     settings = get_settings()

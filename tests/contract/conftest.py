@@ -10,6 +10,7 @@ import pytest
 from fleet.store import migrate
 from tests.contract.runtime_stage import Stage, engine_problem
 from tests.postgres import PostgresMissing, PostgresServer
+from tests.s3 import LOGIN, S3Server
 
 
 @pytest.fixture(params=["docker", "process"])
@@ -47,3 +48,18 @@ def postgres_url(postgres: PostgresServer) -> Iterator[str]:
     name = postgres.new_database("migrated")
     yield postgres.url(name)
     postgres.drop(name)
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[S3Server]:
+    server = S3Server()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def s3_url(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A folder of the test's own in the bucket, with the login in the environment."""
+    for name, value in LOGIN.items():
+        monkeypatch.setenv(name, value)
+    return s3.url(f"t-{secrets.token_hex(6)}")

@@ -12,9 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from fleet.builds.artefacts import ArtefactStore, DiskStore, UploadLock, UploadSink, drop_upload, sha256_of
+from fleet.builds.artefacts import ArtefactStore, UploadLock, UploadSink, drop_upload, sha256_of
+from fleet.builds.object_store import ObjectStore, open_artefacts
 from fleet.builds.pipeline import run_pipeline
-from fleet.errors import Conflict, NotFound, PayloadTooLarge
+from fleet.errors import Conflict, NotFound, PayloadTooLarge, Unavailable
+from fleet.ops.home import free_ports
 from fleet.settings import FleetSettings
 from tests.games import Files, make_zip
 from tests.unit.builds_kit import GAME, open_builds, prepare
@@ -22,13 +24,19 @@ from tests.unit.builds_kit import GAME, open_builds, prepare
 MB = 1 << 20
 
 
-@pytest.fixture(params=["disk"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> ArtefactStore:
-    return {"disk": DiskStore}[request.param](tmp_path / "store")
+@pytest.fixture(params=["disk", "s3"])
+def artefacts_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Each implementation by its URL."""
+    return request.getfixturevalue("s3_url") if request.param == "s3" else f"file://{tmp_path}/store"
+
+
+@pytest.fixture
+def store(artefacts_url: str, tmp_path: Path) -> ArtefactStore:
+    return open_artefacts(FleetSettings(home=tmp_path, artefacts_url=artefacts_url))
 
 
 def test_an_object_is_there_whole_after_put(store: ArtefactStore, tmp_path: Path) -> None:
-    content = os.urandom(3 * MB)
+    content = os.urandom(20 * MB + 1)  # several parts of an upload in parts
     (tmp_path / "file").write_bytes(content)
     store.put_file("archives/a.zip", tmp_path / "file")
     assert not (tmp_path / "file").exists()
@@ -69,6 +77,31 @@ def test_keys_stay_inside(store: ArtefactStore, tmp_path: Path, key: str) -> Non
     with pytest.raises(NotFound):
         store.put_file(key, tmp_path / "file")
     assert not (tmp_path / "outside").exists()
+
+
+def test_a_store_that_does_not_answer_may_answer_later(tmp_path: Path) -> None:
+    """Such trouble is no fault of a build, which must be processed again, not failed."""
+    store = ObjectStore(f"s3://builds/x?endpoint=http://127.0.0.1:{free_ports(1)[0]}&region=us-east-1", patience_s=1)
+    with pytest.raises(Unavailable):
+        store.size("archives/a.zip")
+
+
+def test_large_objects_pass_through_little_memory(s3_url: str, tmp_path: Path) -> None:
+    """In a process of its own, whose peak can be told."""
+    with (tmp_path / "file").open("wb") as file:
+        for _ in range(200):
+            file.write(os.urandom(MB))
+    code = (
+        "import resource, sys; from pathlib import Path; from fleet.builds.object_store import ObjectStore\n"
+        "def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10\n"
+        "store, file = ObjectStore(sys.argv[1]), Path(sys.argv[2]); store.exists('a'); before = peak()\n"
+        "store.put_file('a', file); store.get_to('a', file); print(peak() - before)"
+    )
+    command = [sys.executable, "-c", code, s3_url, str(tmp_path / "file")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 100
+    assert (tmp_path / "file").stat().st_size == 200 * MB
 
 
 async def test_a_sink_keeps_little_in_memory(tmp_path: Path) -> None:
@@ -133,8 +166,9 @@ _RUN = (
 
 
 @pytest.fixture
-def settings(tmp_path: Path) -> FleetSettings:
-    return prepare(tmp_path)
+def settings(tmp_path: Path, artefacts_url: str, monkeypatch: pytest.MonkeyPatch) -> FleetSettings:
+    monkeypatch.setenv("FLEET_ARTEFACTS_URL", artefacts_url)  # for the processes that are killed
+    return prepare(tmp_path, artefacts_url=artefacts_url)
 
 
 async def test_a_killed_pipeline_is_finished_by_the_next_and_leaves_nothing(settings: FleetSettings) -> None:
@@ -170,8 +204,9 @@ async def test_a_killed_pipeline_is_finished_by_the_next_and_leaves_nothing(sett
 
 _DIE = (
     "import asyncio, functools, inspect, os, signal, sys; from pathlib import Path\n"
-    "from fleet.builds import archive, artefacts, pipeline; from fleet.settings import FleetSettings\n"
-    "places = {'archive': archive, 'pipeline': pipeline, 'DiskStore': artefacts.DiskStore}\n"
+    "from fleet.builds import archive, artefacts, object_store, pipeline; from fleet.settings import FleetSettings\n"
+    "places = {'archive': archive, 'pipeline': pipeline, 'DiskStore': artefacts.DiskStore,\n"
+    "    'ObjectStore': object_store.ObjectStore}\n"
     "place, name, calls = sys.argv[3].split('.'); holder = places[place]; left = [int(calls)]\n"
     "original = getattr(holder, name)\n"
     "def count():\n"
@@ -193,7 +228,11 @@ _STEPS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("step", _STEPS)
+@pytest.mark.parametrize(
+    ("artefacts_url", "step"),
+    [*[("disk", step) for step in _STEPS], ("s3", "ObjectStore.put_file.1"), ("s3", "pipeline._tree_bytes.1")],
+    indirect=["artefacts_url"],
+)
 async def test_killed_right_after_any_step_the_next_run_ends_the_same(settings: FleetSettings, step: str) -> None:
     builds = await open_builds(settings)
     noise: Files = {f"data/{i}": (b"%d" % i, 0o644) for i in range(100)}

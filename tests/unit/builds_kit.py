@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
+from fleet.builds.object_store import open_artefacts
 from fleet.builds.pipeline import run_pipeline
 from fleet.builds.service import BuildService
 from fleet.settings import FleetSettings
@@ -81,8 +82,9 @@ class Builds:
 
     def stored(self) -> dict[str, list[str]]:
         """What lies in storage, by place; lock files aside."""
-        found: dict[str, list[str]] = {}
-        for place in (self.settings.artefacts / "uploads", self.settings.artefacts / "archives", self.settings.bundles):
+        archives = open_artefacts(self.settings).list("archives")
+        found: dict[str, list[str]] = {"archives": sorted(key.removeprefix("archives/") for key in archives)}
+        for place in (self.settings.artefacts / "uploads", self.settings.bundles):
             names = [p.name for p in place.iterdir()] if place.is_dir() else []
             found[place.name] = sorted(n for n in names if n != ".locks" and not n.endswith(".lock"))
         return found
@@ -91,9 +93,9 @@ class Builds:
 NOTHING: dict[str, list[str]] = {"uploads": [], "archives": [], "bundles": []}
 
 
-def prepare(folder: Path, **limits: object) -> FleetSettings:
+def prepare(folder: Path, *, artefacts_url: str | None = None, **limits: object) -> FleetSettings:
     """A migrated database in `folder`. Not from a running event loop."""
-    settings = FleetSettings(home=folder)
+    settings = FleetSettings(home=folder, artefacts_url=artefacts_url)
     with sqlite3.connect(_migrated()) as source, sqlite3.connect(folder / "fleet.db") as copy:
         source.backup(copy)
     source.close()
