@@ -4,13 +4,12 @@ A game is a dict of path → (content, mode), which `make_zip` packs and `make_b
 """
 
 import io
-import os
 import socket
-import subprocess
-import tempfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+
+from tests.debian import unpack_debian
 
 Files = dict[str, tuple[bytes, int]]
 
@@ -136,21 +135,6 @@ def udp_ask(host: str, port: int, payload: bytes, timeout: float = 10.0, tries: 
 # Real games ---------------------------------------------------------------------------------------------------------
 
 
-def _unpack_debian(*packages: str) -> Path:
-    """Files of Debian packages in a cache folder of this user (downloaded once by apt)."""
-    cache = Path(tempfile.gettempdir()) / f"fleet-test-games-{os.getuid()}"
-    done = cache / "-".join(packages)
-    if not done.is_dir():
-        cache.mkdir(exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cache) as work:
-            subprocess.run(["apt-get", "download", *packages], cwd=work, check=True, capture_output=True, timeout=300)
-            root = Path(work) / "root"
-            for package in Path(work).glob("*.deb"):
-                subprocess.run(["dpkg", "-x", package, root], check=True, capture_output=True, timeout=60)
-            root.rename(done)
-    return done
-
-
 def _tree(root: Path, prefix: str) -> Files:
     files: Files = {}
     for path in sorted(root.rglob("*")):
@@ -165,7 +149,7 @@ CUBE2_ARGS = "-j28785 -n{name} -mlocalhost"
 
 def teeworlds() -> Files:
     """Teeworlds 0.7: listens on UDP `sv_port` (8303 if not told)."""
-    root = _unpack_debian("teeworlds-server", "teeworlds-data")
+    root = unpack_debian("teeworlds-server", "teeworlds-data")
     data = root / "usr/share/games/teeworlds/data"
     files = {EXECUTABLE: ((root / "usr/games/teeworlds-server").read_bytes(), 0o755)}
     files["storage.cfg"] = (b"add_path $DATADIR\nadd_path $CURRENTDIR\n", 0o644)
@@ -185,7 +169,7 @@ def teeworlds_name(host: str, port: int, timeout: float = 20.0) -> str:
 
 def cube2() -> Files:
     """Cube 2 Sauerbraten: game on UDP 28785, server info on 28786. Needs LD_LIBRARY_PATH=`.`."""
-    root = _unpack_debian("cube2-server", "libenet7")
+    root = unpack_debian("cube2-server", "libenet7")
     library = next(path for path in root.rglob("libenet.so.7*") if not path.is_symlink())
     return {
         EXECUTABLE: ((root / "usr/lib/cube2/cube2_server").read_bytes(), 0o755),

@@ -5,6 +5,7 @@ asks. Labels are bounded: regions, sizes, steps, kinds, node classes and a bound
 (`pool_metrics.py`). Never ids. `collect()` gives plain values that travel to the API replica that answers the scrape.
 """
 
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -59,6 +60,7 @@ class RegionMetrics:
         self._sample = sample
         self._registry = CollectorRegistry()
         self._pools = PoolCounts()
+        self._began = time.time()
         counter, histogram = self._counter, self._histogram
         self._starts = counter("fleet_starts", "Starts accepted, by how they were served.", "kind")
         self._claims = counter("fleet_claims", "Servers handed out, by what they were before.", "kind")
@@ -138,6 +140,7 @@ class RegionMetrics:
     def _gauges(self, sample: RegionSample) -> list[Metric]:
         plain = {
             "fleet_region_up": ("1 while the region's manager answers.", 1),
+            "fleet_region_start_time_seconds": ("When this manager began, in epoch seconds.", self._began),
             "fleet_queued_servers": ("Servers that wait for room.", sample.queued),
             "fleet_journal_lag_seconds": ("Age of the oldest change not on disk yet.", sample.journal_lag_seconds),
             "fleet_node_lead_seconds": ("Estimate: from asking for a node to its use.", sample.node_lead_seconds),

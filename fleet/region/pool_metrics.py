@@ -41,6 +41,7 @@ class PoolSample:
     lead_seconds: float = 0.0
     cost_per_hour: float = 0.0
     project_id: str = ""
+    slo: float = 0.99
 
 
 @dataclass
@@ -128,6 +129,7 @@ def _both(one: PoolSample, two: PoolSample) -> PoolSample:
         misses=one.misses + two.misses,
         lead_seconds=max(one.lead_seconds, two.lead_seconds),
         cost_per_hour=one.cost_per_hour + two.cost_per_hour,
+        slo=max(one.slo, two.slo),
     )
 
 
@@ -162,6 +164,7 @@ def _pool_gauges(region: str, pools: Sequence[PoolSample]) -> list[Metric]:
             of(lambda p: p.observed_hit_rate),
             labels,
         ),
+        gauge("fleet_pool_slo", "Share of claims that shall be served warm.", of(lambda p: p.slo), labels),
         gauge("fleet_pool_lead_seconds", "From ordered to warm.", of(lambda p: p.lead_seconds), labels),
         gauge("fleet_pool_cost_per_hour", "What the idle servers cost.", of(lambda p: p.cost_per_hour), labels),
     ]
