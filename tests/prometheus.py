@@ -43,6 +43,9 @@ class Prometheus:
     def __init__(self, port: int) -> None:
         self._http = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30, trust_env=False)
 
+    def close(self) -> None:
+        self._http.close()
+
     def ready(self) -> bool:
         try:
             return self._http.get("/-/ready").status_code == 200
@@ -80,12 +83,13 @@ def running_prometheus(config: str, folder: Path) -> Iterator[Prometheus]:
     ]
     with log.open("wb") as output:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT)
+    server = Prometheus(port)
     try:
-        server = Prometheus(port)
         eventually(lambda: server.ready() or process.poll() is not None, 60, "Prometheus answers")
         assert process.poll() is None, log.read_text()
         yield server
     finally:
+        server.close()
         process.send_signal(signal.SIGTERM)
         try:
             process.wait(20)

@@ -86,7 +86,7 @@ class RegionMetrics:
         self._starts.labels(self.region, kind).inc()
 
     def claimed(self, kind: str, seconds: float) -> None:
-        """A claim was answered: `hot`, `frozen` or `cold`."""
+        """Somebody has a running server: one that was `hot` or `frozen` in a pool, or was started `cold` for them."""
         self._claims.labels(self.region, kind).inc()
         self._claim.labels(self.region, kind).observe(seconds)
 
@@ -127,6 +127,8 @@ class RegionMetrics:
             elif after not in ("queued", *ENDED_STEPS):
                 self.step(before, took_ms / 1000)
         if after == "running":
+            if server.start_kind == "cold" and server.generation == 1:
+                self.claimed("cold", max(0, server.step_at - server.created_at) / 1000)
             self.launched(server.compute_size, max(0, server.step_at - server.launched_at) / 1000)
 
     # What a scrape reads ------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from typing import Any
 
 import structlog
 
+from fleet.catalog import load_catalog
 from fleet.errors import FleetError
 from fleet.faults import crash_point
 from fleet.node.model import RunView
@@ -157,7 +158,8 @@ class PoolDesk:
     def views(self, project_id: str) -> list[dict[str, Any]]:
         """Every pool of the project with its inputs, decision and stock."""
         now = now_ms()
-        return [explain(self._region, pool, now) for key, pool in self.keeper.pools().items() if key[0] == project_id]
+        pools = [pool for key, pool in self.keeper.pools().items() if key[0] == project_id]
+        return [explain(self._region, pool, now, _cost_per_hour(pool)) for pool in pools]
 
     def samples(self) -> list[PoolSample]:
         """The pools for Prometheus."""
@@ -196,5 +198,12 @@ def _sample(pool: Pool) -> PoolSample:
         hits=total.hits,
         misses=total.misses,
         lead_seconds=pool.lead_s,
+        cost_per_hour=_cost_per_hour(pool) * len(pool.shelf),
         project_id=wish.project_id,
+        slo=wish.policy.slo,
     )
+
+
+def _cost_per_hour(pool: Pool) -> float:
+    """Of one idle server, by configs/sizes.yaml."""
+    return load_catalog().size(pool.wish.compute_size).cost_per_hour

@@ -49,6 +49,16 @@ def test_a_launch_is_timed_by_the_step_it_leaves_and_as_a_whole() -> None:
     assert not any("boot_failures_total" in name or "_created" in name for name in found)
 
 
+def test_a_cold_start_is_a_claim_when_it_runs_a_pools_own_boot_and_a_second_attempt_are_none() -> None:
+    metrics = RegionMetrics("eu-west")
+    drive(metrics, server(start_kind="cold", generation=1, created_at=500), *LAUNCH)
+    drive(metrics, server(start_kind="cold", generation=2, created_at=500), *LAUNCH)
+    drive(metrics, server(start_kind=None, is_pool_server=True, created_at=500), *LAUNCH)
+    found = values(metrics.collect())
+    assert found["fleet_claims_total{kind=cold}"] == 1
+    assert found["fleet_claim_seconds_sum{kind=cold}"] == pytest.approx(1.5)
+
+
 @pytest.mark.parametrize(
     ("steps", "reason", "failures"),
     [
