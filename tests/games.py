@@ -100,6 +100,11 @@ def disk_filler() -> Files:
     return perl(f'{_bind()} {fill} print "full: $!\\n"; print "wrote ", -s "/tmp/fill", "\\n"; {_ECHO}')
 
 
+def busy() -> Files:
+    """Answers on its port, while a process that it started uses a whole CPU."""
+    return perl(f"{_bind()} if (!fork) {{ while (1) {{ }} }} {_ECHO}")
+
+
 def deaf() -> Files:
     """Ignores SIGTERM."""
     return perl(f'$SIG{{TERM}} = "IGNORE"; {_bind()} {_ECHO}')

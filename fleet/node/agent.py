@@ -55,6 +55,12 @@ class Agent:
     async def forget(self, epoch: int, key: RunKey) -> None:
         self._node.forget(epoch, key)
 
+    async def freeze(self, epoch: int, key: RunKey) -> None:
+        await self._node.freeze(epoch, key)
+
+    async def thaw(self, epoch: int, key: RunKey) -> None:
+        await self._node.thaw(epoch, key)
+
     async def rewrite_config(self, epoch: int, key: RunKey, config: dict[str, Any]) -> None:
         await self._node.rewrite_config(epoch, key, config)
 

@@ -20,7 +20,7 @@ from typing import Any
 import orjson
 import structlog
 
-from fleet.errors import Conflict
+from fleet.errors import Conflict, NotFound
 from fleet.node.base_image import ensure_base_image
 from fleet.node.docker_exits import ExitWatch
 from fleet.node.docker_logs import read_lines, read_page, read_tail
@@ -201,7 +201,8 @@ class DockerRuntime:
             return None
         running = row["State"] in ("running", "paused", "restarting")
         if running:
-            return _observed(key, labels, running=True, started_at=row["Created"] * 1000)
+            paused = row["State"] == "paused"
+            return _observed(key, labels, running=True, started_at=row["Created"] * 1000, frozen=paused)
         details = await self._inspect(row["Id"])
         if details is None:
             return None  # removed since the listing
@@ -224,9 +225,33 @@ class DockerRuntime:
 
     async def stop(self, key: RunKey, grace_s: float) -> None:
         seconds = math.ceil(grace_s)
-        async with self._locks.get(key) or contextlib.nullcontext():
+        async with self._locks.setdefault(key, asyncio.Lock()):
+            with contextlib.suppress(NotFound):
+                await self._pause(key, "unpause")  # a frozen game could not hear the signal
             path = f"/containers/{self._name(key)}/stop"
             await self._settle("POST", path, {"t": str(seconds)}, timeout_s=seconds + 60)
+
+    async def freeze(self, key: RunKey) -> None:
+        async with self._locks.setdefault(key, asyncio.Lock()):
+            await self._pause(key, "pause")
+
+    async def thaw(self, key: RunKey) -> None:
+        async with self._locks.setdefault(key, asyncio.Lock()):
+            await self._pause(key, "unpause")
+
+    async def _pause(self, key: RunKey, command: str) -> None:
+        """Pause or unpause; done already is success. NotFound if it does not run."""
+        try:
+            await self._engine.call("POST", f"/containers/{self._name(key)}/{command}")
+            return
+        except EngineError as error:
+            refusal = error.message
+        details = await self._inspect(self._name(key))
+        state = details["State"] if details else {"Running": False}
+        if not state["Running"]:
+            raise NotFound("The server's run does not run any more.", error="Server gone")
+        if state["Paused"] != (command == "pause"):
+            raise EngineUnavailable(refusal)
 
     async def remove(self, key: RunKey) -> None:
         """As the protocol says; Conflict if it still runs."""

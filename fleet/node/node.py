@@ -7,7 +7,6 @@ older one is refused.
 
 import asyncio
 import contextlib
-import re
 import secrets
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import replace
@@ -15,21 +14,20 @@ from typing import Any, TypeVar
 
 import structlog
 
-from fleet.errors import Fenced, FleetError
+from fleet.errors import Fenced, FleetError, NotFound
 from fleet.node.model import Hello, NodeShare, Page, RunState, RunView
 from fleet.node.outbox import Outbox
 from fleet.node.ports import PortAllocator, is_free
+from fleet.node.run import Run, start_refused, waiting_for
 from fleet.node.runtime import (
     BuildRef,
     EngineUnavailable,
-    Exited,
     LaunchFailed,
     LaunchSpec,
     LogLine,
     Observed,
     Port,
     PortTaken,
-    Readiness,
     RunKey,
     Runtime,
 )
@@ -40,18 +38,6 @@ T = TypeVar("T")
 
 _ENGINE_PATIENCE_S = 120.0
 _PORT_ATTEMPTS = 20
-_INIT_REFUSED = re.compile(r"\[FATAL tini \(\d+\)\] exec (.+) failed: (.+)")
-
-
-class _Run:
-    """One run as the node knows it. `task` is the launch, then the wait for its ports."""
-
-    def __init__(self, view: RunView) -> None:
-        self.view = view
-        self.task: asyncio.Task[None] | None = None
-        self.ended = asyncio.Event()
-        self.stopping = False
-        self.forgetting = False
 
 
 class Node:
@@ -72,7 +58,7 @@ class Node:
         self._fetch = fetch
         self._archive = archive
         self._ports = PortAllocator(share.port_first, share.port_last, share.bind_host, free=free)
-        self._runs: dict[RunKey, _Run] = {}
+        self._runs: dict[RunKey, Run] = {}
         self._outbox = Outbox()
         self._boot_id = secrets.token_hex(8)
         self._epoch = 0
@@ -132,7 +118,7 @@ class Node:
             spec.memory_mb,
             cores,
         )
-        run = self._runs[spec.key] = _Run(view)
+        run = self._runs[spec.key] = Run(view)
         self._outbox.put(view)
         run.task = self._spawn(self._launch(run, spec))
         return spec.ports
@@ -145,6 +131,28 @@ class Node:
             run.stopping = True
             self._spawn(self._stop(run, grace_s))
 
+    async def freeze(self, epoch: int, key: RunKey) -> None:
+        """Let a running game stand still; an event says so. One that ends or has not begun is left alone."""
+        self._check(epoch)
+        run = self._runs.get(key)
+        if run is not None and run.view.state is RunState.RUNNING and not run.stopping:
+            async with run.temperature:
+                await self._runtime.freeze(key)
+                self._tell(run, frozen=True)
+
+    async def thaw(self, epoch: int, key: RunKey) -> None:
+        """Let a frozen game go on. NotFound if it does not run: whoever wants to play needs to know."""
+        self._check(epoch)
+        run = self._runs.get(key)
+        if run is None or run.view.state.ended:
+            raise NotFound("The server's run does not run any more.", error="Server gone")
+        await self._thaw(run)
+
+    async def _thaw(self, run: Run) -> None:
+        async with run.temperature:
+            await self._runtime.thaw(run.view.key)
+            self._tell(run, frozen=False)
+
     def forget(self, epoch: int, key: RunKey) -> None:
         """The region has recorded this run's end: keep its log, remove the rest."""
         self._check(epoch)
@@ -154,9 +162,14 @@ class Node:
             self._spawn(self._forget(run))
 
     async def rewrite_config(self, epoch: int, key: RunKey, config: dict[str, Any]) -> None:
+        """Replace playflow.json. A frozen game is thawed: it is told something because it is wanted."""
         self._check(epoch)
-        if key in self._runs:
-            await self._runtime.rewrite_config(key, config)
+        run = self._runs.get(key)
+        if run is None:
+            return
+        await self._runtime.rewrite_config(key, config)
+        if run.view.frozen or run.temperature.locked():  # a claim may overtake a freeze that is under way
+            await self._thaw(run)
 
     async def logs(self, key: RunKey, after: str | None, since_ms: int | None, limit: int) -> list[LogLine]:
         return await self._runtime.logs(key, after, since_ms, limit)
@@ -189,7 +202,7 @@ class Node:
     def _reserve(self, key: RunKey, wanted: tuple[Port, ...]) -> tuple[Port, ...]:
         return tuple(replace(port, external=self._ports.take(str(key))) for port in wanted)
 
-    async def _launch(self, run: _Run, spec: LaunchSpec) -> None:
+    async def _launch(self, run: Run, spec: LaunchSpec) -> None:
         try:
             await self._fetch(spec.build)
             await self._patiently(lambda: self._runtime.prepare(spec.build))
@@ -217,7 +230,7 @@ class Node:
                 message=f"The node failed: {fault!r}",
             )
 
-    async def _launch_on_free_ports(self, run: _Run, spec: LaunchSpec) -> tuple[Port, ...]:
+    async def _launch_on_free_ports(self, run: Run, spec: LaunchSpec) -> tuple[Port, ...]:
         for _ in range(_PORT_ATTEMPTS):
             try:
                 await self._patiently(lambda spec=spec: self._runtime.launch(spec))
@@ -237,7 +250,7 @@ class Node:
                 return spec.ports
         raise LaunchFailed("STARTUP_FAILURE_PORTS", "No free host port could be found on the node.")
 
-    async def _until_ready(self, run: _Run, ports: tuple[Port, ...]) -> None:
+    async def _until_ready(self, run: Run, ports: tuple[Port, ...]) -> None:
         """The kernel gives no event for a bound socket, so look, often at first, then less."""
         delay = 0.002
         while True:
@@ -247,7 +260,7 @@ class Node:
             if seen.ready:
                 self._move(run, RunState.RUNNING)
                 return
-            message = _waiting_for(seen)
+            message = waiting_for(seen)
             if seen.loopback and message != run.view.message:
                 run.view = replace(run.view, message=message)
                 self._outbox.put(run.view)
@@ -280,14 +293,14 @@ class Node:
             run = self._runs.get(exited.key)
             if run is None:
                 continue
-            refusal = _start_refused(exited) if run.view.state in (RunState.CREATING, RunState.BOOTING) else None
+            refusal = start_refused(exited) if run.view.state in (RunState.CREATING, RunState.BOOTING) else None
             if refusal:
                 self._end(run, RunState.FAILED, at=exited.at, reason="STARTUP_FAILURE_EXECUTABLE", message=refusal)
                 continue
             facts = {"exit_code": exited.exit_code, "oom": exited.oom, "message": exited.tail}
             self._end(run, RunState.EXITED, at=exited.at, **facts)
 
-    async def _stop(self, run: _Run, grace_s: float) -> None:
+    async def _stop(self, run: Run, grace_s: float) -> None:
         key = run.view.key
         if run.task is not None and not run.task.done():
             run.task.cancel()
@@ -299,7 +312,7 @@ class Node:
         # A launch that was called off before its process ran has no exit to report.
         self._end(run, RunState.EXITED, message="Stopped before it ran.")
 
-    async def _forget(self, run: _Run) -> None:
+    async def _forget(self, run: Run) -> None:
         key = run.view.key
         if run.view.state is RunState.EXITED:
             try:
@@ -309,7 +322,7 @@ class Node:
         await self._patiently(lambda: self._runtime.remove(key))
         self._runs.pop(key, None)
 
-    def _end(self, run: _Run, state: RunState, *, at: int | None = None, **facts: Any) -> None:
+    def _end(self, run: Run, state: RunState, *, at: int | None = None, **facts: Any) -> None:
         if run.view.state.ended:
             return
         if run.task is not None and run.task is not asyncio.current_task():
@@ -319,10 +332,17 @@ class Node:
         self._ports.release(str(run.view.key))
         self._outbox.put(run.view)
 
-    def _move(self, run: _Run, state: RunState) -> None:
+    def _move(self, run: Run, state: RunState) -> None:
         if not run.view.state.ended:
             run.view = replace(run.view, state=state, at=now_ms(), message="")
             self._outbox.put(run.view)
+
+    def _tell(self, run: Run, **facts: Any) -> None:
+        """Tell a change of a run that goes on, if it is one."""
+        view = replace(run.view, **facts)
+        if not run.view.state.ended and view != run.view:
+            run.view = view
+            self._outbox.put(view, urgent=True)
 
     # Adoption ---------------------------------------------------------------------------------------------------
 
@@ -341,8 +361,9 @@ class Node:
             seen.cpus,
             seen.exit_code,
             seen.oom,
+            frozen=seen.frozen,
         )
-        run = self._runs[seen.key] = _Run(view)
+        run = self._runs[seen.key] = Run(view)
         if seen.running:
             for port in seen.ports:
                 self._ports.adopt(port.external, str(seen.key))
@@ -365,22 +386,3 @@ class Node:
                 error=repr(error),
                 exc_info=error,
             )
-
-
-def _start_refused(exited: Exited) -> str | None:
-    """What a developer should know if the container's init could not execute the game at all."""
-    found = _INIT_REFUSED.search(exited.tail) if exited.exit_code in (126, 127) else None
-    if found is None:
-        return None
-    program, why = found.groups()
-    return f"{program} could not be executed ({why}). If it is a script, its '#!' line names a program that is missing."
-
-
-def _waiting_for(seen: Readiness) -> str:
-    parts = [f"{p.name} ({p.internal}/{p.protocol}) is not open" for p in seen.missing]
-    parts += [
-        f"{p.name} ({p.internal}/{p.protocol}) is bound to the container's loopback, so players cannot reach it: "
-        "bind 0.0.0.0"
-        for p in seen.loopback
-    ]
-    return "; ".join(parts)

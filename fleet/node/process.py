@@ -9,7 +9,6 @@ There is no NAT: a game must listen on its external port. It is told by `PLAYFLO
 """
 
 import asyncio
-import contextlib
 import os
 import shutil
 import signal
@@ -23,7 +22,7 @@ from typing import Any
 import orjson
 import structlog
 
-from fleet.errors import Conflict
+from fleet.errors import Conflict, NotFound
 from fleet.node.executable import bundle_folder, check_executable, executable_of
 from fleet.node.health import readiness_of
 from fleet.node.log_tokens import page
@@ -191,18 +190,34 @@ class ProcessRuntime:
         return Exited(key, end["at"], end["code"], tail=tail_of(run.path) if end["code"] else "")
 
     async def stop(self, key: RunKey, grace_s: float) -> None:
-        async with self._locks.get(key) or contextlib.nullcontext():
+        async with self._locks.setdefault(key, asyncio.Lock()):
             run = self._folder(key)
             descriptor = run.open_pidfd()
             if descriptor is None:
                 return
             try:
+                run.freeze(False)  # a frozen game could not hear the signal
                 run.signal_game(signal.SIGTERM)
                 if not await _readable(descriptor, grace_s):
                     run.signal_game(signal.SIGKILL)
                     await _readable(descriptor, _START_TIMEOUT_S)
             finally:
                 os.close(descriptor)
+
+    async def freeze(self, key: RunKey) -> None:
+        await self._freeze(key, True)
+
+    async def thaw(self, key: RunKey) -> None:
+        await self._freeze(key, False)
+
+    async def _freeze(self, key: RunKey, frozen: bool) -> None:
+        async with self._locks.setdefault(key, asyncio.Lock()):
+            run = self._folder(key)
+            while run.freeze(frozen):
+                if run.frozen() == frozen:
+                    return
+                await asyncio.sleep(0.002)  # the signal is on its way
+            raise NotFound("The server's run does not run any more.", error="Server gone")
 
     async def remove(self, key: RunKey) -> None:
         """As the protocol says; Conflict if it still runs."""

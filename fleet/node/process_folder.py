@@ -5,6 +5,7 @@ import os
 import posixpath
 import shutil
 import signal
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,25 @@ class RunFolder:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(pid, number)
 
+    def frozen(self) -> bool:
+        game = self.game_pid()
+        return bool(game) and _state_of(game) == b"T"
+
+    def freeze(self, frozen: bool) -> bool:
+        """Stop or continue the game and all it started; False if it does not run.
+
+        Those that a process forked while it was being stopped are found by looking again.
+        """
+        game, keeper = self.game_pid(), self.shim_pid()
+        done = {keeper}
+        number = signal.SIGSTOP if frozen else signal.SIGCONT
+        while game and (found := set(family(keeper)) - done):
+            for pid in found:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, number)
+            done |= found
+        return bool(game)
+
     def observed(self) -> Observed:
         described, end, started = self.description(), self.exit(), self._read("game.json")
         running = self.alive()
@@ -107,6 +127,7 @@ class RunFolder:
             exit_code=end["code"] if end and not running else None,
             memory_mb=described["memory_mb"],
             cpus=described["cpus"],
+            frozen=running and self.frozen(),
         )
 
     def _living(self, name: str) -> int:
@@ -115,11 +136,11 @@ class RunFolder:
         if recorded is None:
             return 0
         try:
-            stat = Path(f"/proc/{recorded['pid']}/stat").read_bytes().rpartition(b")")[2].split()
+            state = _state_of(recorded["pid"])
             same = start_time(recorded["pid"]) == recorded["start"]
         except (FileNotFoundError, ProcessLookupError):
             return 0
-        return recorded["pid"] if same and stat[0] != b"Z" else 0
+        return recorded["pid"] if same and state != b"Z" else 0
 
     def _read(self, name: str) -> dict[str, Any] | None:
         try:
@@ -198,17 +219,29 @@ def _limits(spec: LaunchSpec) -> dict[str, int]:
     }
 
 
-def socket_inodes(root: int) -> set[int]:
-    """Inodes of all sockets held by process `root` and its descendants."""
-    inodes: set[int] = set()
+def family(root: int) -> Generator[int]:
+    """Process `root` and its descendants, each before its children are looked for."""
     waiting = [root] if root else []
     while waiting:
         pid = waiting.pop()
+        yield pid
         with contextlib.suppress(OSError):  # a process may end while it is looked at
-            inodes |= _sockets_of(pid)
             for children in Path(f"/proc/{pid}/task").glob("*/children"):
                 waiting += [int(child) for child in children.read_text().split()]
+
+
+def socket_inodes(root: int) -> set[int]:
+    """Inodes of all sockets held by process `root` and its descendants."""
+    inodes: set[int] = set()
+    for pid in family(root):
+        with contextlib.suppress(OSError):
+            inodes |= _sockets_of(pid)
     return inodes
+
+
+def _state_of(pid: int) -> bytes:
+    """The kernel's letter for a process: Z is a zombie, T is stopped."""
+    return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0]
 
 
 def _sockets_of(pid: int) -> set[int]:

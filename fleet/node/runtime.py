@@ -90,6 +90,7 @@ class Observed:
     oom: bool = False
     memory_mb: int = 0
     cpus: float = 0.0
+    frozen: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +182,14 @@ class Runtime(Protocol):
 
     async def remove(self, key: RunKey) -> None:
         """Forget an ended run and its files. No error if it is gone."""
+        ...
+
+    async def freeze(self, key: RunKey) -> None:
+        """Let every process of the run stand still (it uses no CPU, its ports stay). NotFound unless it runs."""
+        ...
+
+    async def thaw(self, key: RunKey) -> None:
+        """Let a frozen run go on, as if no time had passed. NotFound unless it runs. `stop` thaws by itself."""
         ...
 
     async def rewrite_config(self, key: RunKey, config: dict[str, Any]) -> None:

@@ -111,6 +111,7 @@ class SimulatedRun:
             None if self.ended_at is None else self.exit_code,
             memory_mb=self.memory_mb,
             cpus=self.cores,
+            frozen=self.frozen_at is not None,
         )
 
     @staticmethod
@@ -311,16 +312,16 @@ class SimulatedRuntime:
 
     async def freeze(self, key: RunKey) -> None:
         """Frozen, it does not come nearer to its end."""
-        run = self._known(key)
-        if run.ended_at is None and run.frozen_at is None:
+        run = self._running(key)
+        if run.frozen_at is None:
             run.frozen_at = now_ms()
             if timer := self._timers.pop(key, None):
                 timer.cancel()
             self._keep(run)
 
     async def thaw(self, key: RunKey) -> None:
-        run = self._known(key)
-        if run.ended_at is None and run.frozen_at is not None:
+        run = self._running(key)
+        if run.frozen_at is not None:
             if run.ends_at is not None:
                 run.ends_at += now_ms() - run.frozen_at
             run.frozen_at = None
@@ -331,6 +332,12 @@ class SimulatedRuntime:
         run = self._runs.get(key)
         if run is None:
             raise NotFound(f"There is no run {key} on this node.")
+        return run
+
+    def _running(self, key: RunKey) -> SimulatedRun:
+        run = self._known(key)
+        if run.ended_at is not None:
+            raise NotFound(f"Run {key} does not run any more.")
         return run
 
     def _keep(self, run: SimulatedRun) -> None:

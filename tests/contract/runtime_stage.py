@@ -11,9 +11,12 @@ import pytest
 
 from fleet.errors import Conflict
 from fleet.node.docker import DockerRuntime
+from fleet.node.docker_spec import container_name
+from fleet.node.engine import Engine
 from fleet.node.health import until_ready
 from fleet.node.ports import PortAllocator
 from fleet.node.process import ProcessRuntime
+from fleet.node.process_folder import RunFolder, family
 from fleet.node.runtime import (
     BuildRef,
     EngineUnavailable,
@@ -24,6 +27,7 @@ from fleet.node.runtime import (
     Runtime,
     RuntimePlace,
 )
+from fleet.node.server_folder import server_folder
 from fleet.node.simulated import SimulatedRuntime
 from fleet.settings import SimulatedSettings
 from tests import games
@@ -104,6 +108,16 @@ class Stage:
                 self.changed.clear()
                 await self.changed.wait()
         return self.exits[key]
+
+    async def pids(self, key: RunKey) -> list[int]:
+        """Processes of a run, as the host numbers them."""
+        if self.kind == "process":
+            return [*family(RunFolder(server_folder(self.folder / "servers", key)).game_pid())]
+        engine = Engine()
+        name = container_name(self.place().fleet_id, key)
+        top = await engine.call("GET", f"/containers/{name}/top")
+        await engine.close()
+        return [int(row[top["Titles"].index("PID")]) for row in top["Processes"]]
 
     async def listen(self) -> None:
         async for exited in self.runtime.exits():

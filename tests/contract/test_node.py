@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from fleet.errors import Fenced
+from fleet.errors import Fenced, NotFound
 from fleet.node.docker import DockerRuntime
 from fleet.node.model import NodeShare, RunState, RunView
 from fleet.node.node import Node
@@ -152,3 +152,32 @@ async def test_a_game_that_cannot_be_executed_says_so(bench: Bench) -> None:
     assert view.state is RunState.FAILED
     assert view.reason == "STARTUP_FAILURE_EXECUTABLE"
     assert "#!" in view.message
+
+
+async def test_a_frozen_game_wakes_for_whoever_wants_it(bench: Bench) -> None:
+    key, ports = await bench.running(games.demo())
+    await bench.node.freeze(1, key)
+    assert (await bench.until(lambda v: v.frozen)).state is RunState.RUNNING
+    assert bench.runs()[key].frozen
+    await bench.node.thaw(1, key)
+    assert not (await bench.until(lambda v: v.key == key)).frozen
+    freezing = asyncio.create_task(bench.node.freeze(1, key))
+    await asyncio.sleep(0)
+    await bench.node.rewrite_config(1, key, {"instance_id": "claimed", "custom_data": {"n": 1}})
+    await freezing
+    assert not bench.runs()[key].frozen, "a claim that overtakes a freeze is not left with a game that stands still"
+    assert b'"n": 1' in games.udp_ask(HOST, ports[0].external, b"state")
+
+
+async def test_the_next_life_knows_who_is_frozen_and_a_stop_ends_it(bench: Bench) -> None:
+    key, ports = await bench.running(games.demo())
+    await bench.node.freeze(1, key)
+    await bench.node.close()
+    await bench.open()
+    await asyncio.to_thread(eventually, lambda: bench.state(key) is RunState.RUNNING, PATIENCE, "it is adopted")
+    assert bench.runs()[key].frozen
+    bench.node.stop(1, key, PATIENCE)
+    assert (await bench.until(lambda v: v.key == key and v.state.ended)).exit_code == 0
+    with pytest.raises(NotFound):
+        await bench.node.thaw(1, key)
+    assert ports

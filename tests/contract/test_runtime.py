@@ -4,6 +4,7 @@ import asyncio
 import secrets
 import socket
 import subprocess
+from pathlib import Path
 
 import orjson
 import pytest
@@ -308,3 +309,48 @@ async def test_real_games_run(stage: Stage) -> None:
     await stage.runtime.launch(spec)
     await stage.ready(spec)
     assert await asyncio.to_thread(games.teeworlds_name, HOST, spec.ports[0].external) == "real one"
+
+
+def processor_ticks(pids: list[int]) -> int:
+    """User and system time of processes so far, in clock ticks."""
+    stats = [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split() for pid in pids]
+    return sum(int(fields[11]) + int(fields[12]) for fields in stats)
+
+
+async def test_a_frozen_game_uses_no_processor_and_goes_on_when_it_is_thawed(stage: Stage) -> None:
+    spec = await stage.running(games.busy())
+    pids = await stage.pids(spec.key)
+    assert len(pids) >= 2, "the game and its child"
+    await stage.runtime.freeze(spec.key)
+    await stage.runtime.freeze(spec.key)  # again: no error
+    before = processor_ticks(pids)
+    with pytest.raises(TimeoutError):
+        await asyncio.to_thread(games.udp_ask, HOST, spec.ports[0].external, b"x", 0.5, 2)
+    assert processor_ticks(pids) == before
+    assert (await stage.runtime.readiness(spec.ports, spec.key)).ready, "its ports stay"
+    assert [run.frozen for run in await stage.runtime.list()] == [True]
+    await stage.runtime.thaw(spec.key)
+    await stage.runtime.thaw(spec.key)
+    assert (await asyncio.to_thread(ask, spec, "y")).startswith("echo")
+    assert [run.frozen for run in await stage.runtime.list()] == [False]
+
+
+async def test_a_frozen_game_is_stopped_as_politely_as_any(stage: Stage) -> None:
+    spec = await stage.running(games.demo())
+    await stage.runtime.freeze(spec.key)
+    await stage.die()
+    await stage.open()
+    assert [(run.running, run.frozen) for run in await stage.runtime.list()] == [(True, True)], "the next life knows"
+    await stage.runtime.stop(spec.key, PATIENCE)
+    assert (await stage.exit_of(spec.key)).exit_code == 0
+
+
+async def test_what_does_not_run_is_neither_frozen_nor_thawed(stage: Stage) -> None:
+    spec = await stage.running(games.demo())
+    await stage.runtime.stop(spec.key, PATIENCE)
+    await stage.exit_of(spec.key)
+    for key in (spec.key, RunKey("unknown", 1)):
+        with pytest.raises(NotFound):
+            await stage.runtime.freeze(key)
+        with pytest.raises(NotFound):
+            await stage.runtime.thaw(key)

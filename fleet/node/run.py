@@ -1,0 +1,45 @@
+"""One run as its node knows it, and what a developer is told of a run that does not start."""
+
+import asyncio
+import re
+
+from fleet.node.model import RunView
+from fleet.node.runtime import Exited, Readiness, RunKey
+
+_INIT_REFUSED = re.compile(r"\[FATAL tini \(\d+\)\] exec (.+) failed: (.+)")
+
+
+class Run:
+    """`task` is the launch, then the wait for its ports. `temperature` is held while it is frozen or thawed."""
+
+    def __init__(self, view: RunView) -> None:
+        self.view = view
+        self.task: asyncio.Task[None] | None = None
+        self.ended = asyncio.Event()
+        self.temperature = asyncio.Lock()
+        self.stopping = False
+        self.forgetting = False
+
+    @property
+    def key(self) -> RunKey:
+        return self.view.key
+
+
+def start_refused(exited: Exited) -> str | None:
+    """What a developer should know if the container's init could not execute the game at all."""
+    found = _INIT_REFUSED.search(exited.tail) if exited.exit_code in (126, 127) else None
+    if found is None:
+        return None
+    program, why = found.groups()
+    return f"{program} could not be executed ({why}). If it is a script, its '#!' line names a program that is missing."
+
+
+def waiting_for(seen: Readiness) -> str:
+    """What a booting run waits for, in a developer's words."""
+    parts = [f"{p.name} ({p.internal}/{p.protocol}) is not open" for p in seen.missing]
+    parts += [
+        f"{p.name} ({p.internal}/{p.protocol}) is bound to the container's loopback, so players cannot reach it: "
+        "bind 0.0.0.0"
+        for p in seen.loopback
+    ]
+    return "; ".join(parts)
