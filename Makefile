@@ -7,7 +7,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 TESTS ?= tests
 
-.PHONY: help demo up down test lint format bench-api bench-launch lock migrations-check
+.PHONY: help demo up down test lint format bench-api bench-launch bench-commit lock migrations-check
 
 help:  ## What can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -41,6 +41,9 @@ bench-api: $(STAMP)  ## Requests per second and latencies of the API
 
 bench-launch: $(STAMP)  ## Time from a start request to a running game
 	@$(BIN)/fleet up && $(BIN)/python -m bench.launch
+
+bench-commit: $(STAMP)  ## Durable claims per second of a manager's group commit
+	@$(BIN)/python -m bench.commit
 
 lock:  ## Pin every dependency, with hashes, from pyproject.toml
 	$(BIN)/uv pip compile pyproject.toml --group dev --python-version 3.11 --universal --generate-hashes \

@@ -5,11 +5,13 @@ before that. If a commit cannot be done the manager ends, and its successor read
 between two commits become one statement.
 """
 
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import structlog
-from sqlalchemy import insert, update
+from sqlalchemy import BindParameter, Update, bindparam, insert, update
 from sqlmodel import col
 
 from fleet.store.commit import Statement, row_values
@@ -70,13 +72,12 @@ class Books:
             "data": data,
         }
         self._journal.append(entry)
-        log.info("server", step=event, server=server.instance_id, generation=server.generation, at=at, data=data)
 
     def change(self, server: Server, at: int, **values: Any) -> None:
         """New values for columns of a row."""
         values["updated_at"] = at
-        for name, value in values.items():
-            setattr(server, name, value)
+        # Rows in the books belong to no session: what SQLAlchemy does beside the assignment would serve nobody.
+        vars(server).update(values)
         self._dirty.setdefault(server.instance_id, (server, set()))[1].update(values)
         if server.step == "stopped":
             self.live.pop(server.instance_id, None)
@@ -110,15 +111,36 @@ class Books:
         """What has gathered; the books are clean afterwards."""
         statements: list[Statement] = []
         if self._new:
-            statements.append((insert(Server), [row_values(row) for row in self._new.values()]))
-        for name, (server, columns) in self._dirty.items():
-            if name not in self._new:
-                values = {column: getattr(server, column) for column in sorted(columns)}
-                statements.append((update(Server).where(col(Server.instance_id) == name).values(values), None))
+            statements.append((_INSERT_SERVERS, [row_values(row) for row in self._new.values()]))
+        statements += _updates(change for name, change in self._dirty.items() if name not in self._new)
         if self._journal:
-            statements.append((insert(ServerEvent), self._journal))
+            statements.append((_INSERT_EVENTS, self._journal))
+            log.info("servers", steps=[{key: entry[key] for key in _LOGGED} for entry in self._journal])
         statements += self._others
         told = [name for name, (row, columns) in self._dirty.items() if "status" in columns or row.step == "stopped"]
         batch = Batch(statements, list({**self._new, **self._dirty}), told)
         self._new, self._dirty, self._journal, self._others = {}, {}, [], []
         return batch
+
+
+_INSERT_SERVERS = insert(Server)
+_INSERT_EVENTS = insert(ServerEvent)
+_LOGGED = ("instance_id", "generation", "at", "type", "data")
+_ID = "of"  # names of parameters must differ from those of columns
+
+
+def _updates(changes: Iterable[tuple[Server, set[str]]]) -> list[Statement]:
+    """One statement for all rows of which the same columns change: its text is made once, its rows go in together."""
+    groups: defaultdict[frozenset[str], list[dict[str, Any]]] = defaultdict(list)
+    for server, columns in changes:
+        row = vars(server)
+        values = {f"new_{column}": row[column] for column in columns}
+        values[_ID] = server.instance_id
+        groups[frozenset(columns)].append(values)
+    return [(_update_of(columns), rows) for columns, rows in groups.items()]
+
+
+@lru_cache(256)
+def _update_of(columns: frozenset[str]) -> Update:
+    new: dict[str, BindParameter[Any]] = {column: bindparam(f"new_{column}") for column in sorted(columns)}
+    return update(Server).where(col(Server.instance_id) == bindparam(_ID)).values(new)

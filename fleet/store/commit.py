@@ -9,20 +9,16 @@ import asyncio
 import itertools
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from functools import cache
+from typing import Any, cast
 
 import structlog
-from sqlalchemy import Column, Executable, select
-from sqlalchemy.ext.asyncio import AsyncConnection
-from sqlmodel import col
 
-from fleet.errors import Fenced
 from fleet.store.engine import Store
 from fleet.store.tables import RegionEpoch
+from fleet.store.transact import Statement, Transactions, transactions_of
 
 log = structlog.get_logger(__name__)
-
-Statement = tuple[Executable, dict[str, Any] | list[dict[str, Any]] | None]
 
 
 async def take_epoch(store: Store, region: str) -> int:
@@ -62,8 +58,11 @@ class GroupCommit:
         epoch: int,
         on_fatal: Callable[[BaseException], None],
         on_commit: Callable[[float, int], None] = _unheard,
+        *,
+        transactions: Transactions | None = None,
     ) -> None:
         self._store = store
+        self._transactions = transactions or transactions_of(store, region, epoch)
         self._region = region
         self._epoch = epoch
         self._on_fatal = on_fatal
@@ -72,13 +71,17 @@ class GroupCommit:
         self._waiting_since = 0.0
         self._waiting: list[tuple[Sequence[Statement], asyncio.Future[None]]] = []
         self._wake = asyncio.Event()
+        self._failed: BaseException | None = None
         self._task = asyncio.create_task(self._run())
         self.batches = 0
         self.writes = 0
 
     def submit(self, statements: Sequence[Statement]) -> asyncio.Future[None]:
-        """Queue statements; the future is done once they are on disk."""
+        """Queue statements; the future is done once they are on disk. Whether somebody awaits it changes nothing."""
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        if self._failed is not None:
+            future.set_exception(self._failed)
+            return future
         if not self._waiting:
             self._waiting_since = time.monotonic()
         self._waiting.append((statements, future))
@@ -96,8 +99,13 @@ class GroupCommit:
         await self.submit(())
 
     async def close(self) -> None:
-        await self.flush()
-        self._task.cancel()
+        """Write what waits, then end."""
+        try:
+            await self.flush()
+        finally:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+            await self._transactions.close()
 
     async def _run(self) -> None:
         while True:
@@ -108,21 +116,22 @@ class GroupCommit:
             try:
                 await self._commit([s for statements, _ in batch for s in statements])
             except Exception as error:
-                log.error(
-                    "commit failed for good",
-                    region=self._region,
-                    epoch=self._epoch,
-                    error=repr(error),
-                )
-                for _, future in batch:
-                    if not future.done():
-                        future.set_exception(error)
-                self._on_fatal(error)
+                self._fail(error, [future for _, future in batch])
                 return
             self._committing_since = None
             for _, future in batch:
                 if not future.done():
                     future.set_result(None)
+
+    def _fail(self, error: Exception, futures: list[asyncio.Future[None]]) -> None:
+        """What waits now or comes later is not written either: its order would be lost."""
+        log.error("commit failed for good", region=self._region, epoch=self._epoch, error=repr(error))
+        self._failed = error
+        for future in futures + [future for _, future in self._waiting]:
+            if not future.done():
+                future.set_exception(error)
+        self._waiting = []
+        self._on_fatal(error)
 
     async def _commit(self, statements: list[Statement]) -> None:
         if not statements:
@@ -130,7 +139,7 @@ class GroupCommit:
         began = time.perf_counter()
         for attempt in itertools.count():
             try:
-                await self._transaction(statements)
+                await self._transactions.run(statements)
             except Exception as error:
                 await self._store.pause(error, attempt)
                 log.warning("commit is tried again", region=self._region, error=repr(error))
@@ -140,24 +149,15 @@ class GroupCommit:
                 self._on_commit(time.perf_counter() - began, len(statements))
                 return
 
-    async def _transaction(self, statements: list[Statement]) -> None:
-        async with self._store.write_connection() as connection:
-            await self._fence(connection)
-            for statement, values in statements:
-                await connection.execute(statement, values)
 
-    async def _fence(self, connection: AsyncConnection) -> None:
-        """Fenced if another writer has come. On PostgreSQL none can come before the commit: the row is locked."""
-        row = select(col(RegionEpoch.epoch)).where(col(RegionEpoch.region) == self._region)
-        found = (await connection.execute(row.with_for_update(read=True))).scalar_one()
-        if found != self._epoch:
-            raise Fenced(f"Region {self._region} is written by epoch {found}; this writer had {self._epoch}.")
+@cache
+def _columns(table: type[Any]) -> tuple[str, ...]:
+    return tuple(column.name for column in table.__table__.columns)
 
 
 def row_values(row: Any) -> dict[str, Any]:
     """Every column of a table object."""
-    columns: list[Column[Any]] = [*type(row).__table__.columns]
-    return {column.name: getattr(row, column.name) for column in columns}
+    return {name: getattr(row, name) for name in _columns(cast("type[Any]", type(row)))}
 
 
 __all__ = ["GroupCommit", "Statement", "row_values", "take_epoch"]

@@ -6,12 +6,14 @@ the block ends. `write()`s come one after the other on both databases, so what a
 """
 
 import asyncio
+import json
 import sqlite3
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from sqlalchemy import Dialect, String, event, text
+import orjson
+from sqlalchemy import Dialect, Engine, String, create_engine, event, text
 from sqlalchemy.dialects.postgresql.asyncpg import AsyncpgString
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import DBAPIError, OperationalError
@@ -20,6 +22,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 # PostgreSQL has no lock on the whole database as SQLite has; `write()` takes this one instead ("fleet" in ASCII).
 WRITE_LOCK = text("SELECT pg_advisory_xact_lock(439956567412)")
+_BUSY_S = 30
 _POSTGRES_SETTINGS = {
     "application_name": "fleet",
     "jit": "off",  # our queries are short; compiling one costs more than running it
@@ -65,6 +68,14 @@ def may_pass(error: BaseException) -> bool:
     return broken or str(getattr(cause, "sqlstate", None) or "-").startswith(_PASSING_STATES)
 
 
+def dump_json(value: Any) -> str:
+    """Text for a JSON column of SQLite."""
+    try:
+        return orjson.dumps(value, option=orjson.OPT_NON_STR_KEYS).decode()
+    except TypeError:  # whole numbers beyond 64 bits, lone surrogates
+        return json.dumps(value)
+
+
 class Store:
     """Two connection pools on one database. Cheap to make; connections open on first use."""
 
@@ -99,30 +110,26 @@ class Store:
     def _sqlite_engine(self, readonly: bool) -> AsyncEngine:
         engine = create_async_engine(
             self._url,
+            json_serializer=dump_json,
             pool_size=4 if readonly else 1,
             max_overflow=0,
             # SQLite waits for the lock itself; a queue of writers inside one process waits here.
             pool_timeout=60,
-            connect_args={"timeout": 30},
+            connect_args={"timeout": _BUSY_S},
         )
-        begin = "BEGIN" if readonly else "BEGIN IMMEDIATE"
+        _tune_sqlite(engine.sync_engine, readonly=readonly)
+        return engine
 
-        @event.listens_for(engine.sync_engine, "connect")
-        def _connect(connection: Any, _record: Any) -> None:
-            connection.isolation_level = None  # the driver must not begin transactions of its own
-            cursor = connection.cursor()
-            cursor.execute("PRAGMA journal_mode=WAL")
-            # FULL: an acknowledged commit survives a power cut, not only a killed process.
-            cursor.execute("PRAGMA synchronous=FULL")
-            cursor.execute("PRAGMA foreign_keys=ON")
-            if readonly:
-                cursor.execute("PRAGMA query_only=ON")
-            cursor.close()
-
-        @event.listens_for(engine.sync_engine, "begin")
-        def _begin(connection: Any) -> None:
-            connection.exec_driver_sql(begin)
-
+    def thread_engine(self) -> Engine:
+        """For a thread that writes by itself (SQLite only): one connection, without a hop for each statement."""
+        engine = create_engine(
+            self._url.set(drivername="sqlite"),
+            json_serializer=dump_json,
+            pool_size=1,
+            max_overflow=0,
+            connect_args={"timeout": _BUSY_S},
+        )
+        _tune_sqlite(engine, readonly=False)
         return engine
 
     @asynccontextmanager
@@ -183,3 +190,24 @@ class Store:
             self._watch = None
         await self._reader.dispose()
         await self._writer.dispose()
+
+
+def _tune_sqlite(engine: Engine, *, readonly: bool) -> None:
+    """What every connection to SQLite needs."""
+    begin = "BEGIN" if readonly else "BEGIN IMMEDIATE"
+
+    @event.listens_for(engine, "connect")
+    def _connect(connection: Any, _record: Any) -> None:
+        connection.isolation_level = None  # the driver must not begin transactions of its own
+        cursor = connection.cursor()
+        cursor.execute("PRAGMA journal_mode=WAL")
+        # FULL: an acknowledged commit survives a power cut, not only a killed process.
+        cursor.execute("PRAGMA synchronous=FULL")
+        cursor.execute("PRAGMA foreign_keys=ON")
+        if readonly:
+            cursor.execute("PRAGMA query_only=ON")
+        cursor.close()
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Any) -> None:
+        connection.exec_driver_sql(begin)

@@ -18,6 +18,7 @@ from fleet.store import migrate
 from fleet.store.commit import GroupCommit, take_epoch
 from fleet.store.engine import Store, database_url
 from fleet.store.tables import Build, Project, Server, ServerEvent
+from fleet.store.transact import fence
 from tests.postgres import PostgresServer
 from tests.unit.test_commit import *  # noqa: F403  the same tests again, over each database
 from tests.unit.test_commit import names, project
@@ -79,7 +80,8 @@ async def test_epochs_are_given_once(store: Store, other: Store) -> None:
 
 async def test_an_epoch_is_not_taken_in_the_middle_of_its_writers_commit(store: Store, other: Store) -> None:
     """Else the old writer's commit would come after the new one has read, and be unknown to it."""
-    commits = GroupCommit(store, "r", await take_epoch(store, "r"), lambda _error: None)
+    epoch = await take_epoch(store, "r")
+    commits = GroupCommit(store, "r", epoch, lambda _error: None)
     finished: list[str] = []
 
     async def take() -> None:
@@ -87,7 +89,7 @@ async def test_an_epoch_is_not_taken_in_the_middle_of_its_writers_commit(store: 
         finished.append("taken")
 
     async with store.write_connection() as connection:
-        await commits._fence(connection)  # pyright: ignore[reportPrivateUsage]
+        await fence(connection, "r", epoch)
         taking = asyncio.create_task(take())
         await asyncio.sleep(0.3)
         assert finished == []

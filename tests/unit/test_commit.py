@@ -1,18 +1,24 @@
 """Group commit: one transaction for what waits, in order, fenced by the epoch, fatal when it cannot be done."""
 
 import asyncio
-from collections.abc import AsyncIterator
+import resource
+import sqlite3
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from sqlalchemy import insert, text, update
+from sqlalchemy import bindparam, insert, text, update
+from sqlalchemy.exc import IntegrityError, OperationalError
 from sqlmodel import col, select
 
 from fleet.errors import Fenced
 from fleet.store import migrate
 from fleet.store.commit import GroupCommit, take_epoch
 from fleet.store.engine import Store
+from fleet.store.rows import WORTHWHILE
 from fleet.store.tables import Project
+from fleet.store.transact import ThreadTransactions
 
 
 @pytest.fixture(scope="module")
@@ -23,10 +29,15 @@ def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-async def store(empty_database: Path, tmp_path: Path) -> AsyncIterator[Store]:
+def database(empty_database: Path, tmp_path: Path) -> Path:
     copy = tmp_path / "fleet.db"
     copy.write_bytes(empty_database.read_bytes())
-    store = Store(f"sqlite+aiosqlite:///{copy}")
+    return copy
+
+
+@pytest.fixture
+async def store(database: Path) -> AsyncIterator[Store]:
+    store = Store(f"sqlite+aiosqlite:///{database}")
     yield store
     await store.close()
 
@@ -97,3 +108,136 @@ async def test_the_data_version_tells_every_foreign_commit(store: Store) -> None
     async with store.write() as session:
         session.add(Project(id="p", name="p", created_at=1, updated_at=1))
     assert store.data_version() != before
+
+
+@pytest.fixture
+async def commits(store: Store) -> AsyncIterator[GroupCommit]:
+    """Of region r; a fatal commit fails the test."""
+    fatal: list[BaseException] = []
+    commits = GroupCommit(store, "r", await take_epoch(store, "r"), fatal.append)
+    yield commits
+    await commits.close()
+    assert not fatal
+
+
+@contextmanager
+def no_room_on_disk(path: Path) -> Iterator[None]:
+    """Files of this process cannot grow beyond what the write-ahead log has."""
+    size = Path(f"{path}-wal").stat().st_size
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def lock(path: Path) -> sqlite3.Connection:
+    """Somebody else's write transaction."""
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    return other
+
+
+async def test_a_full_disk_is_waited_for_and_nothing_is_lost(
+    store: Store, database: Path, commits: GroupCommit
+) -> None:
+    await commits.submit([(insert(Project), project("before"))])
+    with no_room_on_disk(database):
+        waiting = commits.submit([(insert(Project), project("meanwhile"))])
+        done, _ = await asyncio.wait([waiting], timeout=0.2)
+        assert not done
+    later = commits.submit([(insert(Project), project("later"))])
+    await asyncio.gather(waiting, later)
+    assert sorted(await names(store)) == ["before", "later", "meanwhile"]
+
+
+async def test_a_disk_that_stays_full_is_fatal_and_later_writes_fail_at_once(store: Store, database: Path) -> None:
+    fatal: list[BaseException] = []
+    commits = GroupCommit(store, "r", await take_epoch(store, "r"), fatal.append)
+    await commits.submit([(insert(Project), project("before"))])
+    with no_room_on_disk(database):
+        waiting = commits.submit([(insert(Project), project("meanwhile"))])
+        with pytest.raises(OperationalError):
+            await waiting
+    assert len(fatal) == 1
+    with pytest.raises(OperationalError):  # or its order would be lost
+        await commits.submit([(insert(Project), project("later"))])
+    with pytest.raises(OperationalError):
+        await commits.close()
+    assert await names(store) == ["before"]
+
+
+async def test_a_commit_waits_for_another_writer(store: Store, database: Path, commits: GroupCommit) -> None:
+    other = lock(database)
+    waiting = commits.submit([(insert(Project), project("patient"))])
+    done, _ = await asyncio.wait([waiting], timeout=0.2)
+    assert not done
+    assert commits.lag_s() > 0.1
+    other.execute("ROLLBACK")
+    other.close()
+    await waiting
+    assert await names(store) == ["patient"]
+
+
+async def test_what_nobody_waits_for_any_more_is_written_all_the_same(
+    store: Store, database: Path, commits: GroupCommit
+) -> None:
+    other = lock(database)
+    first = asyncio.ensure_future(_wait(commits.submit([(insert(Project), project("first"))])))
+    await asyncio.sleep(0)
+    second = commits.submit([(insert(Project), project("second"))])
+    first.cancel()
+    other.execute("ROLLBACK")
+    other.close()
+    await second
+    assert await names(store) == ["first", "second"]
+
+
+async def _wait(future: "asyncio.Future[None]") -> None:
+    await future
+
+
+async def test_close_writes_what_waits(store: Store) -> None:
+    fatal: list[BaseException] = []
+    commits = GroupCommit(store, "r", await take_epoch(store, "r"), fatal.append)
+    waiting = [commits.submit([(insert(Project), project(str(n)))]) for n in range(3)]
+    await commits.close()
+    assert all(future.done() for future in waiting)
+    assert await names(store) == ["0", "1", "2"]
+    assert not fatal
+
+
+async def test_a_writer_without_its_thread_is_fatal(store: Store) -> None:
+    fatal: list[BaseException] = []
+    transactions = ThreadTransactions(store, "r", await take_epoch(store, "r"))
+    commits = GroupCommit(store, "r", 1, fatal.append, transactions=transactions)
+    await commits.submit([(insert(Project), project("before"))])
+    await transactions.close()
+    with pytest.raises(RuntimeError):
+        await commits.submit([(insert(Project), project("after"))])
+    assert len(fatal) == 1
+
+
+async def test_rows_by_one_statement_are_what_the_session_reads(store: Store, commits: GroupCommit) -> None:
+    rows = [
+        {**project(str(n)), "settings": {"list": [n, None, 2**70], "ä": {"yes": True}} if n % 2 else None}
+        for n in range(WORTHWHILE)
+    ]
+    await commits.submit([(insert(Project), rows)])
+    changed = update(Project).where(col(Project.id) == bindparam("of")).values(name=bindparam("new_name"))
+    await commits.submit([(changed, [{"of": row["id"], "new_name": f"now {row['id']}"} for row in rows])])
+    async with store.read() as session:
+        found = (await session.exec(select(Project).order_by(col(Project.id)))).all()
+    assert [row.settings for row in found] == [row["settings"] for row in rows]
+    assert [row.name for row in found] == [f"now {row['id']}" for row in rows]
+
+
+async def test_a_batch_of_rows_that_fails_in_the_middle_changes_nothing(store: Store) -> None:
+    fatal: list[BaseException] = []
+    commits = GroupCommit(store, "r", await take_epoch(store, "r"), fatal.append)
+    await commits.submit([(insert(Project), project("3"))])
+    with pytest.raises(IntegrityError):
+        await commits.submit([(insert(Project), [project(str(n)) for n in range(WORTHWHILE + 2)])])
+    assert len(fatal) == 1
+    assert await names(store) == ["3"]
