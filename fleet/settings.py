@@ -93,6 +93,12 @@ class FleetSettings(BaseSettings):
     artefacts_url: str | None = Field(default=None, description="s3://bucket/folder?endpoint=…; default: in home")
     runtime: Literal["auto", "docker", "process", "simulated"] = "auto"
     base_image: str = Field(default="auto", description="'auto' makes one, else an image reference")
+    public_host: str | None = Field(default=None, description="address for players, of a node of several machines")
+    bind_host: str | None = Field(default=None, description="address on which such a node publishes ports")
+    head_address: str = Field(default="127.0.0.2", description="where Ray's head listens; 'auto': this machine")
+    head_port: int = Field(default=0, description="its port; 0: a free one")
+    ray_token: Path | None = Field(default=None, description="file with the cluster's token; default: made in home")
+    autoscaling_config: Path | None = Field(default=None, description="of `ray up`: the head starts and ends nodes")
     node_config: Path | None = Field(default=None, description="default: configs/local.yaml")
     serve_config: Path | None = Field(default=None, description="default: configs/serve.yaml")
     metrics_token: str | None = Field(default=None, description="/metrics wants it as bearer token, from everyone")
@@ -108,7 +114,8 @@ class FleetSettings(BaseSettings):
     @property
     def fleet_id(self) -> str:
         """Short id of this fleet: labels containers, so that two fleets never touch each other's."""
-        return (self.home / "fleet-id").read_text().strip()
+        joined = self.home / "cluster-id"  # a node's home has the fleet's id beside its own
+        return (joined if joined.exists() else self.home / "fleet-id").read_text().strip()
 
     @property
     def database(self) -> str:

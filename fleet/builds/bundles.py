@@ -7,6 +7,7 @@ servers of a build share its files and each still reads its own configuration.
 import contextlib
 import fcntl
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Generator
@@ -23,6 +24,7 @@ log = structlog.get_logger(__name__)
 
 CONFIG_NAME = "playflow.json"
 CONFIG_TARGET = "/playflow/playflow.json"
+HASH = re.compile("[0-9a-f]{64}")
 _STAGING = ".staging-"
 
 

@@ -2,14 +2,13 @@
 
 import asyncio
 import contextlib
-import re
 from pathlib import Path
 
 import structlog
 from sqlmodel import col, select
 
 from fleet.builds.artefacts import ArtefactStore, drop_upload
-from fleet.builds.bundles import archive_key, locked, remove_bundle
+from fleet.builds.bundles import HASH, archive_key, locked, remove_bundle
 from fleet.builds.object_store import open_artefacts
 from fleet.settings import FleetSettings
 from fleet.store.engine import Store
@@ -17,7 +16,6 @@ from fleet.store.tables import Build, Server
 
 log = structlog.get_logger(__name__)
 
-_HASH = re.compile("[0-9a-f]{64}")
 _KEEPS = ("uploading", "processing", "ready")
 
 
@@ -38,7 +36,7 @@ async def collect(store: Store, settings: FleetSettings) -> list[str]:
     """
     artefacts = open_artefacts(settings)
     archives = await asyncio.to_thread(_archives, artefacts)
-    bundles = {f.name for f in settings.bundles.glob("*") if _HASH.fullmatch(f.name)}
+    bundles = {f.name for f in settings.bundles.glob("*") if HASH.fullmatch(f.name)}
     removed: list[str] = []
     for content_hash in sorted((archives | bundles) - await needed_hashes(store)):
         with contextlib.ExitStack() as held:

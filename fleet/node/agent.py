@@ -11,11 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import ray
+import ray.util
 import structlog
 
-from fleet.builds.artefacts import DiskStore
+from fleet.builds.bundle_cache import BundleCache
 from fleet.builds.bundles import ensure_bundle, game_folders
+from fleet.builds.object_store import open_artefacts
 from fleet.node.choose import choose_runtime
+from fleet.node.facts import FleetFacts, is_joined, node_settings, own_share
 from fleet.node.logs import LogArchive
 from fleet.node.model import Hello, NodeShare, Page
 from fleet.node.node import Node
@@ -24,6 +27,8 @@ from fleet.settings import get_settings
 from fleet.telemetry.logs import setup_logging
 
 log = structlog.get_logger(__name__)
+
+BUNDLES_EVERY_S = 300.0
 
 
 def host_id() -> str:
@@ -76,6 +81,11 @@ class Agent:
     async def wait_logs(self, key: RunKey, after: str | None, timeout_s: float) -> tuple[list[LogLine], bool]:
         return await self._node.wait_logs(key, after, timeout_s)
 
+    def has_run(self, name: str) -> bool:
+        """Whether a run of this name (`str` of its key) is here."""
+        instance_id, _, generation = name.rpartition(".")
+        return self._node.has(RunKey(instance_id, int(generation)))
+
     async def close(self) -> None:
         await self._node.close()
 
@@ -84,15 +94,21 @@ class Agent:
 class NodeAgent(Agent):
     """One per leased node. Detached and restarted by Ray; after a restart it adopts what runs."""
 
-    async def __init__(self, region: str, share: NodeShare) -> None:
-        settings = get_settings()
+    async def __init__(self, region: str, share: NodeShare, facts: FleetFacts) -> None:
+        local = get_settings()
+        if is_joined(facts, local):
+            share = own_share(share, local, str(ray.util.get_node_ip_address()))  # pyright: ignore[reportUnknownArgumentType]
+        settings = node_settings(facts, local)
         setup_logging(f"agent-{region}", settings.home)
         archive = LogArchive(settings.home / "logs" / "servers", settings.logs)
         runtime = await choose_runtime(settings, region)
-        store = DiskStore(settings.artefacts)
+        store = open_artefacts(settings)
+        self._bundles = BundleCache(settings.bundles, region, settings.bundle_limits)
 
         async def fetch(build: BuildRef) -> None:
             if build.kind == "zip" and build.content_hash:
+                if not (settings.bundles / build.content_hash).is_dir():
+                    await asyncio.to_thread(self._bundles.make_room, build.unpacked_bytes)
                 folders = game_folders(build.root, build.executable)
                 await asyncio.to_thread(
                     ensure_bundle, store, build.content_hash, folders, settings.bundles, settings.upload
@@ -104,8 +120,23 @@ class NodeAgent(Agent):
         node = Node(f"{region}@{host_id()}", share, runtime, fetch, keep_log)
         super().__init__(node, archive)
         await node.start()
-        self._sweeper = asyncio.create_task(sweep(archive))
-        log.info("agent ready", region=region, runtime=runtime.name, pid=os.getpid())
+        self._sweepers = [asyncio.create_task(sweep(archive)), asyncio.create_task(self._keep_bundles())]
+        log.info("agent ready", region=region, runtime=runtime.name, home=str(settings.home), pid=os.getpid())
+
+    async def launch(self, epoch: int, spec: LaunchSpec) -> tuple[Port, ...]:
+        if spec.build.content_hash:
+            await asyncio.to_thread(self._bundles.mark, spec.build.content_hash, str(spec.key))
+        return await super().launch(epoch, spec)
+
+    async def _keep_bundles(self) -> None:
+        """Remove unpacked builds that the limits do not allow, once in a while. Until cancelled."""
+        while True:
+            await asyncio.sleep(BUNDLES_EVERY_S)
+            try:
+                await asyncio.to_thread(self._bundles.release, self.has_run)
+                await asyncio.to_thread(self._bundles.make_room)
+            except OSError:  # the next round tries again
+                log.exception("bundles could not be looked after")
 
 
 async def sweep(archive: LogArchive) -> None:

@@ -45,7 +45,8 @@ class RunView:
 
 @dataclass(frozen=True, slots=True)
 class NodeShare:
-    """What a node gives to its region. Host ports are [port_first, port_last). `takes`: all, shared or dedicated sizes;
+    """What a node gives to its region. Host ports are [port_first, port_last). A node on a machine of its own
+    puts what it has in the place of the fields named in `auto`. `takes`: all, shared or dedicated sizes;
     `overcommit`: how many times over its cores are promised to shared sizes."""
 
     memory_mb: int
@@ -57,6 +58,7 @@ class NodeShare:
     node_class: str = "shared"
     takes: Literal["all", "shared", "dedicated"] = "all"
     overcommit: float = inf
+    auto: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ import ray
 import ray.util
 
 from fleet.node.agent import NodeAgent
+from fleet.node.facts import FleetFacts, facts_of
 from fleet.node.model import NodeShare
 from fleet.node.simulated_host import SimulatedAgent, SimulatedHost, simulated_nodes
 from fleet.region.names import NAMESPACE, agent_name, agent_prefix, host_name
@@ -34,9 +35,10 @@ class Agents(Protocol):
 class RayAgents:
     """A `NodeAgent` actor per node. Ray's autoscaler starts a node for one that waits."""
 
-    def __init__(self, region: str, share: NodeShare) -> None:
+    def __init__(self, region: str, share: NodeShare, facts: FleetFacts) -> None:
         self._region = region
         self._share = share
+        self._facts = facts
 
     def known(self) -> dict[str, Any]:
         prefix = agent_prefix(self._region)
@@ -58,7 +60,7 @@ class RayAgents:
             num_cpus=0,
             resources={f"node:{self._region}": 1},
         )
-        return options.remote(self._region, self._share)
+        return options.remote(self._region, self._share, self._facts)
 
     def give_back(self, handle: Any) -> None:
         ray.kill(handle, no_restart=True)
@@ -97,4 +99,4 @@ def agents_of(settings: FleetSettings, nodes: NodesConfig, region: str) -> Agent
     share = nodes.node(region)
     if settings.runtime == "simulated":
         return SimulatedAgents(region, share, nodes.simulated.nodes_per_process, settings.home)
-    return RayAgents(region, share)
+    return RayAgents(region, share, facts_of(settings))

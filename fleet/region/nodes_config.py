@@ -10,12 +10,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from fleet.catalog import CONFIGS, load_catalog
 from fleet.errors import BadRequest
+from fleet.node.facts import AUTO_MEMORY_SHARE
 from fleet.node.model import NodeShare
 
 Auto = Literal["auto"]
 # Dedicated cores on one shared machine are nominal: the runtime clamps them to the machine.
 NOMINAL_CORES = 64.0
-AUTO_MEMORY_SHARE = 0.8
 # From here on the kernel hands out ports by itself, so a game's port could be taken by any outgoing connection.
 EPHEMERAL_FIRST = 32768
 
@@ -52,6 +52,7 @@ class NodesConfig(_Strict):
     regions: Literal["all"] | tuple[str, ...] = "all"
     offer: NodeOffer = Field(default=NodeOffer(), alias="node")
     simulated: SimulatedNodes = SimulatedNodes()
+    on_head: bool = True  # the head's machine is a node of every region; false in a cluster
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -90,6 +91,7 @@ class NodesConfig(_Strict):
             port_last=first + offer.ports.per_region,
             bind_host=offer.bind_host,
             public_host=offer.public_host,
+            auto=tuple(name for name in ("memory_mb", "cores") if getattr(offer, name) == "auto"),
         )
 
 
