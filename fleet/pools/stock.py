@@ -103,6 +103,7 @@ class StockDecision:
     keep: int
     auto_target: int
     expected_hit_rate: float
+    expected_claims: float  # in the next lead time
     explanation: Explanation = field(default_factory=dict[str, "float | list[float]"])
 
 
@@ -152,7 +153,7 @@ def decide(
     keep = keep if policy.ceiling is None else max(target, min(keep, policy.ceiling))
     explanation = _explain(state, found, mean, spread, alpha, lead_s, known)
     hit_rate = 1 - alpha if target == auto else cdf(target - 1, mean + shift, spread)
-    return state, StockDecision(target, keep, auto, hit_rate, explanation)
+    return state, StockDecision(target, keep, auto, hit_rate, mean, explanation)
 
 
 def _pass_time(state: StockState, at: float, lead_s: float) -> None:

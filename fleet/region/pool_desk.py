@@ -191,7 +191,7 @@ def _sample(pool: Pool) -> PoolSample:
         booting=pool.shelf.count(spec, "booting"),
         claimed=pool.claimed,
         frozen=sum(entry.frozen for entry in pool.shelf.entries()),
-        forecast=float(decision.explanation.get("mean", 0.0)) if decision else 0.0,
+        forecast=decision.expected_claims if decision else 0.0,
         expected_hit_rate=decision.expected_hit_rate if decision else None,
         observed_hit_rate=total.hits / total.arrivals if total.arrivals else None,
         arrivals=total.arrivals,
