@@ -44,6 +44,28 @@ def servers(everything: Annotated[bool, typer.Option("--all", help="Also launchi
         console.print(f"[dim]… and {answer['total'] - len(rows)} more[/dim]")
 
 
+def pools() -> None:
+    """List the warm pools: what stands ready, what is wanted, how often a start found one."""
+    with connect() as rest:
+        found = rest.call("GET", "/pools")["pools"]
+    titles = ["region", "size", "build", "mode", "warm", "booting", "claimed", "target", "hits", "misses", "lead", ""]
+    rows = [
+        [
+            pool["region"],
+            pool["compute_size"],
+            pool["build"],
+            pool["mode"],
+            *(pool["stock"][name] for name in ("warm", "booting", "claimed")),
+            f"{pool['target']} ({pool['floor']}-{pool['ceiling']})",
+            *(pool["demand"][name] for name in ("hits", "misses")),
+            f"{pool['lead_seconds']:.2f} s",
+            f"does not boot: {pool['blocked']['last']}" if pool["blocked"] else "",
+        ]
+        for pool in found
+    ]
+    show_table(titles, rows)
+
+
 def ports_of(server: dict[str, Any]) -> str:
     return ", ".join(f"{p['host']}:{p['external_port']}/{p['protocol']}" for p in server["network_ports"])
 
@@ -188,6 +210,6 @@ def wait_processed(rest: Rest, build_id: str) -> dict[str, Any]:
 
 def register(app: typer.Typer) -> None:
     """Add these commands to the `fleet` command."""
-    for command in (servers, start, stop, logs):
+    for command in (servers, pools, start, stop, logs):
         app.command()(command)
     app.add_typer(builds, name="builds")

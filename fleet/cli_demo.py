@@ -12,35 +12,71 @@ from rich.console import Console
 from fleet.cli_api import connect, push_build
 from fleet.errors import BadRequest, FleetError
 from fleet.ops.home import Access, find_home, read_access
+from fleet.ops.rest import Rest
 from fleet.settings import get_settings
 
 console = Console(highlight=False, soft_wrap=True)
-PORT = {"name": "game", "internal_port": 7777, "protocol": "udp"}
+REGION, BUILD = "us-east", "demo"
 ANSWER_TIMEOUT_S = 15.0
 
 
 def demo() -> None:
-    """Upload the demo game, start a server, play one packet against it."""
+    """Upload the demo game, start a server cold and one from a warm pool, play one packet against it."""
     folder = _demo_folder()
     with connect() as rest:
         console.print("[dim]·[/dim] Uploading the demo game")
-        build = push_build(rest, folder, "demo", "Server.x86_64")
+        build = push_build(rest, folder, BUILD, "Server.x86_64")
         console.print(f"[dim]·[/dim] Build ready: {build['name']} version {build['version']}")
-        console.print("[dim]·[/dim] Starting a server in us-east (the first one prepares the runtime)")
-        body = {"name": "demo", "region": "us-east", "version_tag": "demo", "port_configs": [PORT]}
-        server = rest.call("POST", "/servers/start", json=body, params={"wait_for": "running", "timeout": 60})
-        deadline = time.monotonic() + 180
-        while server["status"] == "launching" and time.monotonic() < deadline:
-            query = {"wait_for": "running", "timeout": 60}
-            server = rest.call("GET", f"/servers/{server['instance_id']}", params=query)
+        console.print(f"[dim]·[/dim] Starting a server in {REGION} (the first one prepares the runtime)")
+        _end(rest, _start(rest, "demo-first", "--first")[0])
+        cold, cold_ms = _start(rest, "demo-cold", "--cold")
+        _end(rest, cold)
+        console.print(f"[dim]·[/dim] Cold, from the request to open ports: [bold]{cold_ms:.0f} ms[/bold]")
+        _warm_pool(rest, build["version"])
+        server, hot_ms = _start(rest, "demo", None)
+    port = server["network_ports"][0]
+    kind = "From the warm pool" if server["start_kind"] == "hot" else "Cold again, since the pool was empty"
+    console.print(
+        f"[dim]·[/dim] {kind}: [bold green]{hot_ms:.0f} ms[/bold green] ({cold_ms / hot_ms:.0f} times faster)"
+    )
+    answer = ask(port["host"], port["external_port"], b"join you", ANSWER_TIMEOUT_S)
+    console.print(f"[dim]·[/dim] Sent 'join you' by UDP, the game answers: [bold green]{answer.decode()}[/bold green]")
+    _tell(server, port, _access())
+
+
+def _start(rest: Rest, name: str, args: str | None) -> tuple[dict[str, Any], float]:
+    """A running server, and the milliseconds until it was. With arguments of its own it cannot be a pool's."""
+    body = {"name": name, "region": REGION, "version_tag": BUILD} | ({"startup_args": args} if args else {})
+    began = time.perf_counter()
+    server = rest.call("POST", "/servers/start", json=body, params={"wait_for": "running", "timeout": 60})
+    deadline = time.monotonic() + 180
+    while server["status"] == "launching" and time.monotonic() < deadline:
+        query = {"wait_for": "running", "timeout": 60}
+        server = rest.call("GET", f"/servers/{server['instance_id']}", params=query)
     if server["status"] != "running":
         raise FleetError(
             f"It is {server['status']}. See: fleet logs {server['instance_id']}", error="No running server"
         )
-    port = server["network_ports"][0]
-    answer = ask(port["host"], port["external_port"], b"join you", ANSWER_TIMEOUT_S)
-    console.print(f"[dim]·[/dim] Sent 'join you' by UDP, the game answers: [bold green]{answer.decode()}[/bold green]")
-    _tell(server, port, _access())
+    return server, (time.perf_counter() - began) * 1000
+
+
+def _end(rest: Rest, server: dict[str, Any]) -> None:
+    rest.call("DELETE", f"/servers/{server['instance_id']}")
+
+
+def _warm_pool(rest: Rest, version: int) -> None:
+    """A pool of one server of the demo game, unless the project has pools already; returns when it has this version."""
+    if not (rest.call("GET", "/projects/settings")["pool_config"] or {}).get("enabled"):
+        regions = {REGION: {"small": {"count": 1, "build": BUILD}}}
+        rest.call("POST", "/projects/settings", json={"pool_config": {"enabled": True, "regions": regions}})
+        console.print(f"[dim]·[/dim] A warm pool of one server in {REGION}: pool_config in the project's settings")
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        pools = rest.call("GET", "/pools")["pools"]
+        mine = [pool for pool in pools if (pool["region"], pool["build"]) == (REGION, BUILD)]
+        if not mine or any(pool["stock"]["warm"] and pool["build_version"] == version for pool in mine):
+            return
+        time.sleep(0.2)
 
 
 def _demo_folder() -> Path:
@@ -93,6 +129,7 @@ def _tell(server: dict[str, Any], port: dict[str, Any], access: Access | None) -
     for command, meaning in (
         (f".venv/bin/fleet ask {address} state", "play another packet"),
         (".venv/bin/fleet servers", "what runs"),
+        (".venv/bin/fleet pools", "what stands ready, and why"),
         (f".venv/bin/fleet logs -f {server['instance_id']}", "what the game says"),
         (f".venv/bin/fleet stop {server['instance_id']}", "end it"),
         (".venv/bin/fleet builds push DIR", "upload your own game"),

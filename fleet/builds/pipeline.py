@@ -33,6 +33,7 @@ from fleet.builds.images import resolve_image
 from fleet.builds.object_store import open_artefacts
 from fleet.builds.secrets import registry_credentials
 from fleet.errors import FleetError, Unavailable
+from fleet.region.tell import tell_regions
 from fleet.settings import FleetSettings, get_settings
 from fleet.store.engine import Store
 from fleet.store.tables import Build, BuildLog
@@ -239,6 +240,7 @@ def process_build(build_id: str) -> None:
     settings = get_settings()
     setup_logging("pipeline", settings.home)
     asyncio.run(run_pipeline(build_id, settings))
+    tell_regions("builds_changed", build_id)  # pools of this build begin to take it at once
 
 
 def submit(build_id: str) -> None:

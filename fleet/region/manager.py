@@ -198,6 +198,12 @@ class RegionManager:
         """The project's settings have changed: its pools are made, changed or retired."""
         await self._pools.refresh(project_id)
 
+    async def builds_changed(self, build_id: str) -> None:
+        """A build is ready, failed or deleted: pools of its name may have something newer to run."""
+        if self._pools.keeper.pools():
+            log.info("builds changed", region=self._region, build=build_id)
+            await self._pools.refresh(None)
+
     async def pools(self, project_id: str) -> list[dict[str, Any]]:
         """The project's pools, each with its inputs, decision and stock."""
         return self._pools.views(project_id)

@@ -1,10 +1,11 @@
 """Names of the actors, the same for all who look them up."""
 
 NAMESPACE = "fleet"
+MANAGER_PREFIX = "region:"
 
 
 def manager_name(region: str) -> str:
-    return f"region:{region}"
+    return f"{MANAGER_PREFIX}{region}"
 
 
 def agent_prefix(region: str) -> str:

@@ -1,0 +1,25 @@
+"""A word to every region manager that lives, without waiting for an answer and without making one."""
+
+from typing import Any
+
+import ray
+import ray.util
+import structlog
+from ray.exceptions import RayError
+
+from fleet.region.names import MANAGER_PREFIX, NAMESPACE
+
+log = structlog.get_logger(__name__)
+
+
+def tell_regions(method: str, *arguments: object) -> None:
+    """Call the method of each. What does not arrive is found out by the managers' own timers."""
+    named: list[dict[str, str]] = ray.util.list_named_actors(all_namespaces=True)  # pyright: ignore[reportAssignmentType]
+    for entry in named:
+        if entry["namespace"] != NAMESPACE or not entry["name"].startswith(MANAGER_PREFIX):
+            continue
+        try:
+            manager: Any = ray.get_actor(entry["name"], namespace=NAMESPACE)
+            getattr(manager, method).remote(*arguments)
+        except (RayError, ValueError) as error:
+            log.warning("a region was not told", region=entry["name"], method=method, error=repr(error))
