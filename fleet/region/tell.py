@@ -1,6 +1,6 @@
 """A word to every region manager that lives, without waiting for an answer and without making one."""
 
-from typing import Any
+from typing import Any, cast
 
 import ray
 import ray.util
@@ -19,7 +19,6 @@ def tell_regions(method: str, *arguments: object) -> None:
         if entry["namespace"] != NAMESPACE or not entry["name"].startswith(MANAGER_PREFIX):
             continue
         try:
-            manager: Any = ray.get_actor(entry["name"], namespace=NAMESPACE)
-            getattr(manager, method).remote(*arguments)
+            getattr(cast(Any, ray.get_actor(entry["name"], namespace=NAMESPACE)), method).remote(*arguments)
         except (RayError, ValueError) as error:
             log.warning("a region was not told", region=entry["name"], method=method, error=repr(error))
