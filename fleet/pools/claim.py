@@ -6,7 +6,8 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class ClaimCall:
-    """A start that a warm server may serve. `op_id` makes it one effect however often it is sent."""
+    """A start that a warm server may serve. `op_id` makes it one effect however often it is sent; `request_id` is for
+    the journal."""
 
     op_id: str
     project_id: str
@@ -18,3 +19,4 @@ class ClaimCall:
     match_id: str | None = None
     ttl: int | None = None
     auto_restart: bool = False
+    request_id: str = ""

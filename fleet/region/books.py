@@ -16,6 +16,7 @@ from sqlmodel import col
 
 from fleet.store.commit import Statement, row_values
 from fleet.store.tables import Server, ServerEvent
+from fleet.telemetry.request_id import current_request_id
 
 log = structlog.get_logger(__name__)
 
@@ -46,6 +47,7 @@ class Books:
         self._new: dict[str, Server] = {}
         self._dirty: dict[str, tuple[Server, set[str]]] = {}
         self._journal: list[dict[str, Any]] = []
+        self._requests: list[str] = []  # for each entry of the journal, which request it was made for
         self._others: list[Statement] = []
 
     def load(self, rows: list[Server]) -> None:
@@ -60,8 +62,10 @@ class Books:
         self.note(row, at, "queued")
         self._tell(row)
 
-    def note(self, server: Server, at: int, event: str, data: dict[str, Any] | None = None) -> None:
-        """An entry of the journal."""
+    def note(
+        self, server: Server, at: int, event: str, data: dict[str, Any] | None = None, request_id: str = ""
+    ) -> None:
+        """An entry of the journal. `request_id`: whom it was made for, if that is not what this task works for."""
         entry = {
             "instance_id": server.instance_id,
             "project_id": server.project_id,
@@ -72,6 +76,7 @@ class Books:
             "data": data,
         }
         self._journal.append(entry)
+        self._requests.append(request_id or current_request_id())
 
     def change(self, server: Server, at: int, **values: Any) -> None:
         """New values for columns of a row."""
@@ -115,11 +120,11 @@ class Books:
         statements += _updates(change for name, change in self._dirty.items() if name not in self._new)
         if self._journal:
             statements.append((_INSERT_EVENTS, self._journal))
-            log.info("servers", steps=[{key: entry[key] for key in _LOGGED} for entry in self._journal])
+            log.info("servers", steps=list(map(_step, self._journal, self._requests)), request_id=None)
         statements += self._others
         told = [name for name, (row, columns) in self._dirty.items() if "status" in columns or row.step == "stopped"]
         batch = Batch(statements, list({**self._new, **self._dirty}), told)
-        self._new, self._dirty, self._journal, self._others = {}, {}, [], []
+        self._new, self._dirty, self._journal, self._requests, self._others = {}, {}, [], [], []
         return batch
 
 
@@ -127,6 +132,12 @@ _INSERT_SERVERS = insert(Server)
 _INSERT_EVENTS = insert(ServerEvent)
 _LOGGED = ("instance_id", "generation", "at", "type", "data")
 _ID = "of"  # names of parameters must differ from those of columns
+
+
+def _step(entry: dict[str, Any], request_id: str) -> dict[str, Any]:
+    """An entry of the journal as it is logged; many requests may have made those of one line."""
+    shown = {key: entry[key] for key in _LOGGED}
+    return {**shown, "request_id": request_id} if request_id else shown
 
 
 def _updates(changes: Iterable[tuple[Server, set[str]]]) -> list[Statement]:

@@ -24,6 +24,7 @@ from fleet.servers.model import LogPage, RestartChanges
 from fleet.store.commit import row_values
 from fleet.store.engine import Store
 from fleet.store.tables import Project, Server
+from fleet.telemetry.request_id import current_request_id
 
 log = structlog.get_logger(__name__)
 
@@ -87,16 +88,16 @@ class RegionClient:
         return await self._call(region, "pools", project_id)
 
     async def start(self, row: Server) -> Server:
-        return Server(**await self._call(row.region, "start", row_values(row)))
+        return Server(**await self._command(row.region, "start", row_values(row)))
 
     async def update(self, region: str, instance_id: str, custom_data: dict[str, Any]) -> Server:
-        return Server(**await self._call(region, "update", instance_id, custom_data))
+        return Server(**await self._command(region, "update", instance_id, custom_data))
 
     async def restart(self, region: str, instance_id: str, changes: RestartChanges, op_id: str) -> Server:
-        return Server(**await self._call(region, "restart", instance_id, dict(changes.values), op_id))
+        return Server(**await self._command(region, "restart", instance_id, dict(changes.values), op_id))
 
     async def stop(self, region: str, instance_id: str, reason: str, detail: str | None) -> Server:
-        return Server(**await self._call(region, "stop", instance_id, reason, detail))
+        return Server(**await self._command(region, "stop", instance_id, reason, detail))
 
     async def wait(self, region: str, instance_id: str, statuses: set[str], timeout_s: float) -> None:
         """Return once the committed row has one of the statuses, or at the timeout."""
@@ -174,6 +175,10 @@ class RegionClient:
         if handle is None:
             handle = self._handles[region] = manager(region)
         return handle
+
+    async def _command(self, region: str, method: str, *arguments: Any) -> Any:
+        """A call that does something for one request, whose id the manager's log then shows."""
+        return await self._call(region, "command", current_request_id(), method, arguments)
 
     async def _call(self, region: str, method: str, *arguments: Any) -> Any:
         handle = self._handles.get(region) or await asyncio.to_thread(self._handle, region)

@@ -9,6 +9,8 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, TypeVar
 
+from fleet.telemetry.request_id import shared_task
+
 In = TypeVar("In")
 Out = TypeVar("Out")
 
@@ -36,7 +38,7 @@ class Coalescer(Generic[In, Out]):
             self._tasks.discard(done)
         while self._waiting and len(self._tasks) < UNDER_WAY:
             batch = [self._waiting.popleft() for _ in range(min(MAX_BATCH, len(self._waiting)))]
-            task = asyncio.create_task(self._carry(batch))
+            task = shared_task(self._carry(batch))
             self._tasks.add(task)
             task.add_done_callback(self._pump)
 

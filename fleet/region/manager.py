@@ -33,17 +33,19 @@ from fleet.region.execute import Executor
 from fleet.region.feed import ChangeFeed, Changes
 from fleet.region.leases import Leases
 from fleet.region.log_desk import LogDesk
-from fleet.region.metrics import RegionMetrics, RegionSample, node_samples
+from fleet.region.metrics import RegionMetrics
 from fleet.region.model import Policy
 from fleet.region.nodes_config import load_nodes_config
 from fleet.region.plan import current, plan, plan_server
 from fleet.region.pool_desk import PoolDesk
+from fleet.region.report import Report
 from fleet.region.runs import Runs
 from fleet.settings import FleetSettings, get_settings
 from fleet.store.commit import GroupCommit, row_values, take_epoch
 from fleet.store.engine import Store
 from fleet.store.tables import Server
 from fleet.telemetry.logs import setup_logging
+from fleet.telemetry.request_id import bind_request_id
 from fleet.times import now_ms
 
 log = structlog.get_logger(__name__)
@@ -84,7 +86,7 @@ class RegionManager:
         self._policy = policy_of(settings)
         self._store = Store(settings.database)
         self._epoch = await take_epoch(self._store, region)
-        self._metrics = RegionMetrics(region, self._sample)
+        self._metrics = RegionMetrics(region, lambda: self._report.sample())
         self._commits = GroupCommit(self._store, region, self._epoch, die, self._metrics.commit)
         self._books = Books(self._metrics.stepped)
         self._runs = Runs()
@@ -125,6 +127,16 @@ class RegionManager:
             stored=self._stored,
             draining=lambda: [name for name, view in self._leases.views().items() if view.draining],
         )
+        self._report = Report(
+            region,
+            self._epoch,
+            books=self._books,
+            runs=self._runs,
+            leases=self._leases,
+            executor=self._executor,
+            commits=self._commits,
+            pools=self._pools,
+        )
         await self._load()
         self._leases.adopt()
         if self._books.live and not self._leases.pending:
@@ -150,6 +162,11 @@ class RegionManager:
         await self._pools.load()
 
     # Commands ---------------------------------------------------------------------------------------------------
+
+    async def command(self, request_id: str, method: str, arguments: tuple[Any, ...]) -> Any:
+        """One of the commands below as part of a request: its id is in each line that is logged meanwhile."""
+        bind_request_id(request_id)
+        return await getattr(self, method)(*arguments)
 
     async def start(self, values: dict[str, Any]) -> dict[str, Any]:
         """Accept a server; answers once its row, with host ports where a node has them, is on disk."""
@@ -303,44 +320,11 @@ class RegionManager:
 
     async def status(self) -> dict[str, Any]:
         """For operators: epoch, nodes with what they hold, live servers, commits."""
-        rooms = {room.node_id: room for room in self._executor.rooms.rooms()}
-        nodes = [
-            {
-                "node_id": h.node_id,
-                "host": h.host,
-                "runtime": h.runtime,
-                "memory_mb": h.share.memory_mb,
-                "memory_free_mb": rooms[h.node_id].memory_mb if h.node_id in rooms else None,
-                "draining": view.draining,
-                "synced": view.synced,
-                "runs": sum(not self._runs[key].state.ended for key in self._runs.on(h.node_id)),
-            }
-            for h in self._leases.hellos()
-            if (view := self._leases.views().get(h.node_id))
-        ]
-        return {
-            "region": self._region,
-            "epoch": self._epoch,
-            "pid": os.getpid(),
-            "live": len(self._books.live),
-            "commits": self._commits.batches,
-            "writes": self._commits.writes,
-            "nodes": nodes,
-        }
+        return self._report.status()
 
     async def metrics(self) -> list[Metric]:
         """What this manager counts, for the API replica that answers a scrape."""
         return self._metrics.collect()
-
-    def _sample(self) -> RegionSample:
-        return RegionSample(
-            pools=self._pools.samples(),
-            nodes=node_samples(
-                self._leases.views().values(), self._executor.rooms.rooms(), pending=int(self._leases.pending)
-            ),
-            queued=sum(server.step == "queued" for server in self._books.live.values()),
-            journal_lag_seconds=self._commits.lag_s(),
-        )
 
     async def drain(self, node_id: str, draining: bool) -> None:
         """No new placements on that node (or again); its servers go on until they end."""
@@ -354,6 +338,7 @@ class RegionManager:
 
     async def _on_sync(self, hello: Hello) -> None:
         """A node told its whole truth."""
+        bind_request_id("")  # the task that follows a node may have begun in a command
         concerned = self._runs.replace_node(hello.node_id, hello.runs)
         concerned |= self._executor.rooms.servers(hello.node_id)
         self._executor.adopt_ports(hello.runs)
@@ -447,5 +432,6 @@ class RegionManager:
         self._executor.command(after)
 
     def _due(self, server: Server) -> None:
+        bind_request_id("")
         if self._books.live.get(server.instance_id) is server:
             self._reconcile(server)

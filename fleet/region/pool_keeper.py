@@ -175,7 +175,7 @@ class PoolKeeper:
             start_kind="hot",
             last_op=call.op_id,
         )
-        self._books.note(server, now, "claimed", {"op": call.op_id, "idle_ms": idle_ms})
+        self._books.note(server, now, "claimed", {"op": call.op_id, "idle_ms": idle_ms}, call.request_id)
 
     # Entries ----------------------------------------------------------------------------------------------------
 

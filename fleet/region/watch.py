@@ -8,6 +8,7 @@ import structlog
 
 from fleet.errors import FleetError
 from fleet.region.feed import Changes
+from fleet.telemetry.request_id import shared_task
 
 log = structlog.get_logger(__name__)
 
@@ -35,7 +36,7 @@ class RegionWatch:
         try:
             async with asyncio.timeout(timeout_s):
                 if self._task is None or self._task.done():
-                    self._task = asyncio.create_task(self._listen())
+                    self._task = shared_task(self._listen())
                 await self._listening.wait()
                 while not await reached():
                     await changed.wait()

@@ -23,6 +23,7 @@ from fleet.servers.model import ListQuery, LogPage, RestartChanges, RestartReque
 from fleet.settings import ServerLimits
 from fleet.store.engine import Store
 from fleet.store.tables import Build, Server, ServerEvent
+from fleet.telemetry.request_id import current_request_id
 from fleet.times import now_ms
 
 MAX_ID_LENGTH = 64
@@ -282,6 +283,7 @@ def claim_call(row: Server) -> ClaimCall:
         match_id=row.match_id,
         ttl=row.ttl,
         auto_restart=row.auto_restart,
+        request_id=current_request_id(),
     )
 
 

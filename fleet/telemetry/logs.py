@@ -6,7 +6,7 @@ from pathlib import Path
 
 import orjson
 import structlog
-from structlog.typing import EventDict, WrappedLogger
+from structlog.typing import EventDict, Processor, WrappedLogger
 
 MAX_BYTES = 64 * 1024 * 1024
 CHECK_EVERY = 256
@@ -55,6 +55,21 @@ def _json(_logger: WrappedLogger, _name: str, event: EventDict) -> bytes:
     return orjson.dumps(event, default=repr, option=orjson.OPT_NON_STR_KEYS)
 
 
+def _of_process(component: str) -> Processor:
+    """Says which process logs. Not by context variables: each call of an actor's method begins with none.
+
+    A line of many requests says `request_id=None`, and then shows none.
+    """
+    process = {"component": component, "pid": os.getpid()}
+
+    def add(_logger: WrappedLogger, _name: str, event: EventDict) -> EventDict:
+        if event.get("request_id") is None:
+            event.pop("request_id", None)
+        return {**process, **event}
+
+    return add
+
+
 def setup_logging(component: str, home: Path, level: str = "info") -> Path:
     """Send this process's structured logs to the component's file; returns its path. Call once per process."""
     path = home / "logs" / f"{component}.log"
@@ -62,6 +77,7 @@ def setup_logging(component: str, home: Path, level: str = "info") -> Path:
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
+            _of_process(component),
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,
@@ -71,5 +87,4 @@ def setup_logging(component: str, home: Path, level: str = "info") -> Path:
         logger_factory=lambda *_args: log,
         cache_logger_on_first_use=True,
     )
-    structlog.contextvars.bind_contextvars(component=component, pid=os.getpid())
     return path

@@ -1,10 +1,15 @@
 """Request ids: on every response, and in every log line written while the request is served."""
 
+import asyncio
+import contextvars
 import re
 import uuid
+from collections.abc import Coroutine
+from typing import Any
 
 import structlog
 
+_current: contextvars.ContextVar[str] = contextvars.ContextVar("request_id", default="")
 _SANE = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 
 
@@ -14,5 +19,19 @@ def accept_request_id(sent: str | None) -> str:
 
 
 def bind_request_id(request_id: str) -> None:
-    """Put the id into every log line of the current task."""
-    structlog.contextvars.bind_contextvars(request_id=request_id)
+    """The current task works for that request now: its id is in every log line. Empty: for none in particular."""
+    _current.set(request_id)
+    if request_id:
+        structlog.contextvars.bind_contextvars(request_id=request_id)
+    else:
+        structlog.contextvars.unbind_contextvars("request_id")
+
+
+def current_request_id() -> str:
+    """The id of the request that the current task works for; empty if for none."""
+    return _current.get()
+
+
+def shared_task(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    """A task for many requests, so its log lines carry the id of none, least of all of the one that began it."""
+    return asyncio.create_task(work, context=contextvars.Context())

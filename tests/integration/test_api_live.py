@@ -1,10 +1,12 @@
 """The API as served by Ray Serve behind its proxy: what the in-process tests cannot see."""
 
 import asyncio
+import json
 import os
 import threading
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Protocol
 
 import httpx
@@ -13,6 +15,7 @@ from httpx_sse import connect_sse
 
 from tests import games
 from tests.player import Studio, stopped_after
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.fleet
 
@@ -21,6 +24,7 @@ class RunningFleet(Protocol):
     url: str
     server_key: str
     client_key: str
+    home: Path
 
 
 @pytest.fixture(scope="module")
@@ -153,3 +157,24 @@ def test_counts_are_summed_over_the_replicas(web: httpx.Client) -> None:
     for _ in range(20):
         web.get("/api/health")
     assert count() >= before + 20
+
+
+def test_a_request_id_reaches_the_log_of_the_region_and_no_other_server_gets_it(
+    fleet: RunningFleet, studio: Studio, server: dict[str, Any]
+) -> None:
+    request_id = f"trace-{server['instance_id'][:8]}"
+    for path, change in (("restart", {}), ("update", {"custom_data": {"traced": True}})):
+        studio.call(
+            "POST", f"/servers/{server['instance_id']}/{path}", json=change, headers={"x-request-id": request_id}
+        )
+    log = fleet.home / "logs" / f"manager-{server['region']}.log"
+
+    def traced() -> list[dict[str, Any]]:
+        lines = map(json.loads, log.read_text().splitlines())
+        return [step for line in lines for step in line.get("steps", []) if step.get("request_id") == request_id]
+
+    eventually(lambda: {step["type"] for step in traced()} >= {"queued", "updated"}, 20, "it is logged")
+    assert {step["instance_id"] for step in traced()} == {server["instance_id"]}
+    again = studio.call("GET", f"/servers/{server['instance_id']}", params={"wait_for": "running", "timeout": 60})
+    assert again["status"] == "running"
+    assert "running" not in {step["type"] for step in traced()}, "what a node tells is nobody's request"

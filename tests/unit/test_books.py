@@ -1,7 +1,10 @@
 """The region's books: what gathers between two commits is as few statements as can be, and no more is told."""
 
+from structlog.testing import capture_logs
+
 from fleet.region.books import Books
 from fleet.store.tables import Server
+from fleet.telemetry.request_id import bind_request_id
 
 
 def server(name: str) -> Server:
@@ -51,3 +54,23 @@ def test_a_new_row_is_inserted_as_it_is_when_it_is_committed() -> None:
     assert isinstance(journal, list)
     assert [(r["step"], r["node_id"]) for r in inserted] == [("placed", "n")]
     assert [entry["type"] for entry in journal] == ["queued", "placed"]
+
+
+def test_each_step_is_logged_with_the_request_it_was_made_for_and_no_other() -> None:
+    books = Books()
+    rows = [server(name) for name in "abc"]
+    books.load(rows)
+    bind_request_id("first")
+    books.step(rows[0], 2, "placed")
+    books.note(rows[1], 3, "claimed", None, "second")
+    bind_request_id("")
+    books.step(rows[2], 4, "placed")
+    with capture_logs() as lines:
+        books.take()
+    (line,) = lines
+    assert [(step["instance_id"], step.get("request_id")) for step in line["steps"]] == [
+        ("a", "first"),
+        ("b", "second"),
+        ("c", None),
+    ]
+    assert line["request_id"] is None

@@ -39,6 +39,26 @@ except ValueError:
 structlog.get_logger("x").debug("not shown")
 """
 
+OTHER_CONTEXT = """
+import asyncio, contextvars, sys
+from pathlib import Path
+import structlog
+from fleet.telemetry.logs import setup_logging
+from fleet.telemetry.request_id import bind_request_id, current_request_id, shared_task
+
+async def say(event):
+    structlog.get_logger("x").info(event, id=current_request_id())
+
+async def main():
+    setup_logging("part", Path(sys.argv[1]))
+    bind_request_id("id-1")
+    await asyncio.create_task(say("own"))
+    await shared_task(say("shared"))
+    await asyncio.create_task(say("actor"), context=contextvars.Context())
+
+asyncio.run(main())
+"""
+
 
 def run(script: str, folder: Path) -> str:
     return subprocess.run(
@@ -76,6 +96,18 @@ def test_logs_are_json_lines_with_the_request_id_and_the_traceback(tmp_path: Pat
     assert (line["event"], line["number"], line["level"], line["component"]) == ("it_failed", 7, "error", "part")
     assert line["request_id"] == "id-1"
     assert "ValueError: broken" in line["exception"]
+
+
+def test_a_task_for_many_requests_logs_the_id_of_none_and_every_line_its_process(tmp_path: Path) -> None:
+    run(OTHER_CONTEXT, tmp_path)
+    lines = [orjson.loads(line) for line in (tmp_path / "logs" / "part.log").read_bytes().splitlines()]
+    assert [(line["event"], line["id"], line.get("request_id")) for line in lines] == [
+        ("own", "id-1", "id-1"),
+        ("shared", "", None),
+        ("actor", "", None),
+    ]
+    assert {line["component"] for line in lines} == {"part"}
+    assert len({line["pid"] for line in lines}) == 1
 
 
 def test_a_shared_log_is_bounded_and_loses_no_line_of_the_newest(tmp_path: Path) -> None:
