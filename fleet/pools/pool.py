@@ -6,6 +6,7 @@ from typing import Any
 from fleet.pools.config import PoolWish
 from fleet.pools.lead import LeadState, lead_seconds
 from fleet.pools.plan import Levels
+from fleet.pools.season import Season
 from fleet.pools.shelf import Shelf
 from fleet.pools.stock import StockDecision, StockPolicy, StockState, arrived, decide
 from fleet.store.tables import PoolMinute
@@ -47,6 +48,7 @@ class Pool:
     wish: PoolWish
     state: StockState
     lead: LeadState
+    season: Season = field(default_factory=Season)
     product: Product | None = None
     shelf: Shelf = field(default_factory=Shelf)
     levels: Levels = field(default_factory=lambda: Levels(0, 0))
@@ -91,7 +93,7 @@ class Pool:
     def decide(self, now: int) -> None:
         """Ask the policy for new levels."""
         known = [*self.announced, *scheduled(self.wish, now, self.lead_s)]
-        self.state, self.decision = decide(self.state, now / 1000, self.lead_s, known, self.policy)
+        self.state, self.decision = decide(self.state, now / 1000, self.lead_s, known, self.policy, self.season)
         self.levels = Levels(self.decision.target, self.decision.keep)
 
     def failed(self, now: int, why: str) -> None:
@@ -111,6 +113,7 @@ class Pool:
     def row(self, region: str, at: int) -> PoolMinute:
         """The minute that ends now, and a new one begins."""
         counts, self.minute = self.minute, Counts()
+        self.season.observe(at / 1000, counts.arrivals, MINUTE_MS / 1000)
         spec = self.spec or ""
         return PoolMinute(
             region=region,

@@ -8,6 +8,7 @@ asks the policy again, retires what is stale, too old or too much, and writes do
 import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any, Literal, NamedTuple, Protocol
 
 import structlog
@@ -18,6 +19,7 @@ from fleet.pools.lead import booted as lead_booted
 from fleet.pools.lead import new_lead
 from fleet.pools.plan import order, upkeep
 from fleet.pools.pool import MINUTE_MS, Pool, Product
+from fleet.pools.season import Season
 from fleet.pools.shelf import Entry, State
 from fleet.pools.spec import pool_spec
 from fleet.pools.stock import StockState, new_state
@@ -33,6 +35,7 @@ log = structlog.get_logger(__name__)
 Health = Literal["warm", "ailing", "unsure"]
 
 _REMEMBERED_CLAIMS = 100_000
+_REMEMBER_MS = 10 * MINUTE_MS
 _YOUNG_MS = 60_000  # an idle game that ends sooner than this after it was ready did not want to wait for players
 
 
@@ -115,7 +118,8 @@ class PoolKeeper:
         learned = self._learned.get(key) or {}
         state = StockState.from_json(learned["stock"]) if "stock" in learned else new_state(now_ms() / 1000)
         lead = new_lead(learned.get("lead"))
-        pool = self._pools[key] = Pool(one.wish, state, lead)
+        season = Season.from_json(learned.get("season") or {})
+        pool = self._pools[key] = Pool(one.wish, state, lead, season)
         log.info("pool opened", region=self._region, pool=_name(key), floor=one.wish.floor, ceiling=one.wish.ceiling)
         return pool
 
@@ -297,7 +301,7 @@ class PoolKeeper:
         todo = upkeep(pool.shelf, pool.spec, pool.levels, now, max_age_ms=max_age, hot=wish.hot, draining=draining)
         for entry in list(pool.shelf.entries()):
             if entry.leaving != (entry.instance_id in todo.leaving):
-                pool.shelf.put(_with_leaving(entry, not entry.leaving))
+                pool.shelf.put(replace(entry, leaving=not entry.leaving))
         for name in todo.retire:
             if (server := self._books.live.get(name)) is not None:
                 reason = "pool_surplus" if server.pool_spec == pool.spec else "pool_replaced"
@@ -341,6 +345,7 @@ class PoolKeeper:
             row = pool.row(self._region, ended)
             if active:
                 statements += minute_statements(row)
+            if active or at % _REMEMBER_MS == 0:  # that nobody came is worth knowing too
                 statements += state_statements(self._memory(key, pool, now))
         if at % (60 * MINUTE_MS) == 0:
             statements.append(old_minutes(self._region, now))
@@ -353,7 +358,7 @@ class PoolKeeper:
             project_id=project_id,
             compute_size=size,
             build_name=build_name,
-            state={"stock": pool.state.to_json(), "lead": pool.lead.to_json()},
+            state={"stock": pool.state.to_json(), "lead": pool.lead.to_json(), "season": pool.season.to_json()},
             updated_at=now,
         )
 
@@ -394,7 +399,3 @@ def _entry(server: Server, old: Entry | None, health: Health | None, frozen: boo
 
 def _fullness(pool: Pool) -> float:
     return pool.shelf.staying(pool.spec or "") / max(1, pool.levels.target)
-
-
-def _with_leaving(entry: Entry, leaving: bool) -> Entry:
-    return Entry(entry.instance_id, entry.spec, entry.state, entry.since, entry.node_id, entry.frozen, leaving)

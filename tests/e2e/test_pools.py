@@ -64,6 +64,17 @@ def test_a_burst_is_served_hot_then_cold_and_nothing_twice(studio: Studio, pool:
             assert ask(server, "ping x").startswith(f"pong {server['instance_id'][:8]}")
 
 
+def test_a_frozen_server_is_woken_for_its_player(studio: Studio, pool: PoolOf) -> None:
+    pool.wish(count=2, max=4, hot=0)
+    pool.until(lambda view: view["stock"]["frozen"] == 2)
+    server = pool.start(wait=False, custom_data={"map": "ice"})
+    with stopped_after(studio, server):
+        assert (server["status"], server["start_kind"]) == ("running", "hot")
+        assert ask(server, "ping x").startswith("pong")
+        pool.wish(count=2, max=4)
+        pool.until(lambda view: view["stock"]["warm"] == 2 and not view["stock"]["frozen"])
+
+
 def test_an_idle_server_that_dies_is_never_given_and_is_replaced(studio: Studio, pool: PoolOf) -> None:
     victim = pool.idle()[0]
     name = f"-{victim['instance_id']}-1"
