@@ -68,6 +68,12 @@ class SimulatedSettings(BaseModel):
     seed: int = 0
 
 
+class NodeSettings(BaseModel):
+    """What a node does for the games that run there."""
+
+    health_every_s: float = Field(default=3.0, ge=0, description="how often a running game is looked at; 0: never")
+
+
 class LogLimits(BaseModel):
     max_mb: int = Field(default=10, description="kept per server run, in the engine and in the archive")
     retention_days: float = 14.0
@@ -106,6 +112,7 @@ class FleetSettings(BaseSettings):
     upload: UploadLimits = UploadLimits()
     servers: ServerLimits = ServerLimits()
     restarts: RestartPolicy = RestartPolicy()
+    node: NodeSettings = NodeSettings()
     logs: LogLimits = LogLimits()
     bundle_limits: BundleLimits = BundleLimits()
     pools: PoolSettings = PoolSettings()

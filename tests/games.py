@@ -100,6 +100,13 @@ def disk_filler() -> Files:
     return perl(f'{_bind()} {fill} print "full: $!\\n"; print "wrote ", -s "/tmp/fill", "\\n"; {_ECHO}')
 
 
+def port_that_closes() -> Files:
+    """Closes its port when it is told `close`, and opens it again after a second."""
+    hear = 'my $from = $s->recv(my $p, 2048) // next; $s->send($p eq "close" ? "closing" : "echo $p", 0, $from)'
+    again = 'if ($p eq "close") { close $s; select undef, undef, undef, 1; goto OPEN }'
+    return perl(f"OPEN: {_bind()} while (1) {{ {hear}; {again} }}")
+
+
 def busy() -> Files:
     """Answers on its port, while a process that it started uses a whole CPU."""
     return perl(f"{_bind()} if (!fork) {{ while (1) {{ }} }} {_ECHO}")

@@ -117,7 +117,7 @@ class NodeAgent(Agent):
         async def keep_log(key: RunKey) -> None:
             await archive.keep(runtime, key)
 
-        node = Node(f"{region}@{host_id()}", share, runtime, fetch, keep_log)
+        node = Node(f"{region}@{host_id()}", share, runtime, fetch, keep_log, settings.node)
         super().__init__(node, archive)
         await node.start()
         self._sweepers = [asyncio.create_task(sweep(archive)), asyncio.create_task(self._keep_bundles())]

@@ -14,7 +14,6 @@ import shutil
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 import orjson
@@ -24,10 +23,10 @@ from fleet.errors import Conflict, NotFound
 from fleet.node.base_image import ensure_base_image
 from fleet.node.docker_exits import ExitWatch
 from fleet.node.docker_logs import read_lines, read_page, read_tail
+from fleet.node.docker_net import GameNetworks
 from fleet.node.docker_spec import Host, ImageFacts, container_config, container_name, fleet_filter, key_of, ports_of
 from fleet.node.engine import Engine, EngineError
 from fleet.node.executable import bundle_folder, check_executable, executable_of
-from fleet.node.health import readiness_of
 from fleet.node.images import BuildImages
 from fleet.node.runtime import (
     BuildRef,
@@ -66,7 +65,7 @@ class DockerRuntime:
         self._launches = asyncio.Semaphore(LAUNCHES_AT_ONCE)
         self._locks: dict[RunKey, asyncio.Lock] = {}
         self._under_way: set[asyncio.Task[None]] = set()
-        self._pids: dict[RunKey, int] = {}
+        self._networks = GameNetworks(self._find_pid)
         self._base = ImageFacts("")
         # More open files than the engine itself may have would be refused; ours are a good guess of that.
         files = min(65536, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
@@ -88,6 +87,7 @@ class DockerRuntime:
 
     async def close(self) -> None:
         await asyncio.gather(*self._under_way, return_exceptions=True)
+        self._networks.close()
         await self._engine.close()
 
     async def prepare(self, build: BuildRef) -> None:
@@ -178,21 +178,11 @@ class DockerRuntime:
         return EngineUnavailable(text)
 
     async def readiness(self, spec_ports: tuple[Port, ...], key: RunKey) -> Readiness:
-        pid = self._pids.get(key) or await self._find_pid(key)
-        if not pid:
-            return Readiness(missing=spec_ports)
-        try:
-            return readiness_of(Path(f"/proc/{pid}/net"), spec_ports)
-        except OSError:  # ended meanwhile
-            self._pids.pop(key, None)
-            return Readiness(missing=spec_ports)
+        return await self._networks.readiness(spec_ports, key)
 
     async def _find_pid(self, key: RunKey) -> int:
         details = await self._inspect(self._name(key))
-        pid = int(details["State"]["Pid"]) if details else 0
-        if pid:
-            self._pids[key] = pid
-        return pid
+        return int(details["State"]["Pid"]) if details else 0
 
     async def _observe(self, row: dict[str, Any]) -> Observed | None:
         labels: dict[str, str] = row["Labels"]
@@ -220,7 +210,7 @@ class DockerRuntime:
 
     async def exits(self) -> AsyncIterator[Exited]:
         async for exited in self._watch.exits():
-            self._pids.pop(exited.key, None)
+            self._networks.forget(exited.key)
             yield exited
 
     async def stop(self, key: RunKey, grace_s: float) -> None:
@@ -258,7 +248,7 @@ class DockerRuntime:
         await self._settle("DELETE", f"/containers/{self._name(key)}", {"v": "1"})
         await asyncio.to_thread(shutil.rmtree, server_folder(self._place.servers_dir, key), ignore_errors=True)
         self._watch.removed(key)
-        self._pids.pop(key, None)
+        self._networks.forget(key)
         self._locks.pop(key, None)
 
     async def rewrite_config(self, key: RunKey, config: dict[str, Any]) -> None:

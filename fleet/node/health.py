@@ -1,7 +1,8 @@
 """Readiness from the kernel's socket tables: which declared ports are really open, without sending a packet.
 
 Connecting proves nothing (the engine's proxy accepts before the game listens), and UDP has nothing to connect to.
-Tables cost 0.05 ms (udp) to 13 ms (tcp6) to read, so only those of declared protocols are read, IPv4 first.
+Tables cost 0.05 ms (udp) to 13 ms (tcp6) to read, so only those of declared protocols are read, IPv4 first; where we
+may enter the namespace, `sock_diag.py` asks for less.
 """
 
 import asyncio
@@ -50,6 +51,11 @@ def readiness_of(net: Path, ports: Iterable[Port], inodes: set[int] | None = Non
 
     FileNotFoundError or ProcessLookupError: the process is gone.
     """
+    return readiness(ports, lambda proto, wanted: _open(net, proto, wanted, inodes))
+
+
+def readiness(ports: Iterable[Port], look: Callable[[Proto, set[int]], tuple[set[int], set[int]]]) -> Readiness:
+    """Readiness from what `look(protocol, wanted)` says: (reachable, loopback-only) numbers. Asked once a protocol."""
     missing: list[Port] = []
     loopback: list[Port] = []
     declared = list(ports)
@@ -57,7 +63,7 @@ def readiness_of(net: Path, ports: Iterable[Port], inodes: set[int] | None = Non
         wanted = [port for port in declared if port.protocol == proto]
         if not wanted:
             continue
-        reachable, local = _open(net, proto, {port.internal for port in wanted}, inodes)
+        reachable, local = look(proto, {port.internal for port in wanted})
         loopback += [port for port in wanted if port.internal in local]
         missing += [port for port in wanted if port.internal not in reachable | local]
     return Readiness(tuple(missing), tuple(loopback))

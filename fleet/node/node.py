@@ -28,9 +28,12 @@ from fleet.node.runtime import (
     Observed,
     Port,
     PortTaken,
+    Readiness,
     RunKey,
     Runtime,
 )
+from fleet.node.vigil import Vigil
+from fleet.settings import NodeSettings
 from fleet.times import now_ms
 
 log = structlog.get_logger(__name__)
@@ -50,6 +53,7 @@ class Node:
         runtime: Runtime,
         fetch: Callable[[BuildRef], Awaitable[None]],
         archive: Callable[[RunKey], Awaitable[None]],
+        habits: NodeSettings,
         free: Callable[[str, int], bool] = is_free,
     ) -> None:
         self.node_id = node_id
@@ -59,6 +63,7 @@ class Node:
         self._archive = archive
         self._ports = PortAllocator(share.port_first, share.port_last, share.bind_host, free=free)
         self._runs: dict[RunKey, Run] = {}
+        self._habits = habits
         self._outbox = Outbox()
         self._boot_id = secrets.token_hex(8)
         self._epoch = 0
@@ -70,6 +75,10 @@ class Node:
         self._spawn(self._follow_exits())
         for observed in await self._patiently(self._runtime.list):
             self._adopt(observed)
+        if self._habits.health_every_s:
+            every_s = self._habits.health_every_s
+            vigil = Vigil(lambda: list(self._runs.values()), self._runtime.readiness, self._health, every_s)
+            self._spawn(vigil.run())
 
     async def close(self) -> None:
         for task in list(self._tasks):
@@ -83,16 +92,8 @@ class Node:
         """Everything this node runs. From now on only this epoch or a newer one may command."""
         self._check(epoch)
         runs = tuple(run.view for run in self._runs.values() if not run.forgetting)
-        host = self.share.public_host
-        return Hello(
-            self._boot_id,
-            self._outbox.seq,
-            self.node_id,
-            host,
-            self.share,
-            self._runtime.name,
-            runs,
-        )
+        host, seq = self.share.public_host, self._outbox.seq
+        return Hello(self._boot_id, seq, self.node_id, host, self.share, self._runtime.name, runs)
 
     async def poll(self, epoch: int, boot_id: str, after: int, timeout_s: float) -> Page | None:
         """Events after a number; None when this is another life of the agent (say hello again)."""
@@ -343,6 +344,10 @@ class Node:
         if not run.view.state.ended and view != run.view:
             run.view = view
             self._outbox.put(view, urgent=True)
+
+    def _health(self, run: Run, seen: Readiness) -> None:
+        log.warning("health changed", node=self.node_id, run=str(run.view.key), healthy=seen.ready)
+        self._tell(run, healthy=seen.ready, message=waiting_for(seen))
 
     # Adoption ---------------------------------------------------------------------------------------------------
 

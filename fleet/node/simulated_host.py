@@ -20,10 +20,14 @@ from fleet.node.model import NodeShare
 from fleet.node.node import Node
 from fleet.node.runtime import BuildRef, RunKey
 from fleet.node.simulated import run_file
-from fleet.settings import SIMULATED, get_settings
+from fleet.settings import SIMULATED, NodeSettings, get_settings
 from fleet.telemetry.logs import setup_logging
 
 log = structlog.get_logger(__name__)
+
+
+# Nothing runs there, so there is nothing to look at.
+_NO_HABITS = NodeSettings(health_every_s=0)
 
 
 @ray.remote
@@ -60,7 +64,8 @@ class SimulatedHost:
         async def keep_log(key: RunKey) -> None:
             await self._archive.keep(runtime, key)
 
-        node = Node(f"{self._region}@simulated-{number}", share, runtime, _nothing_to_fetch, keep_log, _always_free)
+        node_id = f"{self._region}@simulated-{number}"
+        node = Node(node_id, share, runtime, _nothing_to_fetch, keep_log, _NO_HABITS, _always_free)
         await node.start()
         return Agent(node, self._archive)
 

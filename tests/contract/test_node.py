@@ -14,12 +14,14 @@ from fleet.node.docker import DockerRuntime
 from fleet.node.model import NodeShare, RunState, RunView
 from fleet.node.node import Node
 from fleet.node.ports import PortAllocator
-from fleet.node.runtime import BuildRef, Port, RunKey
+from fleet.node.runtime import BuildRef, Port, Readiness, RunKey
+from fleet.settings import NodeSettings
 from tests import games
 from tests.contract.runtime_stage import HOST, PATIENCE, Stage, engine_problem
 from tests.waiting import eventually
 
 FIRST, LAST = 30400, 30500
+HABITS = NodeSettings(health_every_s=0.1)
 
 
 class Bench:
@@ -38,7 +40,7 @@ class Bench:
             self.archived.append(key)
 
         share = NodeShare(4096, 4.0, FIRST, LAST, HOST, HOST)
-        self.node = Node("n", share, DockerRuntime(self.stage.place()), fetched, archive)
+        self.node = Node("n", share, DockerRuntime(self.stage.place()), fetched, archive, HABITS)
         await self.node.start()
         self.hello = self.node.hello(1)
         self.seq = self.hello.seq
@@ -181,3 +183,33 @@ async def test_the_next_life_knows_who_is_frozen_and_a_stop_ends_it(bench: Bench
     with pytest.raises(NotFound):
         await bench.node.thaw(1, key)
     assert ports
+
+
+async def test_a_game_whose_ports_close_is_told_and_so_is_its_recovery(bench: Bench) -> None:
+    key, ports = await bench.running(games.port_that_closes())
+    bystander, _ = await bench.running(games.demo())
+    assert games.udp_ask(HOST, ports[0].external, b"close") == b"closing"
+    ailing = await bench.until(lambda v: not v.healthy)
+    assert (ailing.key, ailing.state) == (key, RunState.RUNNING)
+    assert "7777/udp" in ailing.message
+    assert bench.runs()[bystander].healthy
+    well = await bench.until(lambda v: v.key == key and v.healthy)  # it opens again after a second
+    assert (well.state, well.message) == (RunState.RUNNING, "")
+
+
+async def test_a_frozen_game_is_left_alone(bench: Bench) -> None:
+    """It cannot close its ports, and a look that finds them open proves nothing."""
+    key, ports = await bench.running(games.port_that_closes())
+    looks: list[RunKey] = []
+    look = bench.node._runtime.readiness
+
+    async def counted(wanted: tuple[Port, ...], run: RunKey) -> Readiness:
+        looks.append(run)
+        return await look(wanted, run)
+
+    await bench.node.freeze(1, key)
+    bench.node._runtime.readiness = counted  # type: ignore[method-assign]
+    other, _ = await bench.running(games.demo())
+    await asyncio.to_thread(eventually, lambda: looks.count(other) > 3, PATIENCE, "others are looked at")
+    assert ports
+    assert key not in looks
