@@ -54,9 +54,9 @@ def test_reachable_and_loopback_are_told_apart(tables: SocketTables, kind: int) 
 
 
 def test_a_connected_socket_is_not_open(tables: SocketTables) -> None:
-    with bound(socket.AF_INET, socket.SOCK_DGRAM, "127.0.0.1") as peer:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
-            client.connect(peer.getsockname())
-            _, loopback = tables.open_ports("udp")
-            assert peer.getsockname()[1] in loopback
-            assert client.getsockname()[1] not in loopback
+    client = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    with bound(socket.AF_INET, socket.SOCK_DGRAM, "127.0.0.1") as peer, client:
+        client.connect(peer.getsockname())
+        _, loopback = tables.open_ports("udp")
+        assert peer.getsockname()[1] in loopback
+        assert client.getsockname()[1] not in loopback
