@@ -71,6 +71,7 @@ class SimulatedSettings(BaseModel):
 class NodeSettings(BaseModel):
     """What a node does for the games that run there."""
 
+    warm_networks: int = Field(default=3, ge=0, description="container networks made ahead of launches; 0: none")
     health_every_s: float = Field(default=3.0, ge=0, description="how often a running game is looked at; 0: never")
 
 

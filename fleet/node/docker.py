@@ -24,7 +24,19 @@ from fleet.node.base_image import ensure_base_image
 from fleet.node.docker_exits import ExitWatch
 from fleet.node.docker_logs import read_lines, read_page, read_tail
 from fleet.node.docker_net import GameNetworks
-from fleet.node.docker_spec import Host, ImageFacts, container_config, container_name, fleet_filter, key_of, ports_of
+from fleet.node.docker_networks import DockerNetworks
+from fleet.node.docker_spec import (
+    NETWORK,
+    Host,
+    ImageFacts,
+    container_config,
+    container_name,
+    fleet_filter,
+    is_port_taken,
+    key_of,
+    ports_of,
+    taken_ports,
+)
 from fleet.node.engine import Engine, EngineError
 from fleet.node.executable import bundle_folder, check_executable, executable_of
 from fleet.node.images import BuildImages
@@ -35,6 +47,7 @@ from fleet.node.runtime import (
     LaunchFailed,
     LaunchSpec,
     LogLine,
+    NetworkLost,
     Observed,
     Port,
     PortTaken,
@@ -48,7 +61,6 @@ log = structlog.get_logger(__name__)
 
 # The engine's network set-up does not scale: more at once only makes each slower.
 LAUNCHES_AT_ONCE = 4
-_PORT_TAKEN = ("port is already allocated", "address already in use")
 
 
 class DockerRuntime:
@@ -61,11 +73,12 @@ class DockerRuntime:
         self._engine = Engine(socket)
         self._images = BuildImages(self._engine)
         self._labels = fleet_filter(place.fleet_id, place.region)
-        self._watch = ExitWatch(self._engine, place.fleet_id, self._labels, self.list, self._tail)
+        self.networks = DockerNetworks(self._engine, place)
+        self._watch = ExitWatch(self._engine, place.fleet_id, self._labels, self.networks, self)
         self._launches = asyncio.Semaphore(LAUNCHES_AT_ONCE)
         self._locks: dict[RunKey, asyncio.Lock] = {}
         self._under_way: set[asyncio.Task[None]] = set()
-        self._networks = GameNetworks(self._find_pid)
+        self._inside = GameNetworks(self._find_pid)
         self._base = ImageFacts("")
         # More open files than the engine itself may have would be refused; ours are a good guess of that.
         files = min(65536, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
@@ -84,10 +97,11 @@ class DockerRuntime:
         make_private(self._place.servers_dir)
         state = self._place.servers_dir.parent
         self._base = ImageFacts(await ensure_base_image(self._engine, self._place.base_image, state))
+        self.networks.image = self._base.reference
 
     async def close(self) -> None:
         await asyncio.gather(*self._under_way, return_exceptions=True)
-        self._networks.close()
+        self._inside.close()
         await self._engine.close()
 
     async def prepare(self, build: BuildRef) -> None:
@@ -127,7 +141,7 @@ class DockerRuntime:
             except EngineError as error:
                 await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
                 raise self._refusal(error, spec) from error
-            self._watch.launched(spec.key)
+            self._watch.launched(spec.key, spec.network)
 
     def _name(self, key: RunKey) -> str:
         return container_name(self._place.fleet_id, key)
@@ -166,7 +180,9 @@ class DockerRuntime:
     def _refusal(self, error: EngineError, spec: LaunchSpec) -> Exception:
         """The engine's words as one of the protocol's errors."""
         text = error.message
-        if any(words in text for words in _PORT_TAKEN):
+        if spec.network and (spec.network in text or "cannot join network" in text or "/ns/net" in text):
+            return NetworkLost(text)
+        if is_port_taken(text):
             return PortTaken(taken_ports(text, spec.ports), text)
         if error.status == 404 or "No such image" in text:
             self._images.forget(spec.build)
@@ -178,7 +194,7 @@ class DockerRuntime:
         return EngineUnavailable(text)
 
     async def readiness(self, spec_ports: tuple[Port, ...], key: RunKey) -> Readiness:
-        return await self._networks.readiness(spec_ports, key)
+        return await self._inside.readiness(spec_ports, key)
 
     async def _find_pid(self, key: RunKey) -> int:
         details = await self._inspect(self._name(key))
@@ -210,7 +226,7 @@ class DockerRuntime:
 
     async def exits(self) -> AsyncIterator[Exited]:
         async for exited in self._watch.exits():
-            self._networks.forget(exited.key)
+            self._inside.forget(exited.key)
             yield exited
 
     async def stop(self, key: RunKey, grace_s: float) -> None:
@@ -248,7 +264,7 @@ class DockerRuntime:
         await self._settle("DELETE", f"/containers/{self._name(key)}", {"v": "1"})
         await asyncio.to_thread(shutil.rmtree, server_folder(self._place.servers_dir, key), ignore_errors=True)
         self._watch.removed(key)
-        self._networks.forget(key)
+        self._inside.forget(key)
         self._locks.pop(key, None)
 
     async def rewrite_config(self, key: RunKey, config: dict[str, Any]) -> None:
@@ -260,7 +276,7 @@ class DockerRuntime:
     def follow(self, key: RunKey, after: str | None) -> AsyncIterator[LogLine]:
         return read_lines(self._engine, self._name(key), after, None, follow=True)
 
-    async def _tail(self, key: RunKey) -> str:
+    async def tail(self, key: RunKey) -> str:
         return await read_tail(self._engine, self._name(key))
 
     async def _inspect(self, name: str) -> dict[str, Any] | None:
@@ -296,12 +312,6 @@ class DockerRuntime:
         return [run for run in await asyncio.gather(*map(self._observe, rows)) if run is not None]
 
 
-def taken_ports(message: str, ports: tuple[Port, ...]) -> tuple[Port, ...]:
-    """The ports of the spec that the engine's message names; all of them if it names none."""
-    numbers = {int(number) for number in re.findall(r":(\d+)(?=[ :])", message)}
-    return tuple(port for port in ports if port.external in numbers) or ports
-
-
 def _observed(key: RunKey, labels: dict[str, str], **state: Any) -> Observed:
     return Observed(
         key=key,
@@ -309,6 +319,7 @@ def _observed(key: RunKey, labels: dict[str, str], **state: Any) -> Observed:
         labels=labels,
         memory_mb=int(labels["fleet.memory"]),
         cpus=float(labels["fleet.cpus"]),
+        network=labels.get(NETWORK),
         **state,
     )
 

@@ -6,21 +6,33 @@ no event told are reported then. An end is reported once per runtime object; `re
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
+from collections.abc import AsyncIterator
+from typing import Any, Protocol
 
 import orjson
 import structlog
 
+from fleet.node.docker_networks import ROLE
 from fleet.node.docker_spec import key_of
 from fleet.node.engine import Engine, EngineError, json_lines
-from fleet.node.runtime import EngineUnavailable, Exited, Observed, RunKey
+from fleet.node.runtime import EngineUnavailable, Exited, Networks, Observed, RunKey
 from fleet.times import now_ms
 
 log = structlog.get_logger(__name__)
 
+CUT_OFF = "The game's network was removed by someone else, so it was ended."
 VANISHED = -1  # exit code of a container that someone removed while nobody was looking
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 5.0
+
+
+class Containers(Protocol):
+    """What the watch must know and do beyond events."""
+
+    async def tail(self, key: RunKey) -> str: ...
+
+    async def stop(self, key: RunKey, grace_s: float) -> None: ...
+
+    async def list(self) -> list[Observed]: ...
 
 
 class ExitWatch:
@@ -31,23 +43,29 @@ class ExitWatch:
         engine: Engine,
         fleet_id: str,
         labels: list[str],
-        listing: Callable[[], Awaitable[list[Observed]]],
-        tail: Callable[[RunKey], Awaitable[str]],
+        networks: Networks,
+        containers: Containers,
     ) -> None:
         self._engine, self._fleet_id, self._labels = engine, fleet_id, labels
-        self._listing, self._tail = listing, tail
+        self._networks, self._containers = networks, containers
         self._running: set[RunKey] = set()
         self._reported: set[RunKey] = set()
         self._oom: set[RunKey] = set()
+        self._joined: dict[str, RunKey] = {}
+        self._cut_off: dict[RunKey, asyncio.Task[None]] = {}
 
-    def launched(self, key: RunKey) -> None:
-        """A run that must be accounted for, even if it vanishes."""
+    def launched(self, key: RunKey, network: str | None) -> None:
+        """A run that must be accounted for, even if it vanishes, and the warm network that it has joined."""
         if key not in self._reported:
             self._running.add(key)
+            if network is not None:
+                self._joined[network] = key
 
     def removed(self, key: RunKey) -> None:
         for keys in (self._running, self._reported, self._oom):
             keys.discard(key)
+        self._cut_off.pop(key, None)
+        self._joined = {network: joined for network, joined in self._joined.items() if joined != key}
 
     async def exits(self) -> AsyncIterator[Exited]:
         pause = _FIRST_PAUSE_S
@@ -77,11 +95,14 @@ class ExitWatch:
                     yield exited
 
     async def _missed(self) -> list[Exited]:
-        observed = await self._listing()
+        networks = {network.name for network in await self._networks.list()}
+        observed = await self._containers.list()
         found: list[Exited] = []
         for run in observed:
             if run.running:
-                self._running.add(run.key)
+                self.launched(run.key, run.network)
+                if run.network is not None and run.network not in networks:
+                    self._network_gone(run.network)
             elif run.exit_code is not None and run.key not in self._reported:
                 at = run.ended_at or now_ms()
                 oom = run.exit_code != 0 and (run.oom or run.key in self._oom)
@@ -94,6 +115,9 @@ class ExitWatch:
 
     async def _event(self, event: dict[str, Any]) -> Exited | None:
         attributes: dict[str, str] = event["Actor"]["Attributes"]
+        if ROLE in attributes and event["Action"] == "die":
+            self._network_gone(attributes.get("name", ""))
+            return None
         key = key_of(attributes, attributes.get("name", ""), self._fleet_id)
         if key is None or key in self._reported:
             return None
@@ -103,16 +127,27 @@ class ExitWatch:
         code = int(attributes.get("exitCode", VANISHED))
         return await self._report(key, event["timeNano"] // 1_000_000, code, oom=code != 0 and key in self._oom)
 
+    def _network_gone(self, name: str) -> None:
+        """Someone removed a sandbox. Its game cannot be reached any more, so it is ended: that tells everybody."""
+        key = self._joined.pop(name, None)
+        if key in self._running and key not in self._cut_off:
+            log.error("network_of_a_game_lost", key=str(key), network=name)
+            self._cut_off[key] = asyncio.create_task(self._containers.stop(key, 0))
+
     async def _report(self, key: RunKey, at: int, code: int, *, oom: bool) -> Exited:
         self._reported.add(key)
         self._running.discard(key)
+        if key in self._cut_off:
+            code = code or VANISHED  # however politely it went, it did not want to
         if code == 0:
             # The engine shows a log only after it has freed the container's network, ~80 ms later; a game that
             # ended well has no last words to wait for.
             return Exited(key, at, code)
         try:
-            tail = await self._tail(key)
+            tail = await self._containers.tail(key)
         except EngineUnavailable as error:
             log.warning("exit_tail_lost", key=str(key), error=str(error))
             tail = ""
+        if key in self._cut_off:
+            tail = f"{tail}\n{CUT_OFF}".strip()
         return Exited(key, at, code, oom=oom, tail=tail)

@@ -4,6 +4,7 @@ Everything that a restarted agent must know is in the labels, so that a listing 
 """
 
 import posixpath
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,9 @@ from fleet.node.executable import executable_of, game_arguments
 from fleet.node.runtime import LaunchSpec, Port, RunKey
 
 GAME, BUNDLE, CONFIG, TMP = "/game", "/bundle", "/playflow", "/tmp"
+NETWORK = "fleet.network"  # label: the sandbox whose network a game has joined
 GAME_USER = "1000:1000"
+_PORT_TAKEN = ("port is already allocated", "address already in use")
 # Fills the writable copy, then becomes the game: no process stays between it and its signals.
 _FILL = f'cp -RP {BUNDLE}/. {GAME}/ && chmod -R u+w {GAME} && cd "$0" && exec "$@"'
 
@@ -55,7 +58,7 @@ def container_config(spec: LaunchSpec, image: ImageFacts, host: Host) -> dict[st
         "Image": image.reference,
         "Labels": labels_of(spec, host.fleet_id),
         "Env": _environment(spec, image),
-        "ExposedPorts": {_port_key(port): {} for port in spec.ports},
+        "ExposedPorts": {port_key(port): {} for port in spec.ports if spec.network is None},
         "HostConfig": _host_config(spec, host),
         "AttachStdout": False,
         "AttachStderr": False,
@@ -65,15 +68,20 @@ def container_config(spec: LaunchSpec, image: ImageFacts, host: Host) -> dict[st
 
 def labels_of(spec: LaunchSpec, fleet_id: str) -> dict[str, str]:
     ports = [[port.name, port.internal, port.external, port.protocol] for port in spec.ports]
-    return spec.labels | {
-        "fleet.id": fleet_id,
-        "fleet.region": spec.region,
-        "fleet.server": spec.key.instance_id,
-        "fleet.generation": str(spec.key.generation),
-        "fleet.ports": orjson.dumps(ports).decode(),
-        "fleet.memory": str(spec.memory_mb),
-        "fleet.cpus": f"{spec.cpus:g}",
-    }
+    network = {NETWORK: spec.network} if spec.network else {}
+    return (
+        spec.labels
+        | network
+        | {
+            "fleet.id": fleet_id,
+            "fleet.region": spec.region,
+            "fleet.server": spec.key.instance_id,
+            "fleet.generation": str(spec.key.generation),
+            "fleet.ports": orjson.dumps(ports).decode(),
+            "fleet.memory": str(spec.memory_mb),
+            "fleet.cpus": f"{spec.cpus:g}",
+        }
+    )
 
 
 def key_of(labels: dict[str, str], name: str, fleet_id: str) -> RunKey | None:
@@ -92,7 +100,7 @@ def ports_of(labels: dict[str, str]) -> tuple[Port, ...]:
     return tuple(Port(*fields) for fields in orjson.loads(labels["fleet.ports"]))
 
 
-def _port_key(port: Port) -> str:
+def port_key(port: Port) -> str:
     return f"{port.internal}/{port.protocol}"
 
 
@@ -144,10 +152,29 @@ def _host_config(spec: LaunchSpec, host: Host) -> dict[str, Any]:
         "Ulimits": [_limit("nofile", host.open_files), _limit("core", 0)],
         "Tmpfs": _tmpfs(spec),
         "Mounts": _mounts(spec, host),
-        "PortBindings": {
-            _port_key(port): [{"HostIp": spec.bind_host, "HostPort": str(port.external)}] for port in spec.ports
-        },
+        **_network(spec),
     }
+
+
+def _network(spec: LaunchSpec) -> dict[str, Any]:
+    if spec.network is not None:
+        return {"NetworkMode": f"container:{spec.network}"}
+    return {"PortBindings": port_bindings(spec.ports, spec.bind_host)}
+
+
+def port_bindings(ports: tuple[Port, ...], host: str) -> dict[str, Any]:
+    return {port_key(port): [{"HostIp": host, "HostPort": str(port.external)}] for port in ports}
+
+
+def is_port_taken(message: str) -> bool:
+    """Whether the engine says that a host port is in use."""
+    return any(words in message for words in _PORT_TAKEN)
+
+
+def taken_ports(message: str, ports: tuple[Port, ...]) -> tuple[Port, ...]:
+    """The ports of the spec that the engine's message names; all of them if it names none."""
+    numbers = {int(number) for number in re.findall(r":(\d+)(?=[ :])", message)}
+    return tuple(port for port in ports if port.external in numbers) or ports
 
 
 def _limit(name: str, value: int) -> dict[str, Any]:

@@ -10,37 +10,33 @@ import contextlib
 import secrets
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any
 
 import structlog
 
-from fleet.errors import Fenced, FleetError, NotFound
+from fleet.errors import Fenced, NotFound
+from fleet.node.launcher import Launcher, patiently
 from fleet.node.model import Hello, NodeShare, Page, RunState, RunView
 from fleet.node.outbox import Outbox
 from fleet.node.ports import PortAllocator, is_free
 from fleet.node.run import Run, start_refused, waiting_for
 from fleet.node.runtime import (
     BuildRef,
-    EngineUnavailable,
-    LaunchFailed,
     LaunchSpec,
     LogLine,
     Observed,
     Port,
-    PortTaken,
     Readiness,
     RunKey,
     Runtime,
 )
 from fleet.node.vigil import Vigil
+from fleet.node.warm_networks import WarmNetworks
 from fleet.settings import NodeSettings
 from fleet.times import now_ms
 
 log = structlog.get_logger(__name__)
-T = TypeVar("T")
-
-_ENGINE_PATIENCE_S = 120.0
-_PORT_ATTEMPTS = 20
+_BOOT_MS = 5_000
 
 
 class Node:
@@ -59,22 +55,26 @@ class Node:
         self.node_id = node_id
         self.share = share
         self._runtime = runtime
-        self._fetch = fetch
         self._archive = archive
         self._ports = PortAllocator(share.port_first, share.port_last, share.bind_host, free=free)
         self._runs: dict[RunKey, Run] = {}
         self._habits = habits
         self._outbox = Outbox()
+        self._launcher = Launcher(runtime, self._ports, fetch, self)
+        self._warm = WarmNetworks(runtime.networks, self._ports, habits.warm_networks, self._busy, self._spawn)
         self._boot_id = secrets.token_hex(8)
         self._epoch = 0
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
         """Adopt every container of ours, then follow the engine's exits."""
-        await self._patiently(self._runtime.start)
+        await patiently(self._runtime.start)
         self._spawn(self._follow_exits())
-        for observed in await self._patiently(self._runtime.list):
+        seen = await patiently(self._runtime.list)
+        await patiently(lambda: self._warm.adopt({run.network for run in seen if run.running and run.network}))
+        for observed in seen:
             self._adopt(observed)
+        self._spawn(self._warm.run())
         if self._habits.health_every_s:
             every_s = self._habits.health_every_s
             vigil = Vigil(lambda: list(self._runs.values()), self._runtime.readiness, self._health, every_s)
@@ -108,7 +108,8 @@ class Node:
         known = self._runs.get(spec.key)
         if known is not None:
             return known.view.ports
-        spec = replace(spec, ports=self._reserve(spec.key, spec.ports))
+        warm = self._warm.take(spec)
+        spec = warm or replace(spec, ports=self._launcher.reserve(spec.key, spec.ports))
         cores = spec.cpus if spec.dedicated else 0.0
         view = RunView(
             spec.key,
@@ -121,7 +122,8 @@ class Node:
         )
         run = self._runs[spec.key] = Run(view)
         self._outbox.put(view)
-        run.task = self._spawn(self._launch(run, spec))
+        run.network = spec.network
+        run.task = self._spawn(self._launcher.launch(run, spec))
         return spec.ports
 
     def stop(self, epoch: int, key: RunKey, grace_s: float) -> None:
@@ -139,7 +141,7 @@ class Node:
         if run is not None and run.view.state is RunState.RUNNING and not run.stopping:
             async with run.temperature:
                 await self._runtime.freeze(key)
-                self._tell(run, frozen=True)
+                self.tell(run, frozen=True)
 
     async def thaw(self, epoch: int, key: RunKey) -> None:
         """Let a frozen game go on. NotFound if it does not run: whoever wants to play needs to know."""
@@ -152,7 +154,7 @@ class Node:
     async def _thaw(self, run: Run) -> None:
         async with run.temperature:
             await self._runtime.thaw(run.view.key)
-            self._tell(run, frozen=False)
+            self.tell(run, frozen=False)
 
     def forget(self, epoch: int, key: RunKey) -> None:
         """The region has recorded this run's end: keep its log, remove the rest."""
@@ -198,95 +200,6 @@ class Node:
             raise Fenced(f"Epoch {epoch} is replaced by {self._epoch} on node {self.node_id}.")
         self._epoch = epoch
 
-    # Launching --------------------------------------------------------------------------------------------------
-
-    def _reserve(self, key: RunKey, wanted: tuple[Port, ...]) -> tuple[Port, ...]:
-        return tuple(replace(port, external=self._ports.take(str(key))) for port in wanted)
-
-    async def _launch(self, run: Run, spec: LaunchSpec) -> None:
-        try:
-            await self._fetch(spec.build)
-            await self._patiently(lambda: self._runtime.prepare(spec.build))
-            self._move(run, RunState.CREATING)
-            ports = await self._launch_on_free_ports(run, spec)
-            self._move(run, RunState.BOOTING)
-            await self._until_ready(run, ports)
-        except LaunchFailed as failure:
-            self._end(run, RunState.FAILED, reason=failure.reason, message=str(failure))
-        except FleetError as failure:
-            self._end(
-                run,
-                RunState.FAILED,
-                reason="STARTUP_FAILURE_DOWNLOAD",
-                message=failure.detail,
-            )
-        except asyncio.CancelledError:
-            raise
-        except Exception as fault:
-            log.exception("launch failed", run=str(spec.key), node=self.node_id)
-            self._end(
-                run,
-                RunState.FAILED,
-                reason="STARTUP_FAILURE_URL",
-                message=f"The node failed: {fault!r}",
-            )
-
-    async def _launch_on_free_ports(self, run: Run, spec: LaunchSpec) -> tuple[Port, ...]:
-        for _ in range(_PORT_ATTEMPTS):
-            try:
-                await self._patiently(lambda spec=spec: self._runtime.launch(spec))
-            except PortTaken as taken:
-                log.warning(
-                    "host port taken by something else",
-                    run=str(spec.key),
-                    error=str(taken),
-                )
-                for port in taken.ports or spec.ports:
-                    self._ports.exclude(port.external)
-                self._ports.release(str(spec.key))
-                spec = replace(spec, ports=self._reserve(spec.key, spec.ports))
-                run.view = replace(run.view, ports=spec.ports)
-                self._outbox.put(run.view, urgent=True)
-            else:
-                return spec.ports
-        raise LaunchFailed("STARTUP_FAILURE_PORTS", "No free host port could be found on the node.")
-
-    async def _until_ready(self, run: Run, ports: tuple[Port, ...]) -> None:
-        """The kernel gives no event for a bound socket, so look, often at first, then less."""
-        delay = 0.002
-        while True:
-            seen = await self._runtime.readiness(ports, run.view.key)
-            if run.view.state.ended:
-                return
-            if seen.ready:
-                self._move(run, RunState.RUNNING)
-                return
-            message = waiting_for(seen)
-            if seen.loopback and message != run.view.message:
-                run.view = replace(run.view, message=message)
-                self._outbox.put(run.view)
-            run.view = replace(run.view, message=message)
-            await asyncio.sleep(delay)
-            delay = min(delay * 1.3, 0.25)
-
-    async def _patiently(self, call: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """Call, and call again while the engine is out of reach (it may be restarting)."""
-        delay, waited = 0.2, 0.0
-        while True:
-            try:
-                return await call()
-            except EngineUnavailable as error:
-                if waited >= _ENGINE_PATIENCE_S:
-                    raise
-                log.warning(
-                    "engine unavailable, trying again",
-                    node=self.node_id,
-                    error=str(error),
-                )
-                await asyncio.sleep(delay)
-                waited += delay
-                delay = min(delay * 1.5, 5.0)
-
     # Ends -------------------------------------------------------------------------------------------------------
 
     async def _follow_exits(self) -> None:
@@ -296,22 +209,22 @@ class Node:
                 continue
             refusal = start_refused(exited) if run.view.state in (RunState.CREATING, RunState.BOOTING) else None
             if refusal:
-                self._end(run, RunState.FAILED, at=exited.at, reason="STARTUP_FAILURE_EXECUTABLE", message=refusal)
+                self.end(run, RunState.FAILED, at=exited.at, reason="STARTUP_FAILURE_EXECUTABLE", message=refusal)
                 continue
             facts = {"exit_code": exited.exit_code, "oom": exited.oom, "message": exited.tail}
-            self._end(run, RunState.EXITED, at=exited.at, **facts)
+            self.end(run, RunState.EXITED, at=exited.at, **facts)
 
     async def _stop(self, run: Run, grace_s: float) -> None:
         key = run.view.key
         if run.task is not None and not run.task.done():
             run.task.cancel()
             await asyncio.gather(run.task, return_exceptions=True)
-        await self._patiently(lambda: self._runtime.stop(key, grace_s))
+        await patiently(lambda: self._runtime.stop(key, grace_s))
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(2.0):
                 await run.ended.wait()
         # A launch that was called off before its process ran has no exit to report.
-        self._end(run, RunState.EXITED, message="Stopped before it ran.")
+        self.end(run, RunState.EXITED, message="Stopped before it ran.")
 
     async def _forget(self, run: Run) -> None:
         key = run.view.key
@@ -320,10 +233,10 @@ class Node:
                 await self._archive(key)
             except Exception:  # the log is worth less than the room that its container holds
                 log.exception("log not kept", run=str(key))
-        await self._patiently(lambda: self._runtime.remove(key))
+        await patiently(lambda: self._runtime.remove(key))
         self._runs.pop(key, None)
 
-    def _end(self, run: Run, state: RunState, *, at: int | None = None, **facts: Any) -> None:
+    def end(self, run: Run, state: RunState, *, at: int | None = None, **facts: Any) -> None:
         if run.view.state.ended:
             return
         if run.task is not None and run.task is not asyncio.current_task():
@@ -331,14 +244,27 @@ class Node:
         run.view = replace(run.view, state=state, at=at or now_ms(), **facts)
         run.ended.set()
         self._ports.release(str(run.view.key))
+        self.leave_network(run)
         self._outbox.put(run.view)
 
-    def _move(self, run: Run, state: RunState) -> None:
+    def leave_network(self, run: Run) -> None:
+        """The run is not on its warm network any more, and nobody will be again."""
+        if run.network is not None:
+            self._warm.drop(run.network)
+            run.network = None
+
+    def _busy(self) -> bool:
+        """Whether somebody waits for a game to start, or to boot, if that does not take long."""
+        waited_for = (RunState.CREATING, RunState.BOOTING)
+        return any(run.view.state in waited_for and now_ms() - run.view.at < _BOOT_MS for run in self._runs.values())
+
+    def move(self, run: Run, state: RunState) -> None:
         if not run.view.state.ended:
             run.view = replace(run.view, state=state, at=now_ms(), message="")
             self._outbox.put(run.view)
+            self._warm.poke()
 
-    def _tell(self, run: Run, **facts: Any) -> None:
+    def tell(self, run: Run, **facts: Any) -> None:
         """Tell a change of a run that goes on, if it is one."""
         view = replace(run.view, **facts)
         if not run.view.state.ended and view != run.view:
@@ -347,7 +273,7 @@ class Node:
 
     def _health(self, run: Run, seen: Readiness) -> None:
         log.warning("health changed", node=self.node_id, run=str(run.view.key), healthy=seen.ready)
-        self._tell(run, healthy=seen.ready, message=waiting_for(seen))
+        self.tell(run, healthy=seen.ready, message=waiting_for(seen))
 
     # Adoption ---------------------------------------------------------------------------------------------------
 
@@ -370,9 +296,10 @@ class Node:
         )
         run = self._runs[seen.key] = Run(view)
         if seen.running:
-            for port in seen.ports:
+            run.network = seen.network
+            for port in seen.ports if seen.network is None else ():  # else its network holds them
                 self._ports.adopt(port.external, str(seen.key))
-            run.task = self._spawn(self._until_ready(run, seen.ports))
+            run.task = self._spawn(self._launcher.until_ready(run, seen.ports))
         else:
             run.ended.set()
 

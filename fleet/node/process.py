@@ -61,6 +61,7 @@ class ProcessRuntime:
     """Runtime (see `fleet.node.runtime`) on plain processes of this machine."""
 
     name = "process"
+    networks = None
 
     def __init__(self, place: RuntimePlace) -> None:
         self._place = place

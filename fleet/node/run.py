@@ -10,13 +10,17 @@ _INIT_REFUSED = re.compile(r"\[FATAL tini \(\d+\)\] exec (.+) failed: (.+)")
 
 
 class Run:
-    """`task` is the launch, then the wait for its ports. `temperature` is held while it is frozen or thawed."""
+    """`task` is the launch, then the wait for its ports. `temperature` is held while it is frozen or thawed.
+
+    `network`: the warm one that it has joined, to be dropped after its end.
+    """
 
     def __init__(self, view: RunView) -> None:
         self.view = view
         self.task: asyncio.Task[None] | None = None
         self.ended = asyncio.Event()
         self.temperature = asyncio.Lock()
+        self.network: str | None = None
         self.stopping = False
         self.forgetting = False
 

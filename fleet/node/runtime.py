@@ -74,6 +74,7 @@ class LaunchSpec:
     tmpfs_mb: int = 64
     log_mb: int = 10
     writable_extra_mb: int = 64
+    network: str | None = None  # the warm one (see `Networks`) that this run joins; its ports are the spec's
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +92,7 @@ class Observed:
     memory_mb: int = 0
     cpus: float = 0.0
     frozen: bool = False
+    network: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +136,10 @@ class PortTaken(Exception):
         self.ports = ports
 
 
+class NetworkLost(Exception):
+    """The warm network of the spec is gone; nothing runs. Launch again without it, on other ports."""
+
+
 class LaunchFailed(Exception):
     """The run cannot start and trying the same again is useless. `reason` is a shutdown_reason of the API."""
 
@@ -146,10 +152,47 @@ class EngineUnavailable(Exception):
     """The engine does not answer now (restarting, overloaded); trying again later is right."""
 
 
+@dataclass(frozen=True, slots=True)
+class Network:
+    """A network made ahead, with its ports published. `taken`: it was meant for a run that may exist."""
+
+    name: str
+    bind_host: str
+    ports: tuple[Port, ...]
+    taken: bool
+
+
+class Networks(Protocol):
+    """Networks made ahead of need, each for one run: most of a container's start is its network's."""
+
+    async def make(self, name: str, bind_host: str, ports: tuple[Port, ...]) -> None:
+        """PortTaken, EngineUnavailable: then nothing of it is left."""
+        ...
+
+    def take(self, name: str) -> None:
+        """It is a run's from now on and outlives us. Only `drop` ends it."""
+        ...
+
+    async def drop(self, name: str) -> None:
+        """End it; its ports are free then. No error if it is gone."""
+        ...
+
+    async def alive(self) -> None:
+        """Say at least every minute that somebody looks after networks; those that are not taken end otherwise."""
+        ...
+
+    async def list(self) -> list[Network]: ...
+
+
 class Runtime(Protocol):
     """All methods are coroutines safe to call concurrently for different runs, and idempotent for the same."""
 
     name: str
+
+    @property
+    def networks(self) -> Networks | None:
+        """None where a network costs nothing."""
+        ...
 
     async def start(self) -> None:
         """Connect, and make what every launch needs (base image). Raises EngineUnavailable."""
@@ -162,7 +205,7 @@ class Runtime(Protocol):
         ...
 
     async def launch(self, spec: LaunchSpec) -> None:
-        """Create and start; returns once the process runs. PortTaken, LaunchFailed, EngineUnavailable.
+        """Create and start; returns once the process runs. PortTaken, NetworkLost, LaunchFailed, EngineUnavailable.
 
         A container of the same key that already runs is success (a retried command has one effect).
         """

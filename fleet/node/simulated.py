@@ -176,6 +176,7 @@ class SimulatedRuntime:
     """Runtime (see `fleet.node.runtime`) that launches nothing. `node`: which of the machine's simulated nodes."""
 
     name = NAME
+    networks = None
 
     def __init__(self, place: RuntimePlace, habits: SimulatedSettings, node: str = "0") -> None:
         self._node = node

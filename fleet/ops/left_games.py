@@ -9,6 +9,7 @@ import docker.errors
 import structlog
 
 from fleet.catalog import load_catalog
+from fleet.node.docker_networks import ROLE
 from fleet.node.process import ProcessRuntime
 from fleet.node.runtime import RuntimePlace
 from fleet.ops.engine import connect_engine, engine_answers
@@ -30,13 +31,18 @@ def _stop_containers(home: Home, grace_s: float) -> int:
         return 0
     with closing(connect_engine(timeout_s=grace_s + 30)) as client:
         found = client.containers.list(all=True, filters={"label": f"fleet.id={home.fleet_id}"})
-        for container in found:
+        games = [container for container in found if ROLE not in container.labels]
+        for container in games:
             _remove(container, grace_s)
-        return len(found)
+        for network in (container for container in found if ROLE in container.labels):
+            _remove(network, 0)  # after the games that use it
+        return len(games)
 
 
 def _remove(container: Any, grace_s: float) -> None:
     try:
+        if container.status == "paused":  # a frozen game could not hear the signal
+            container.unpause()
         container.stop(timeout=int(grace_s))
         container.remove(force=True)
     except docker.errors.NotFound:

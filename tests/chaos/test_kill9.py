@@ -60,6 +60,7 @@ def containers(home: Home, *, running: bool = True) -> set[str]:
     labels = '{{.Label "fleet.server"}}.{{.Label "fleet.generation"}}'
     command = ["docker", "ps", *([] if running else ["--all"]), "--format", labels]
     filters = ["--filter", f"label=fleet.id={home.fleet_id}", "--filter", f"label=fleet.region={REGION}"]
+    filters += ["--filter", "label=fleet.server"]  # not the networks made ahead
     return set(subprocess.run(command + filters, check=True, capture_output=True, text=True).stdout.split())
 
 

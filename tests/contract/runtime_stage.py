@@ -143,6 +143,9 @@ class Stage:
         for run in await self.runtime.list():
             await self.runtime.stop(run.key, 0)
             await gone(lambda key=run.key: self.runtime.remove(key))
+        networks = self.runtime.networks
+        for network in await networks.list() if networks else ():
+            await networks.drop(network.name)  # type: ignore[union-attr]
 
 
 async def until(condition: Callable[[], Awaitable[bool]]) -> None:

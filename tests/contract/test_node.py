@@ -1,90 +1,27 @@
 """A node's runs on the real engine, without Ray: what the region is told, in order, and what it may rely on."""
 
 import asyncio
-import secrets
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from fleet.errors import Fenced, NotFound
-from fleet.node.docker import DockerRuntime
-from fleet.node.model import NodeShare, RunState, RunView
-from fleet.node.node import Node
+from fleet.node.model import RunState
 from fleet.node.ports import PortAllocator
-from fleet.node.runtime import BuildRef, Port, Readiness, RunKey
-from fleet.settings import NodeSettings
+from fleet.node.runtime import Port, Readiness, RunKey
 from tests import games
-from tests.contract.runtime_stage import HOST, PATIENCE, Stage, engine_problem
+from tests.contract.node_bench import FIRST, HABITS, LAST, Bench, open_bench
+from tests.contract.runtime_stage import HOST, PATIENCE
 from tests.waiting import eventually
-
-FIRST, LAST = 30400, 30500
-HABITS = NodeSettings(health_every_s=0.1)
-
-
-class Bench:
-    """A node under test with a region that polls it."""
-
-    def __init__(self, stage: Stage) -> None:
-        self.stage = stage
-        self.archived: list[RunKey] = []
-        self.views: list[RunView] = []
-
-    async def open(self) -> Node:
-        async def fetched(_build: BuildRef) -> None:
-            return None
-
-        async def archive(key: RunKey) -> None:
-            self.archived.append(key)
-
-        share = NodeShare(4096, 4.0, FIRST, LAST, HOST, HOST)
-        self.node = Node("n", share, DockerRuntime(self.stage.place()), fetched, archive, HABITS)
-        await self.node.start()
-        self.hello = self.node.hello(1)
-        self.seq = self.hello.seq
-        return self.node
-
-    async def until(self, wanted: Callable[[RunView], bool]) -> RunView:
-        """The first event that fits; all that came are kept in `views`."""
-        async with asyncio.timeout(PATIENCE):
-            while True:
-                page = await self.node.poll(1, self.hello.boot_id, self.seq, 5)
-                assert page is not None
-                self.seq = page.seq
-                self.views += page.events
-                for view in page.events:
-                    if wanted(view):
-                        return view
-
-    def runs(self) -> dict[RunKey, RunView]:
-        return {run.key: run for run in self.node.hello(1).runs}
-
-    def state(self, key: RunKey) -> RunState:
-        return self.runs()[key].state
-
-    async def running(self, files: games.Files) -> tuple[RunKey, tuple[Port, ...]]:
-        spec = replace(self.stage.spec(self.stage.build(files)), ports=(Port("game", 7777, 0, "udp"),))
-        ports = await self.node.launch(1, spec)
-        assert await self.node.launch(1, spec) == ports, "the same launch again is one run"
-        view = await self.until(lambda v: v.key == spec.key and v.state in (RunState.RUNNING, RunState.FAILED))
-        assert view.state is RunState.RUNNING, view
-        return spec.key, view.ports
 
 
 @pytest.fixture
 async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
-    if problem := await asyncio.to_thread(engine_problem):
-        pytest.skip(f"no container engine: {problem}")
-    stage = Stage("docker", tmp_path / secrets.token_hex(4), None)  # type: ignore[arg-type]
-    bench = Bench(stage)
-    await bench.open()
-    yield bench
-    await bench.node.close()
-    await stage.open()
-    await stage.clear()
-    await stage.die()
+    async with open_bench(tmp_path, HABITS) as bench:
+        yield bench
 
 
 async def test_a_run_is_told_step_by_step_and_forgotten_only_on_command(bench: Bench) -> None:

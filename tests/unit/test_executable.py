@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from fleet.node.base_image import split_reference
-from fleet.node.docker import taken_ports
+from fleet.node.docker_spec import taken_ports
 from fleet.node.executable import check_executable, split_args
 from fleet.node.images import config_folder
 from fleet.node.runtime import BuildRef, LaunchFailed, Port

@@ -14,7 +14,7 @@ from fleet.node.node import Node
 from fleet.node.runtime import BuildRef, LaunchSpec, Port, RunKey, RuntimePlace
 from fleet.node.simulated import SimulatedRuntime, fate_of, run_file
 from fleet.node.simulated_host import simulated_nodes
-from fleet.settings import SimulatedSettings
+from fleet.settings import NodeSettings, SimulatedSettings
 
 HABITS = SimulatedSettings(create_s=0.01, boot_s=0.02, stop_s=0.01)
 SPEC = LaunchSpec(
@@ -81,7 +81,7 @@ def make_node(home: Path) -> Node:
         return None
 
     share = NodeShare(4096, 4.0, 20000, 20010, "127.0.0.1", "simulated.invalid")
-    return Node("n", share, runtime, nothing, nothing, lambda _host, _port: True)
+    return Node("n", share, runtime, nothing, nothing, NodeSettings(), lambda _host, _port: True)
 
 
 async def test_a_node_on_it_boots_stops_and_forgets(node: Node, tmp_path: Path) -> None:

@@ -1,0 +1,124 @@
+"""A run's way from the order to open ports: the build, the container on free ports, the wait for the game."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import replace
+from typing import Any, Protocol, TypeVar
+
+import structlog
+
+from fleet.errors import FleetError
+from fleet.node.model import RunState
+from fleet.node.ports import PortAllocator
+from fleet.node.run import Run, waiting_for
+from fleet.node.runtime import (
+    BuildRef,
+    EngineUnavailable,
+    LaunchFailed,
+    LaunchSpec,
+    NetworkLost,
+    Port,
+    PortTaken,
+    RunKey,
+    Runtime,
+)
+
+log = structlog.get_logger(__name__)
+T = TypeVar("T")
+
+_ENGINE_PATIENCE_S = 120.0
+_PORT_ATTEMPTS = 20
+
+
+class Told(Protocol):
+    """Who is told how far a run has come."""
+
+    def move(self, run: Run, state: RunState) -> None: ...
+
+    def tell(self, run: Run, **facts: Any) -> None: ...
+
+    def end(self, run: Run, state: RunState, *, at: int | None = None, **facts: Any) -> None: ...
+
+    def leave_network(self, run: Run) -> None: ...
+
+
+class Launcher:
+    def __init__(
+        self, runtime: Runtime, ports: PortAllocator, fetch: Callable[[BuildRef], Awaitable[None]], told: Told
+    ) -> None:
+        self._runtime, self._ports, self._fetch, self._told = runtime, ports, fetch, told
+
+    def reserve(self, key: RunKey, wanted: tuple[Port, ...]) -> tuple[Port, ...]:
+        """Host ports for a run that has no warm network."""
+        return tuple(replace(port, external=self._ports.take(str(key))) for port in wanted)
+
+    async def launch(self, run: Run, spec: LaunchSpec) -> None:
+        """To the end, whatever it is: the run then runs, or has failed and its reason is told."""
+        try:
+            await self._fetch(spec.build)
+            await patiently(lambda: self._runtime.prepare(spec.build))
+            self._told.move(run, RunState.CREATING)
+            ports = await self._create(run, spec)
+            self._told.move(run, RunState.BOOTING)
+            await self.until_ready(run, ports)
+        except LaunchFailed as failure:
+            self._fail(run, failure.reason, str(failure))
+        except FleetError as failure:
+            self._fail(run, "STARTUP_FAILURE_DOWNLOAD", failure.detail)
+        except asyncio.CancelledError:
+            raise
+        except Exception as fault:
+            log.exception("launch failed", run=str(spec.key))
+            self._fail(run, "STARTUP_FAILURE_URL", f"The node failed: {fault!r}")
+
+    def _fail(self, run: Run, reason: str, message: str) -> None:
+        self._told.end(run, RunState.FAILED, reason=reason, message=message)
+
+    async def _create(self, run: Run, spec: LaunchSpec) -> tuple[Port, ...]:
+        for _ in range(_PORT_ATTEMPTS):
+            try:
+                await patiently(lambda spec=spec: self._runtime.launch(spec))
+                return spec.ports
+            except NetworkLost as lost:
+                log.warning("warm network lost", run=str(spec.key), error=str(lost))
+                self._told.leave_network(run)
+            except PortTaken as taken:
+                log.warning("host port taken by something else", run=str(spec.key), error=str(taken))
+                for port in taken.ports or spec.ports:
+                    self._ports.exclude(port.external)
+                self._ports.release(str(spec.key))
+            spec = replace(spec, network=None, ports=self.reserve(spec.key, spec.ports))
+            self._told.tell(run, ports=spec.ports)
+        raise LaunchFailed("STARTUP_FAILURE_PORTS", "No free host port could be found on the node.")
+
+    async def until_ready(self, run: Run, ports: tuple[Port, ...]) -> None:
+        """The kernel gives no event for a bound socket, so look, often at first, then less."""
+        delay = 0.002
+        while True:
+            seen = await self._runtime.readiness(ports, run.view.key)
+            if run.view.state.ended:
+                return
+            if seen.ready:
+                self._told.move(run, RunState.RUNNING)
+                return
+            message = waiting_for(seen)
+            if seen.loopback:
+                self._told.tell(run, message=message)
+            run.view = replace(run.view, message=message)
+            await asyncio.sleep(delay)
+            delay = min(delay * 1.3, 0.25)
+
+
+async def patiently(call: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """Call, and call again while the engine is out of reach (it may be restarting)."""
+    delay, waited = 0.2, 0.0
+    while True:
+        try:
+            return await call()
+        except EngineUnavailable as error:
+            if waited >= _ENGINE_PATIENCE_S:
+                raise
+            log.warning("engine unavailable, trying again", error=str(error))
+            await asyncio.sleep(delay)
+            waited += delay
+            delay = min(delay * 1.5, 5.0)

@@ -1,0 +1,86 @@
+"""A node under test on the real engine, without Ray, and a region that polls it."""
+
+import asyncio
+import secrets
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from fleet.node.docker import DockerRuntime
+from fleet.node.model import NodeShare, RunState, RunView
+from fleet.node.node import Node
+from fleet.node.runtime import BuildRef, Port, RunKey
+from fleet.settings import NodeSettings
+from tests import games
+from tests.contract.runtime_stage import HOST, PATIENCE, Stage, engine_problem
+
+FIRST, LAST = 30400, 30500
+HABITS = NodeSettings(health_every_s=0.1, warm_networks=0)
+
+
+class Bench:
+    """A node under test with a region that polls it."""
+
+    def __init__(self, stage: Stage, habits: NodeSettings = HABITS) -> None:
+        self.stage = stage
+        self.habits = habits
+        self.archived: list[RunKey] = []
+        self.views: list[RunView] = []
+
+    async def open(self) -> Node:
+        async def fetched(_build: BuildRef) -> None:
+            return None
+
+        async def archive(key: RunKey) -> None:
+            self.archived.append(key)
+
+        share = NodeShare(4096, 4.0, FIRST, LAST, HOST, HOST)
+        self.node = Node("n", share, DockerRuntime(self.stage.place()), fetched, archive, self.habits)
+        await self.node.start()
+        self.hello = self.node.hello(1)
+        self.seq = self.hello.seq
+        return self.node
+
+    async def until(self, wanted: Callable[[RunView], bool]) -> RunView:
+        """The first event that fits; all that came are kept in `views`."""
+        async with asyncio.timeout(PATIENCE):
+            while True:
+                page = await self.node.poll(1, self.hello.boot_id, self.seq, 5)
+                assert page is not None
+                self.seq = page.seq
+                self.views += page.events
+                for view in page.events:
+                    if wanted(view):
+                        return view
+
+    def runs(self) -> dict[RunKey, RunView]:
+        return {run.key: run for run in self.node.hello(1).runs}
+
+    def state(self, key: RunKey) -> RunState:
+        return self.runs()[key].state
+
+    async def running(self, files: games.Files) -> tuple[RunKey, tuple[Port, ...]]:
+        spec = replace(self.stage.spec(self.stage.build(files)), ports=(Port("game", 7777, 0, "udp"),))
+        ports = await self.node.launch(1, spec)
+        assert await self.node.launch(1, spec) == ports, "the same launch again is one run"
+        view = await self.until(lambda v: v.key == spec.key and v.state in (RunState.RUNNING, RunState.FAILED))
+        assert view.state is RunState.RUNNING, view
+        return spec.key, view.ports
+
+
+@asynccontextmanager
+async def open_bench(folder: Path, habits: NodeSettings) -> AsyncGenerator[Bench]:
+    """A bench with its node; afterwards nothing of it is left."""
+    if problem := await asyncio.to_thread(engine_problem):
+        pytest.skip(f"no container engine: {problem}")
+    stage = Stage("docker", folder / secrets.token_hex(4), None)  # type: ignore[arg-type]
+    bench = Bench(stage, habits)
+    await bench.open()
+    yield bench
+    await bench.node.close()
+    await stage.open()
+    await stage.clear()
+    await stage.die()
