@@ -185,8 +185,7 @@ class BuildService:
 
     async def get(self, project_id: str, build_id: str) -> Build:
         query = owned(Build, project_id).where(col(Build.build_id) == build_id)
-        async with self._store.read() as session:
-            build = (await session.exec(query)).first()
+        build = await self._store.first(query)
         if build is None:
             raise NotFound(f"There is no build '{build_id[:64]}' in this project.", error="Build not found")
         return build
@@ -203,13 +202,11 @@ class BuildService:
     async def resolve(self, project_id: str, name: str, version: int | None) -> Build:
         """The newest ready build of a name, or that very version."""
         rows = owned(Build, project_id).where(col(Build.name) == name).order_by(col(Build.version).desc())
-        async with self._store.read() as session:
-            if version is not None:
-                found = (await session.exec(rows.where(col(Build.version) == version))).first()
-            else:
-                found = (await session.exec(rows.where(col(Build.status) == "ready").limit(1))).first()
-                if found is None:
-                    found = (await session.exec(rows.where(col(Build.status) != "deleted").limit(1))).first()
+        if version is not None:
+            found = await self._store.first(rows.where(col(Build.version) == version))
+        else:
+            found = await self._store.first(rows.where(col(Build.status) == "ready").limit(1))
+            found = found or await self._store.first(rows.where(col(Build.status) != "deleted").limit(1))
         which = f"'{name[:64]}'" + (f" version {version}" if version is not None else "")
         if found is None or found.status == "deleted":
             raise NotFound(f"There is no ready build {which}. Upload one first.", error="No ready build")

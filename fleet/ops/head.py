@@ -53,6 +53,9 @@ def head_environment(home: Home, settings: FleetSettings) -> dict[str, str]:
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
         # Ray ends idle workers after 1 s; a build's pipeline then pays a new worker's start of seconds each time.
         "RAY_idle_worker_killing_time_threshold_ms": "60000",
+        # Ray would tell the head's metadata store of every call's every state, for a list that nobody here reads.
+        "RAY_task_events_report_interval_ms": "0",
+        "RAY_event_stats": "0",
         "DASHBOARD_METRIC_PORT": str(free_ports(1)[0]),
         "PYTHONUNBUFFERED": "1",
     }

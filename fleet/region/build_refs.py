@@ -3,6 +3,8 @@
 from collections import OrderedDict
 from collections.abc import Callable
 
+from sqlmodel import col, select
+
 from fleet.errors import NotFound
 from fleet.node.runtime import BuildRef
 from fleet.region.spec import build_ref
@@ -24,8 +26,7 @@ class BuildRefs:
         """NotFound if there is no such row. Deleted builds are found: running servers keep theirs."""
         found = self._known.get(build_id)
         if found is None:
-            async with self._store.read() as session:
-                row = await session.get(Build, build_id)
+            row = await self._store.first(select(Build).where(col(Build.build_id) == build_id))
             if row is None:
                 raise NotFound(f"There is no build '{build_id}'.", error="Build not found")
             found = self._known[build_id] = build_ref(row, self._credentials(row))

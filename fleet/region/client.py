@@ -103,14 +103,13 @@ class RegionClient:
         """Return once the committed row has one of the statuses, or at the timeout."""
         watch = self._watches.get(region)
         if watch is None:
-            watch = self._watches[region] = RegionWatch(partial(self._call, region, "changes"))
+            watch = self._watches[region] = RegionWatch(partial(self._call, region, "reached"))
 
         async def reached() -> bool:
             query = select(Server.status).where(col(Server.instance_id) == instance_id)
-            async with self._store.read() as session:
-                return (await session.exec(query)).first() in statuses
+            return await self._store.first(query) in statuses
 
-        await watch.until(instance_id, reached, timeout_s)
+        await watch.until(instance_id, frozenset(statuses), reached, timeout_s)
 
     async def logs(self, server: Server, after: str | None, since_ms: int | None, limit: int) -> LogPage:
         """Lines of all the server's runs in order. A token names the run and the place in it."""

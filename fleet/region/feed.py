@@ -1,60 +1,76 @@
-"""Which servers changed, for those who wait: a numbered feed that replicas long-poll.
+"""Who waits for which server to reach a status: told once the change is on disk.
 
-One call per replica waits for all its clients. The feed tells ids only, after the change is on disk; the reader takes
-the row from the database.
+A replica asks with everything that its clients wait for, and is answered when the first of them is reached, so a
+change that nobody waits for costs no call. A newer question of the same replica takes the place of the older one, which
+is answered with nothing.
 """
 
 import asyncio
-from collections import deque
-from dataclasses import dataclass
-from itertools import takewhile
+from collections.abc import Callable, Iterable
 
-KEPT = 10_000
+Want = tuple[str, frozenset[str]]  # instance id, statuses
 
 
-@dataclass(frozen=True, slots=True)
-class Changes:
-    """`ids` changed since the cursor asked with; `lost`: some may be missing, so look at everything awaited."""
+class StatusBell:
+    """`status(id)`: the live row's status; None if there is no such row (it has ended)."""
 
-    cursor: str
-    ids: tuple[str, ...]
-    lost: bool = False
+    def __init__(self, status: Callable[[str], str | None]) -> None:
+        self._status = status
+        self._asked: dict[str, tuple[dict[str, frozenset[str]], asyncio.Event]] = {}
+        self._waiters: dict[str, set[str]] = {}  # id -> who asked for it
+        self._rung = asyncio.Event()
 
+    async def until(self, who: str, wants: Iterable[Want], timeout_s: float) -> list[str]:
+        """Which of them are reached, as soon as one is; none at the timeout or when the same asks again."""
+        mine = dict(wants)
+        self._forget(who)
+        if found := self._reached(mine):
+            return found
+        event = asyncio.Event()
+        self._asked[who] = (mine, event)
+        for name in mine:
+            self._waiters.setdefault(name, set()).add(who)
+        try:
+            async with asyncio.timeout(timeout_s):
+                while True:
+                    await event.wait()
+                    event.clear()
+                    if self._asked.get(who, (None,))[0] is not mine:
+                        return []
+                    if found := self._reached(mine):
+                        return found
+        except TimeoutError:
+            return []
+        finally:
+            if self._asked.get(who, (None,))[0] is mine:
+                self._forget(who)
 
-class ChangeFeed:
-    """Cursors carry the feed's own name, since a new manager counts anew."""
+    def ring(self, names: Iterable[str]) -> None:
+        """These servers have changed, on disk."""
+        self._rung.set()
+        for name in names:
+            for who in self._waiters.get(name, ()):
+                self._asked[who][1].set()
 
-    def __init__(self, name: str) -> None:
-        self._name = name
-        self._seq = 0
-        self._recent: deque[tuple[int, str]] = deque(maxlen=KEPT)
-        self._changed = asyncio.Event()
-
-    def publish(self, ids: list[str]) -> None:
-        if not ids:
+    async def rung(self, timeout_s: float) -> None:
+        """Return when any server has changed, or at the timeout."""
+        self._rung.clear()
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._rung.wait()
+        except TimeoutError:
             return
-        for instance_id in ids:
-            self._seq += 1
-            self._recent.append((self._seq, instance_id))
-        self._changed.set()
 
-    async def after(self, cursor: str | None, timeout_s: float) -> Changes:
-        """What changed after the cursor, waiting up to the timeout for something. No cursor: only where we are."""
-        name, _, number = (cursor or "").partition("#")
-        if name != self._name:
-            return Changes(self.cursor, (), lost=True)
-        since = int(number)
-        if since == self._seq:
-            self._changed.clear()
-            try:
-                async with asyncio.timeout(timeout_s):
-                    await self._changed.wait()
-            except TimeoutError:
-                return Changes(self.cursor, ())
-        lost = bool(self._recent) and self._recent[0][0] > since + 1
-        newer = takewhile(lambda entry: entry[0] > since, reversed(self._recent))
-        return Changes(self.cursor, tuple(dict.fromkeys(name for _, name in newer)), lost)
+    def _reached(self, wants: dict[str, frozenset[str]]) -> list[str]:
+        return [name for name, statuses in wants.items() if (self._status(name) or "stopped") in statuses]
 
-    @property
-    def cursor(self) -> str:
-        return f"{self._name}#{self._seq}"
+    def _forget(self, who: str) -> None:
+        if who not in self._asked:
+            return
+        wants, event = self._asked.pop(who)
+        for name in wants:
+            waiters = self._waiters[name]
+            waiters.discard(who)
+            if not waiters:
+                del self._waiters[name]
+        event.set()

@@ -30,7 +30,7 @@ from fleet.region.books import Books
 from fleet.region.build_refs import BuildRefs
 from fleet.region.deadlines import Deadlines
 from fleet.region.execute import Executor
-from fleet.region.feed import ChangeFeed, Changes
+from fleet.region.feed import StatusBell, Want
 from fleet.region.leases import Leases
 from fleet.region.log_desk import LogDesk
 from fleet.region.metrics import RegionMetrics
@@ -90,7 +90,7 @@ class RegionManager:
         self._commits = GroupCommit(self._store, region, self._epoch, die, self._metrics.commit)
         self._books = Books(self._metrics.stepped)
         self._runs = Runs()
-        self._feed = ChangeFeed(f"{region}/{self._epoch}")
+        self._bell = StatusBell(self._status_of)
         self._deadlines = Deadlines(self._policy, self._due)
         nodes = load_nodes_config(settings.node_config)
         self._leases = Leases(
@@ -289,7 +289,7 @@ class RegionManager:
             await self.stop(server.instance_id, reason, detail)
         deadline_at = asyncio.get_running_loop().time() + 30
         while self._books.live and asyncio.get_running_loop().time() < deadline_at:
-            await self._feed.after(self._feed.cursor, 1.0)
+            await self._bell.rung(1.0)
         return len(alive)
 
     def _alive(self, instance_id: str) -> Server:
@@ -299,15 +299,20 @@ class RegionManager:
         return server
 
     async def _stored(self, instance_id: str) -> Server | None:
-        async with self._store.read() as session:
-            found = await session.get(Server, instance_id)
-            return found if found is not None and found.region == self._region else None
+        mine = (col(Server.instance_id) == instance_id, col(Server.region) == self._region)
+        return await self._store.first(select(Server).where(*mine))
 
     # What others read -------------------------------------------------------------------------------------------
 
-    async def changes(self, cursor: str | None, timeout_s: float) -> Changes:
-        """Long poll: which servers changed since the cursor (see `feed.py`)."""
-        return await self._feed.after(cursor, timeout_s)
+    async def reached(self, who: str, wants: list[Want], timeout_s: float) -> list[str]:
+        """Long poll of a replica: which of these servers have one of their statuses (see `feed.py`)."""
+        found = await self._bell.until(who, wants, timeout_s)
+        await self._commits.flush()  # what memory says is on disk before the replica reads it
+        return found
+
+    def _status_of(self, instance_id: str) -> str | None:
+        server = self._books.live.get(instance_id)
+        return server.status if server is not None else None
 
     async def logs(self, key: RunKey, after: str | None, since_ms: int | None, limit: int) -> list[LogLine]:
         return await self._logs.logs(key, after, since_ms, limit)
@@ -428,7 +433,7 @@ class RegionManager:
         for instance_id in batch.touched:
             server = self._books.live.get(instance_id)
             self._deadlines.set(server) if server else self._deadlines.clear(instance_id)
-        self._feed.publish(batch.told)
+        self._bell.ring(batch.told)
         self._executor.command(after)
 
     def _due(self, server: Server) -> None:

@@ -1,76 +1,87 @@
-"""Waiting for servers to change: one long poll per process and region, whatever the number of those who wait."""
+"""Waiting for servers to reach a status: one question under way per process and region, for all who wait.
+
+What is waited for goes to the manager in one call, which is answered when the first is reached. Somebody new who
+waits makes another call with everything; the manager then lets go of the one before. When nobody waits, nothing is
+asked.
+"""
 
 import asyncio
-from collections import defaultdict
+import secrets
 from collections.abc import Awaitable, Callable
 
 import structlog
 
-from fleet.errors import FleetError
-from fleet.region.feed import Changes
+from fleet.region.feed import Want
 from fleet.telemetry.request_id import shared_task
 
 log = structlog.get_logger(__name__)
 
 _POLL_S = 25.0
-_IDLE_POLLS = 2
+_AGAIN_S = 0.2
+_MANY = 50  # who wait: from here on newcomers wait a moment for company, since each call names all
+_LINGER_S = 0.02
 
 
 class RegionWatch:
-    """`poll(cursor, timeout_s)` is the manager's `changes`."""
+    """`ask(who, wants, timeout_s)` is the manager's `reached`."""
 
-    def __init__(self, poll: Callable[[str | None, float], Awaitable[Changes]]) -> None:
-        self._poll = poll
-        self._waiters: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
-        self._cursor: str | None = None
-        self._listening = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
+    def __init__(self, ask: Callable[[str, list[Want], float], Awaitable[list[str]]]) -> None:
+        self._ask = ask
+        self._who = secrets.token_hex(8)
+        self._waiters: dict[asyncio.Future[None], Want] = {}
+        self._asking: set[asyncio.Task[None]] = set()
+        self._scheduled = False
 
-    async def until(self, instance_id: str, reached: Callable[[], Awaitable[bool]], timeout_s: float) -> bool:
-        """Return True once `reached()` holds, asked first and after each change of the server; False at the timeout.
-
-        The feed is joined before the first look, so no change falls between.
-        """
-        changed = asyncio.Event()
-        self._waiters[instance_id].add(changed)
+    async def until(
+        self, instance_id: str, statuses: frozenset[str], reached: Callable[[], Awaitable[bool]], timeout_s: float
+    ) -> bool:
+        """Return True once the manager says so and `reached()`, which reads the row, holds; False at the timeout."""
         try:
             async with asyncio.timeout(timeout_s):
-                if self._task is None or self._task.done():
-                    self._task = shared_task(self._listen())
-                await self._listening.wait()
-                while not await reached():
-                    await changed.wait()
-                    changed.clear()
-                return True
+                while True:
+                    await self._told((instance_id, statuses))
+                    if await reached():
+                        return True
+                    await asyncio.sleep(_AGAIN_S)  # told of a row that changed again since, or after a broken call
         except TimeoutError:
             return False
-        finally:
-            self._waiters[instance_id].discard(changed)
-            if not self._waiters[instance_id]:
-                del self._waiters[instance_id]
 
-    async def _listen(self) -> None:
-        idle = 0
+    async def _told(self, want: Want) -> None:
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiters[future] = want
+        self._schedule()
         try:
-            while idle < _IDLE_POLLS:
-                try:
-                    changes = await self._poll(self._cursor, _POLL_S)
-                except FleetError as error:
-                    log.warning("watch interrupted", error=error.detail)
-                    self._cursor = None
-                    await asyncio.sleep(0.2)
-                    continue
-                self._cursor = changes.cursor
-                if self._listening.is_set():
-                    self._wake(changes)
-                self._listening.set()  # those who wait for this look for themselves
-                idle = 0 if self._waiters else idle + 1
+            await future
         finally:
-            self._listening.clear()
-            self._cursor = None
+            self._waiters.pop(future, None)
 
-    def _wake(self, changes: Changes) -> None:
-        names = list(self._waiters) if changes.lost else changes.ids
-        for name in names:
-            for waiter in self._waiters.get(name, ()):
-                waiter.set()
+    def _schedule(self) -> None:
+        """Ask soon, with all who wait by then."""
+        if self._scheduled:
+            return
+        self._scheduled = True
+        asyncio.get_running_loop().call_later(_LINGER_S if len(self._waiters) > _MANY else 0, self._start)
+
+    def _start(self) -> None:
+        self._scheduled = False
+        if self._waiters:
+            task = shared_task(self._carry())
+            self._asking.add(task)
+            task.add_done_callback(self._asking.discard)
+
+    async def _carry(self) -> None:
+        wants: dict[str, frozenset[str]] = {}
+        for name, statuses in self._waiters.values():
+            wants[name] = wants.get(name, frozenset()) | statuses
+        try:
+            told = set(await self._ask(self._who, list(wants.items()), _POLL_S))
+        except Exception as error:
+            log.warning("watch interrupted", error=getattr(error, "detail", repr(error)))
+            await asyncio.sleep(_AGAIN_S)
+            told = set(wants)  # they look for themselves
+        for future, (name, _) in list(self._waiters.items()):
+            if name in told and not future.done():
+                future.set_result(None)
+                del self._waiters[future]
+        if self._waiters and len(self._asking) == 1:  # the newest question is answered; those who wait on ask again
+            self._schedule()

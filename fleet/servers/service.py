@@ -96,8 +96,7 @@ class ServerService:
     async def get(self, caller: Principal, instance_id: str) -> Server:
         if len(instance_id) <= MAX_ID_LENGTH and instance_id.isascii() and instance_id.isprintable():
             query = owned(Server, caller.project_id).where(col(Server.instance_id) == instance_id)
-            async with self._store.read() as session:
-                found = (await session.exec(query)).first()
+            found = await self._store.first(query)
             if found is not None:
                 return found
         raise NotFound(f"There is no server '{instance_id[:MAX_ID_LENGTH]}' in this project.", error="Server not found")

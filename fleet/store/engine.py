@@ -10,7 +10,7 @@ import json
 import sqlite3
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import orjson
 from sqlalchemy import Dialect, Engine, String, create_engine, event, text
@@ -18,7 +18,11 @@ from sqlalchemy.dialects.postgresql.asyncpg import AsyncpgString
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlmodel import Session
 from sqlmodel.ext.asyncio.session import AsyncSession
+from sqlmodel.sql.expression import SelectOfScalar
+
+Found = TypeVar("Found")
 
 # PostgreSQL has no lock on the whole database as SQLite has; `write()` takes this one instead ("fleet" in ASCII).
 WRITE_LOCK = text("SELECT pg_advisory_xact_lock(439956567412)")
@@ -86,6 +90,7 @@ class Store:
         self._attempts = 5 if self.sqlite else 20
         self._reader = self._engine(readonly=True)
         self._writer = self._engine(readonly=False)
+        self._looker = self._sync_engine(readonly=True) if self.sqlite else None
         self._watch: sqlite3.Connection | None = None
 
     def _engine(self, *, readonly: bool) -> AsyncEngine:
@@ -122,6 +127,9 @@ class Store:
 
     def thread_engine(self) -> Engine:
         """For a thread that writes by itself (SQLite only): one connection, without a hop for each statement."""
+        return self._sync_engine(readonly=False)
+
+    def _sync_engine(self, *, readonly: bool) -> Engine:
         engine = create_engine(
             self._url.set(drivername="sqlite"),
             json_serializer=dump_json,
@@ -129,7 +137,7 @@ class Store:
             max_overflow=0,
             connect_args={"timeout": _BUSY_S},
         )
-        _tune_sqlite(engine, readonly=False)
+        _tune_sqlite(engine, readonly=readonly)
         return engine
 
     @asynccontextmanager
@@ -137,6 +145,15 @@ class Store:
         """A session for queries. Objects stay usable after it ends."""
         async with AsyncSession(self._reader, expire_on_commit=False, autoflush=False) as session:
             yield session
+
+    async def first(self, statement: SelectOfScalar[Found]) -> Found | None:
+        """The first row of a look-up by index, never of a search: on SQLite it is read here and now, since a hop to
+        another thread costs many times what it takes."""
+        if self._looker is None:
+            async with self.read() as session:
+                return (await session.exec(statement)).first()
+        with Session(self._looker, expire_on_commit=False, autoflush=False) as session:
+            return session.exec(statement).first()
 
     @asynccontextmanager
     async def write(self) -> AsyncGenerator[AsyncSession]:
@@ -188,6 +205,8 @@ class Store:
         if self._watch is not None:
             self._watch.close()
             self._watch = None
+        if self._looker is not None:
+            self._looker.dispose()
         await self._reader.dispose()
         await self._writer.dispose()
 

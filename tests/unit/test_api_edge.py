@@ -2,10 +2,9 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager
+from typing import Any
 
 import pytest
-from sqlmodel.ext.asyncio.session import AsyncSession
 
 from fleet.projects.service import ProjectService
 from serve_app.errors import issue_code
@@ -204,14 +203,14 @@ async def test_the_same_question_at_once_asks_the_database_once(api: Api, monkey
     path = f"{PATH}/{server['instance_id']}"
     await api.call("GET", path)  # the key is known from here on
     await api.regions.update("us-east", server["instance_id"], {"round": 1})
-    reads, read = 0, api.store.read
+    reads, first = 0, api.store.first
 
-    def counted() -> AbstractAsyncContextManager[AsyncSession]:
+    async def counted(statement: Any) -> Any:
         nonlocal reads
         reads += 1
-        return read()
+        return await first(statement)
 
-    monkeypatch.setattr(api.store, "read", counted)
+    monkeypatch.setattr(api.store, "first", counted)
     answers = await asyncio.gather(*(api.call("GET", path) for _ in range(20)))
     assert {answer.json()["custom_data"]["round"] for answer in answers} == {1}
     assert reads == 1

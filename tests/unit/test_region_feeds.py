@@ -2,14 +2,11 @@
 
 import asyncio
 
-import pytest
-
 from fleet.errors import Unavailable
 from fleet.node.model import RunState, RunView
 from fleet.node.outbox import Outbox
 from fleet.node.runtime import RunKey
-from fleet.region import feed as feed_module
-from fleet.region.feed import ChangeFeed, Changes
+from fleet.region.feed import StatusBell, Want
 from fleet.region.watch import RegionWatch
 
 
@@ -45,88 +42,131 @@ async def test_steps_are_told_without_an_urgent_event_too() -> None:
     assert [v.state for v in page.events] == [RunState.PREPARING]
 
 
-async def test_a_cursor_sees_every_later_change_once() -> None:
-    feed = ChangeFeed("r/1")
-    start = await feed.after(None, 5)
-    feed.publish(["a", "b", "a"])
-    changes = await feed.after(start.cursor, 5)
-    assert set(changes.ids) == {"a", "b"}
-    assert not changes.lost
-    assert (await feed.after(changes.cursor, 0.01)).ids == ()
+RUNNING, STOPPED = frozenset({"running", "stopped"}), frozenset({"stopped"})
 
 
-async def test_a_cursor_of_another_manager_or_too_old_says_that_changes_were_lost(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(feed_module, "KEPT", 3)
-    feed = ChangeFeed("r/2")
-    assert (await feed.after("r/1#7", 5)).lost
-    start = await feed.after(None, 5)
-    feed.publish([str(i) for i in range(10)])
-    changes = await feed.after(start.cursor, 5)
-    assert changes.lost
-    assert len(changes.ids) <= 3
+class Region:
+    """Statuses by id, with the bell that tells of them."""
 
+    def __init__(self) -> None:
+        self.statuses: dict[str, str] = {}
+        self.bell = StatusBell(self.statuses.get)
+        self.asked = 0
 
-async def test_waiters_share_one_poll_and_wake_for_their_own_server_only() -> None:
-    feed = ChangeFeed("r/1")
-    done: set[str] = set()
-    polls = 0
-    looks: list[str] = []
-    all_look = asyncio.Event()
+    def change(self, **statuses: str) -> None:
+        self.statuses.update(statuses)
+        self.bell.ring(statuses)
 
-    async def poll(cursor: str | None, timeout_s: float) -> Changes:
-        nonlocal polls
-        polls += 1
-        return await feed.after(cursor, timeout_s)
+    async def ask(self, who: str, wants: list[Want], timeout_s: float) -> list[str]:
+        self.asked += 1
+        return await self.bell.until(who, wants, timeout_s)
 
-    watch = RegionWatch(poll)
-
-    async def wait(name: str) -> bool:
+    async def wait(self, watch: RegionWatch, name: str, statuses: frozenset[str], timeout_s: float = 20) -> bool:
         async def reached() -> bool:
-            looks.append(name)
-            if len(looks) == 3:
-                all_look.set()
-            return name in done
+            return self.statuses.get(name, "stopped") in statuses
 
-        return await watch.until(name, reached, 20)
+        return await watch.until(name, statuses, reached, timeout_s)
 
-    waits = [asyncio.create_task(wait(name)) for name in ("a", "b", "c")]
-    await asyncio.wait_for(all_look.wait(), 5)
-    done.add("b")
-    feed.publish(["b"])
+
+async def until_asked(region: Region, times: int) -> None:
+    async with asyncio.timeout(5):
+        while region.asked < times:  # noqa: ASYNC110  turns of the loop, not times
+            await asyncio.sleep(0)
+
+
+async def test_the_bell_answers_at_once_what_is_reached_already_and_what_does_not_live() -> None:
+    region = Region()
+    region.change(a="running", b="launching")
+    wants = [("a", RUNNING), ("b", RUNNING), ("gone", STOPPED)]
+    assert await region.bell.until("me", wants, 20) == ["a", "gone"]
+
+
+async def test_the_bell_answers_when_the_first_is_reached_and_forgets_who_asked() -> None:
+    region = Region()
+    region.change(a="launching", b="launching")
+    asking = asyncio.create_task(region.bell.until("me", [("a", RUNNING), ("b", RUNNING)], 20))
+    await asyncio.sleep(0)
+    region.bell.ring(["a"])  # changed, but not to what is wanted
+    region.change(b="running")
+    assert await asyncio.wait_for(asking, 5) == ["b"]
+    assert await region.bell.until("me", [("a", RUNNING)], 0.01) == []
+    assert vars(region.bell)["_waiters"] == {}
+    assert vars(region.bell)["_asked"] == {}
+
+
+async def test_a_newer_question_takes_the_place_of_the_older_one() -> None:
+    region = Region()
+    region.change(a="launching", b="launching")
+    older = asyncio.create_task(region.bell.until("me", [("a", RUNNING)], 20))
+    await asyncio.sleep(0)
+    newer = asyncio.create_task(region.bell.until("me", [("a", RUNNING), ("b", RUNNING)], 20))
+    assert await asyncio.wait_for(older, 5) == []
+    region.change(a="running")
+    assert await asyncio.wait_for(newer, 5) == ["a"]
+
+
+async def test_who_waits_together_asks_together_and_wakes_for_its_own_server_only() -> None:
+    region = Region()
+    region.change(a="launching", b="launching", c="launching")
+    watch = RegionWatch(region.ask)
+    waits = [asyncio.create_task(region.wait(watch, name, RUNNING)) for name in "abc"]
+    await until_asked(region, 1)
+    region.change(b="running")
     assert await asyncio.wait_for(waits[1], 5)
     assert not waits[0].done()
     assert not waits[2].done()
-    assert looks == ["a", "b", "c", "b"]
-    done.update("ac")
-    feed.publish(["a", "c"])
+    await until_asked(region, 2)
+    region.change(a="running", c="stopped")
     assert await asyncio.gather(*waits) == [True, True, True]
-    assert polls <= 4
+    assert region.asked == 2
 
 
-async def test_a_broken_poll_is_taken_up_again_and_everything_is_looked_at() -> None:
-    feed = ChangeFeed("r/2")
-    ready = False
+async def test_nobody_is_forgotten_when_many_come_and_go() -> None:
+    region = Region()
+    watch = RegionWatch(region.ask)
+    names = [str(number) for number in range(200)]
+    region.change(**dict.fromkeys(names, "launching"))
+    waits = []
+    for number, name in enumerate(names):
+        waits.append(asyncio.create_task(region.wait(watch, name, RUNNING)))
+        if number % 7 == 0:
+            await asyncio.sleep(0)
+        if number % 11 == 0:
+            region.change(**{names[number // 2]: "running"})
+    region.change(**dict.fromkeys(names, "running"))
+    assert all(await asyncio.wait_for(asyncio.gather(*waits), 10))
+    assert region.asked < 100
+
+
+async def test_when_nobody_waits_nothing_is_asked() -> None:
+    region = Region()
+    region.change(a="launching")
+    watch = RegionWatch(region.ask)
+    waiting = asyncio.create_task(region.wait(watch, "a", RUNNING))
+    await until_asked(region, 1)
+    region.change(a="running")
+    assert await asyncio.wait_for(waiting, 5)
+    for _ in range(5):
+        region.change(a="stopped")
+        await asyncio.sleep(0)
+    assert region.asked == 1
+
+
+async def test_a_broken_question_is_asked_again_and_everybody_looks() -> None:
+    region = Region()
+    region.change(a="launching")
     failures = iter([Unavailable("manager restarts")])
 
-    async def poll(cursor: str | None, timeout_s: float) -> Changes:
-        nonlocal ready
-        if cursor is not None and (failure := next(failures, None)):
-            ready = True  # the change happened while nobody listened
+    async def ask(who: str, wants: list[Want], timeout_s: float) -> list[str]:
+        if failure := next(failures, None):
+            region.statuses["a"] = "running"  # the change happened while nobody listened
             raise failure
-        return await feed.after(cursor, timeout_s)
+        return await region.ask(who, wants, timeout_s)
 
-    async def reached() -> bool:
-        return ready
-
-    assert await RegionWatch(poll).until("a", reached, 20)
+    assert await region.wait(RegionWatch(ask), "a", RUNNING)
 
 
 async def test_waiting_ends_at_the_timeout() -> None:
-    feed = ChangeFeed("r/1")
-
-    async def never() -> bool:
-        return False
-
-    assert not await RegionWatch(feed.after).until("a", never, 0.05)
+    region = Region()
+    region.change(a="launching")
+    assert not await region.wait(RegionWatch(region.ask), "a", RUNNING, 0.05)
