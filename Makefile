@@ -7,7 +7,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 TESTS ?= tests
 
-.PHONY: help demo up down test lint format bench-api bench-launch bench-commit lock migrations-check
+.PHONY: help demo up down test lint format bench-api bench-launch bench-commit bench-scale bench-claim lock migrations-check
 
 help:  ## What can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -44,6 +44,12 @@ bench-launch: $(STAMP)  ## Time from a start request to a running game
 
 bench-commit: $(STAMP)  ## Durable claims per second of a manager's group commit
 	@$(BIN)/python -m bench.commit
+
+bench-claim: $(STAMP)  ## Claims of warm servers: in the manager, and through the whole stack (simulated nodes)
+	@$(BIN)/python -m bench.claim
+
+bench-scale: $(STAMP)  ## 10,000 servers on 200 simulated nodes
+	@$(BIN)/python -m bench.scale
 
 lock:  ## Pin every dependency, with hashes, from pyproject.toml
 	$(BIN)/uv pip compile pyproject.toml --group dev --python-version 3.11 --universal --generate-hashes \

@@ -133,18 +133,21 @@ class RunFile:
 
     def open(self) -> dict[RunKey, SimulatedRun]:
         """What the file says, and the file made short."""
-        rows: dict[RunKey, dict[str, Any] | None] = {}
         self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        if self._path.exists():
-            for line in self._path.read_bytes().splitlines():
-                try:
-                    row = orjson.loads(line)
-                except orjson.JSONDecodeError:  # the last row of a process that was killed
-                    continue
-                rows[RunKey(**row["key"])] = None if row.get("gone") else row
-        runs = {key: SimulatedRun.of_json(row) for key, row in rows.items() if row is not None}
+        runs = self.read()
         self._rewrite(runs)
         return runs
+
+    def read(self) -> dict[RunKey, SimulatedRun]:
+        """What the file says; nothing is changed."""
+        rows: dict[RunKey, dict[str, Any] | None] = {}
+        for line in self._path.read_bytes().splitlines() if self._path.exists() else ():
+            try:
+                row = orjson.loads(line)
+            except orjson.JSONDecodeError:  # the last row of a process that was killed
+                continue
+            rows[RunKey(**row["key"])] = None if row.get("gone") else row
+        return {key: SimulatedRun.of_json(row) for key, row in rows.items() if row is not None}
 
     def put(self, run: SimulatedRun, runs: dict[RunKey, SimulatedRun]) -> None:
         self._append(orjson.dumps(run), runs)

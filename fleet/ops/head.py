@@ -56,6 +56,9 @@ def head_environment(home: Home, settings: FleetSettings) -> dict[str, str]:
         # Ray would tell the head's metadata store of every call's every state, for a list that nobody here reads.
         "RAY_task_events_report_interval_ms": "0",
         "RAY_event_stats": "0",
+        # Ray's default is nice 15: any busy game or neighbour would starve the API, the managers and the agents,
+        # which need little but need it at once.
+        "RAY_worker_niceness": "0",
         "DASHBOARD_METRIC_PORT": str(free_ports(1)[0]),
         "PYTHONUNBUFFERED": "1",
     }

@@ -11,6 +11,7 @@ runs, and plans everything.
 
 import asyncio
 import os
+import time
 from collections.abc import Iterable
 from typing import Any
 
@@ -141,6 +142,7 @@ class RegionManager:
         self._leases.adopt()
         if self._books.live and not self._leases.pending:
             self._leases.grow()
+        self._repair_s = 0.0  # what the last full pass took
         self._repairer = asyncio.create_task(self._repair())
         self._pool_keeper = asyncio.create_task(self._pools.run())
         log.info(
@@ -325,7 +327,7 @@ class RegionManager:
 
     async def status(self) -> dict[str, Any]:
         """For operators: epoch, nodes with what they hold, live servers, commits."""
-        return self._report.status()
+        return self._report.status() | {"repair_ms": round(self._repair_s * 1000, 2)}
 
     async def metrics(self) -> list[Metric]:
         """What this manager counts, for the API replica that answers a scrape."""
@@ -381,8 +383,10 @@ class RegionManager:
     async def _repair(self) -> None:
         while True:
             await asyncio.sleep(_REPAIR_S)
+            began = time.perf_counter()
             try:
                 await self._plan_all()
+                self._repair_s = time.perf_counter() - began
             except FleetError as error:
                 log.warning("repair incomplete", region=self._region, error=error.detail)
 
