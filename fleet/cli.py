@@ -10,6 +10,7 @@ from rich.console import Console
 
 from fleet.cli_api import register, show_table
 from fleet.cli_demo import ask_command, demo
+from fleet.cli_node import node
 from fleet.errors import FleetError
 from fleet.ops.home import Home, OpsError, find_home, open_home, read_access
 from fleet.projects.model import KeyKind
@@ -171,6 +172,7 @@ register(app)
 app.command()(demo)
 app.command("ask")(ask_command)
 app.add_typer(keys, name="keys")
+app.add_typer(node, name="node")
 
 
 def main() -> None:

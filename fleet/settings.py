@@ -102,6 +102,7 @@ class FleetSettings(BaseSettings):
     base_image: str = Field(default="auto", description="'auto' makes one, else an image reference")
     public_host: str | None = Field(default=None, description="address for players, of a node of several machines")
     bind_host: str | None = Field(default=None, description="address on which such a node publishes ports")
+    # Not 127.0.0.1, which Ray replaces by the network card's address: that one goes when the network changes.
     head_address: str = Field(default="127.0.0.2", description="where Ray's head listens; 'auto': this machine")
     head_port: int = Field(default=0, description="its port; 0: a free one")
     ray_token: Path | None = Field(default=None, description="file with the cluster's token; default: made in home")

@@ -30,7 +30,8 @@ def open_context(settings: FleetSettings) -> AppContext:
     health_check_period_s=5,
     health_check_timeout_s=15,
     graceful_shutdown_timeout_s=5,
-    ray_actor_options={"num_cpus": 0},
+    # On the head: uploads are received there, and SQLite is there.
+    ray_actor_options={"num_cpus": 0, "resources": {"node:__internal_head__": 0.001}},
     # Requests are logged by `Edge`, with ids and routes; Serve's own access log costs a tenth of the throughput.
     logging_config={"enable_access_log": False},
 )

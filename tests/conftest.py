@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import secrets
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,7 +15,10 @@ import pytest
 
 from fleet.ops.head import tail
 from fleet.ops.home import free_ports
+from fleet.store import migrate
 from tests.player import Studio
+from tests.postgres import PostgresMissing, PostgresServer
+from tests.s3 import LOGIN, S3Server
 
 ROOT = Path(__file__).parent.parent
 UP_TIMEOUT_S = 600
@@ -118,6 +122,46 @@ def studio(fleet: RunningFleet) -> Iterator[Studio]:
     found = Studio(fleet.url, fleet.server_key)
     yield found
     found.http.close()
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """A PostgreSQL server with a database `migrated`, to be copied."""
+    try:
+        server = PostgresServer()
+    except PostgresMissing as missing:
+        pytest.skip(f"no PostgreSQL: {missing}")
+    try:
+        server.create()
+        server.start()
+        server.sql("CREATE DATABASE migrated")
+        migrate.upgrade(server.url("migrated"))
+        yield server
+    finally:
+        server.remove()
+
+
+@pytest.fixture
+def postgres_url(postgres: PostgresServer) -> Iterator[str]:
+    """A migrated, empty database of the test's own."""
+    name = postgres.new_database("migrated")
+    yield postgres.url(name)
+    postgres.drop(name)
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[S3Server]:
+    server = S3Server()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def s3_url(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A folder of the test's own in the bucket, with the login in the environment."""
+    for name, value in LOGIN.items():
+        monkeypatch.setenv(name, value)
+    return s3.url(f"t-{secrets.token_hex(6)}")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

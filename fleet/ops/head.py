@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from dataclasses import asdict, dataclass
@@ -18,8 +19,6 @@ from fleet.settings import FleetSettings
 
 log = structlog.get_logger(__name__)
 
-# Not 127.0.0.1, which Ray replaces by the address of the network card: that one goes when the network changes.
-NODE_ADDRESS = "127.0.0.2"
 OBJECT_STORE_BYTES = 150_000_000
 START_TIMEOUT_S = 120.0
 NOT_INHERITED = frozenset({"RAY_ADDRESS", "RAY_TMPDIR", "RAY_NAMESPACE", "PYTHONDONTWRITEBYTECODE"})
@@ -48,7 +47,7 @@ def head_environment(home: Home, settings: FleetSettings) -> dict[str, str]:
         "FLEET_PORT": str(settings.port),
         "FLEET_RUNTIME": settings.runtime,
         "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN_PATH": str(home.token_file),
+        "RAY_AUTH_TOKEN_PATH": str(token_file(home, settings)),
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
         # Ray ends idle workers after 1 s; a build's pipeline then pays a new worker's start of seconds each time.
@@ -78,8 +77,10 @@ def start_head(home: Home, settings: FleetSettings) -> Head:
     """Start Ray's head with one unit of `node:<region>` for each enabled region. OpsError if it does not come up."""
     make_run_dir(home)
     environment = head_environment(home, settings)
+    address = head_address(settings)
     gcs_port, client_port, agent_port = free_ports(3)
-    command = _command(home, settings, gcs_port, client_port, agent_port)
+    gcs_port = settings.head_port or gcs_port
+    command = _command(home, settings, address, gcs_port, client_port, agent_port)
     output = home.logs / "ray-start.log"
     with output.open("wb") as file:
         process = subprocess.Popen(
@@ -98,31 +99,48 @@ def start_head(home: Home, settings: FleetSettings) -> Head:
             code = process.wait()
     if code != 0:
         raise OpsError(f"Ray did not start (exit code {code}). Its last words, from {output}:\n{tail(output, 15)}")
-    head = Head(f"{NODE_ADDRESS}:{gcs_port}", *_find_processes(home), environment)
+    head = Head(f"{address}:{gcs_port}", *_find_processes(home), environment)
     _end_client_server(home)
     write_private(home.head_file, json.dumps(asdict(head), indent=2))
     return head
 
 
-def _command(home: Home, settings: FleetSettings, gcs_port: int, client_port: int, agent_port: int) -> list[str]:
+def head_address(settings: FleetSettings) -> str:
+    """Where nodes reach the head. `auto` is the address from which this machine reaches the rest of the world."""
+    if settings.head_address != "auto":
+        return settings.head_address
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect(("192.0.2.1", 9))  # chooses a route; nothing is sent
+        return str(probe.getsockname()[0])
+
+
+def token_file(home: Home, settings: FleetSettings) -> Path:
+    """The cluster's token: as the settings say, else this home's own."""
+    return settings.ray_token.expanduser().resolve() if settings.ray_token else home.token_file
+
+
+def _command(
+    home: Home, settings: FleetSettings, address: str, gcs_port: int, client_port: int, agent_port: int
+) -> list[str]:
     nodes = load_nodes_config(settings.node_config)
-    resources = {f"node:{region}": nodes.offer.max_nodes for region in nodes.enabled}
+    resources = {f"node:{region}": nodes.offer.max_nodes for region in nodes.enabled} if nodes.on_head else {}
     return [
         str(Path(sys.executable).parent / "ray"),
         "start",
         "--head",
-        f"--node-ip-address={NODE_ADDRESS}",
+        f"--node-ip-address={address}",
         f"--port={gcs_port}",
         f"--ray-client-server-port={client_port}",
         f"--dashboard-agent-listen-port={agent_port}",
         "--include-dashboard=false",
         "--include-log-monitor=false",
-        "--no-monitor",
         "--disable-usage-stats",
-        f"--num-cpus={max(2, os.cpu_count() or 2)}",
+        # In a cluster the head carries the fleet's own processes only, and those ask for no CPU.
+        f"--num-cpus={max(2, os.cpu_count() or 2) if nodes.on_head else 0}",
         f"--object-store-memory={OBJECT_STORE_BYTES}",
         f"--resources={json.dumps(resources)}",
         f"--temp-dir={home.run_dir / 'ray'}",
+        f"--autoscaling-config={settings.autoscaling_config}" if settings.autoscaling_config else "--no-monitor",
     ]
 
 

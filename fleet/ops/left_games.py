@@ -2,6 +2,7 @@
 
 import asyncio
 import shutil
+from collections.abc import Collection
 from contextlib import closing
 from typing import Any
 
@@ -13,24 +14,27 @@ from fleet.node.docker_networks import ROLE
 from fleet.node.process import ProcessRuntime
 from fleet.node.runtime import RuntimePlace
 from fleet.ops.engine import connect_engine, engine_answers
-from fleet.ops.home import Home
 from fleet.settings import FleetSettings
 
 log = structlog.get_logger(__name__)
 
 
-def stop_left_games(home: Home, settings: FleetSettings) -> int:
-    """Stop every game of this fleet, in every runtime; returns how many there were. Containers are removed."""
+def stop_left_games(fleet_id: str, settings: FleetSettings, regions: Collection[str] | None = None) -> int:
+    """Stop the fleet's games on this machine, in every runtime; all or of some regions. Returns how many there were."""
     grace_s = settings.servers.stop_grace_s
+    if regions is None:
+        regions = tuple(load_catalog().regions)
     shutil.rmtree(settings.home / "simulated", ignore_errors=True)  # nothing runs there
-    return _stop_containers(home, grace_s) + asyncio.run(_stop_processes(home, settings, grace_s))
+    processes = asyncio.run(_stop_processes(fleet_id, settings, regions, grace_s))
+    return _stop_containers(fleet_id, regions, grace_s) + processes
 
 
-def _stop_containers(home: Home, grace_s: float) -> int:
+def _stop_containers(fleet_id: str, regions: Collection[str], grace_s: float) -> int:
     if not engine_answers():
         return 0
     with closing(connect_engine(timeout_s=grace_s + 30)) as client:
-        found = client.containers.list(all=True, filters={"label": f"fleet.id={home.fleet_id}"})
+        ours = client.containers.list(all=True, filters={"label": f"fleet.id={fleet_id}"})
+        found = [container for container in ours if container.labels.get("fleet.region") in regions]
         games = [container for container in found if ROLE not in container.labels]
         for container in games:
             _remove(container, grace_s)
@@ -51,10 +55,10 @@ def _remove(container: Any, grace_s: float) -> None:
         log.error("container_not_removed", container=container.name, error=str(error))
 
 
-async def _stop_processes(home: Home, settings: FleetSettings, grace_s: float) -> int:
+async def _stop_processes(fleet_id: str, settings: FleetSettings, regions: Collection[str], grace_s: float) -> int:
     stops: list[asyncio.Task[None]] = []
-    for region in load_catalog().regions:
-        runtime = ProcessRuntime(RuntimePlace(home.fleet_id, region, settings.servers_dir, settings.bundles))
+    for region in regions:
+        runtime = ProcessRuntime(RuntimePlace(fleet_id, region, settings.servers_dir, settings.bundles))
         running = [run.key for run in await runtime.list() if run.running]
         stops += [asyncio.create_task(runtime.stop(key, grace_s)) for key in running]
     await asyncio.gather(*stops)

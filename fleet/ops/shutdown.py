@@ -26,7 +26,7 @@ def shut_down(home: Home, settings: FleetSettings, report: Callable[[str], None]
     found = _stop_servers(home, settings, report)
     report("Stopping Ray and the API")
     ended = end_supervised(home, grace_s=3.0)
-    left = stop_left_games(home, settings)
+    left = stop_left_games(home.fleet_id, settings)
     if left:
         log.warning("left_games_stopped", count=left)
     forget_head(home)

@@ -35,6 +35,7 @@ Report = Callable[[str], None]
 HEALTH_EVERY_S = 10.0
 SILENT_LIMIT = 3
 BACKOFF_FIRST_S, BACKOFF_MAX_S = 1.0, 60.0
+REACHED_BY_LOOPBACK = ("127.0.0.1", "localhost", "0.0.0.0", "*")
 # A head that lived this long was fine; its end starts a new series of attempts.
 STABLE_S = 120.0
 
@@ -120,6 +121,11 @@ class Supervisor:
             head = await self._replace(steady=time.monotonic() - started > STABLE_S)
 
     async def _prepare(self) -> None:
+        if self._settings.host not in REACHED_BY_LOOPBACK:
+            raise OpsError(
+                f"FLEET_HOST={self._settings.host} cannot work: the proxy reaches the API's processes by 127.0.0.1. "
+                "Use 127.0.0.1, or 0.0.0.0 and a firewall."
+            )
         self._report("Looking for a container engine")
         await asyncio.to_thread(ensure_engine, self._home, self._settings, self._report)
         self._report("Preparing the database")

@@ -1,0 +1,66 @@
+"""The cluster files: valid for Ray, in agreement with the node config, and calling commands that exist."""
+
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer.main
+import yaml
+from ray.autoscaler._private.util import prepare_config, validate_config
+
+from fleet.cli import app
+from fleet.region.nodes_config import load_nodes_config
+from fleet.settings import FleetSettings
+
+ROOT = Path(__file__).parent.parent.parent
+FILES = [ROOT / "cluster.yaml", *sorted((ROOT / "configs").glob("cluster-*.yaml"))]
+FILES.remove(ROOT / "configs" / "cluster-nodes.yaml")
+
+
+@pytest.fixture(params=FILES, ids=lambda path: path.name)
+def cluster(request: pytest.FixtureRequest) -> dict[str, Any]:
+    return yaml.safe_load(request.param.read_text())
+
+
+def test_ray_takes_the_file(cluster: dict[str, Any]) -> None:
+    validate_config(prepare_config(cluster))
+
+
+def test_every_fleet_command_in_it_exists(cluster: dict[str, Any]) -> None:
+    """Names and options; `sg docker -c "…"` is looked into."""
+    commands = cluster["head_start_ray_commands"] + cluster["worker_start_ray_commands"]
+    called = [found for command in commands for found in re.findall(r'(?:^|[ "/])(fleet (?:up|node) ?[^";]*)', command)]
+    assert len(called) == 2
+    for command in called:
+        parts = shlex.split(re.sub(r"\$\([^)]*\)", "x", command))[1:]
+        found: Any = typer.main.get_command(app)
+        while hasattr(found, "commands"):
+            found = found.commands[parts.pop(0)]
+        options = {name for parameter in found.params for name in parameter.opts}
+        assert {part.partition("=")[0] for part in parts} <= options
+
+
+def test_games_run_on_nodes_of_their_own_which_cost_nothing_when_idle(cluster: dict[str, Any]) -> None:
+    types = cluster.get("available_node_types")
+    if types is None:  # machines of one's own, which neither Ray starts nor anyone saves
+        assert cluster["provider"]["type"] == "local"
+        return
+    nodes = load_nodes_config(ROOT / "configs" / "cluster-nodes.yaml")
+    assert not nodes.on_head
+    assert types["head"]["resources"] == {"CPU": 0}
+    offered: dict[str, int] = {}
+    for name, found in types.items():
+        assert name == "head" or found["min_workers"] == 0
+        assert name == "head" or found["labels"]["region"] in nodes.enabled
+        offered |= {resource: found["max_workers"] for resource in found["resources"] if resource != "CPU"}
+    assert all(offered[f"node:{region}"] >= nodes.offer.max_nodes for region in nodes.enabled)
+    assert sum(offered.values()) <= cluster["max_workers"]
+
+
+def test_the_heads_environment_names_settings_that_exist() -> None:
+    text = (ROOT / "configs" / "head.env.example").read_text()
+    names = re.findall(r"^#?FLEET_([A-Z_]+)=", text, re.MULTILINE)
+    assert len(names) > 5
+    assert {name.lower() for name in names} <= set(FleetSettings.model_fields)
