@@ -20,7 +20,6 @@ from fleet.settings import get_settings
 console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 240)
 builds = typer.Typer(no_args_is_help=True, help="Builds: list them, push a new one.")
 PROCESS_TIMEOUT_S = 900.0
-POLL_S = 0.25
 MAX_LOG_PAGE = 1000
 
 ServerId = Annotated[str, typer.Argument(metavar="ID", help="A server's instance_id, or the beginning of it")]
@@ -30,9 +29,13 @@ def connect() -> Rest:
     return Rest.of(get_settings())
 
 
-def servers(everything: Annotated[bool, typer.Option("--all", help="Also launching and pool servers")] = False) -> None:
+def servers(
+    everything: Annotated[bool, typer.Option("--all", help="Also launching, stopped, pool servers")] = False,
+) -> None:
     """List the servers that run."""
-    query = {"limit": 100, "include_launching": everything, "include_pool": everything}
+    query: dict[str, Any] = {"limit": 100, "include_pool": everything}
+    if everything:
+        query["status"] = ["launching", "running", "stopped"]
     with connect() as rest:
         answer = rest.call("GET", "/servers", params=query)
     rows = [
@@ -197,10 +200,10 @@ def push_build(rest: Rest, source: Path, name: str, executable: str) -> dict[str
 
 def wait_processed(rest: Rest, build_id: str) -> dict[str, Any]:
     deadline = time.monotonic() + PROCESS_TIMEOUT_S
-    while (build := rest.call("GET", f"/builds/{build_id}"))["status"] in ("uploading", "processing"):
+    query = {"wait_for": "ready", "timeout": 30}
+    while (build := rest.call("GET", f"/builds/{build_id}", params=query))["status"] in ("uploading", "processing"):
         if time.monotonic() > deadline:
             raise FleetError(f"Build {build_id} is still {build['status']}.", error="Still processing")
-        time.sleep(POLL_S)
     if build["status"] != "ready":
         lines = rest.call("GET", f"/builds/{build_id}/logs", params={"limit": 500})["logs"]
         text = "\n".join(f"  {line['level']:7} {line['message']}" for line in lines)

@@ -190,6 +190,15 @@ class BuildService:
             raise NotFound(f"There is no build '{build_id[:64]}' in this project.", error="Build not found")
         return build
 
+    async def settled(self, project_id: str, build_id: str, timeout_s: float) -> Build:
+        """The build once it is ready, failed or deleted, or as it is at the timeout."""
+        deadline = time.monotonic() + timeout_s
+        build = await self.get(project_id, build_id)
+        while build.status in ("uploading", "processing") and (left := deadline - time.monotonic()) > 0:
+            await self._store.changed(left)
+            build = await self.get(project_id, build_id)
+        return build
+
     async def logs(self, project_id: str, build_id: str, limit: int, offset: int) -> tuple[list[BuildLog], int]:
         """One page of the pipeline's log, oldest first, and the number of all lines."""
         await self.get(project_id, build_id)

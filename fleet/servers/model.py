@@ -66,9 +66,10 @@ class LogPage:
 
 @dataclass(frozen=True, slots=True)
 class ListQuery:
-    """Which servers to list; running ones always."""
+    """Which servers to list; running ones unless `statuses` says otherwise."""
 
     include_launching: bool = False
     include_pool: bool = False
     limit: int = 50
     offset: int = 0
+    statuses: tuple[str, ...] = ()

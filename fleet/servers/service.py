@@ -103,7 +103,7 @@ class ServerService:
 
     async def page(self, caller: Principal, query: ListQuery) -> tuple[list[Server], int]:
         """One page of servers, newest first, and the number of all that match."""
-        statuses = ["running", "launching"] if query.include_launching else ["running"]
+        statuses = query.statuses or (("running", "launching") if query.include_launching else ("running",))
         rows = owned(Server, caller.project_id).where(col(Server.status).in_(statuses))
         if not query.include_pool:
             rows = rows.where(or_(col(Server.is_pool_server).is_(False), col(Server.pool_claimed_at).is_not(None)))

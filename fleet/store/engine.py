@@ -8,6 +8,7 @@ the block ends. `write()`s come one after the other on both databases, so what a
 import asyncio
 import json
 import sqlite3
+import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
@@ -200,6 +201,17 @@ class Store:
             path = self._url.database or ""
             self._watch = sqlite3.connect(f"file:{path}?mode=ro", uri=True, check_same_thread=False)
         return int(self._watch.execute("PRAGMA data_version").fetchone()[0])
+
+    async def changed(self, timeout_s: float) -> None:
+        """Return soon after another process has committed (PostgreSQL: may have), or at the timeout.
+
+        For waits that no process of ours can end by an event. Looking costs microseconds.
+        """
+        before, deadline = self.data_version(), time.monotonic() + timeout_s
+        while (left := deadline - time.monotonic()) > 0:
+            await asyncio.sleep(min(left, 0.05 if self.sqlite else 0.5))
+            if not self.sqlite or self.data_version() != before:
+                return
 
     async def close(self) -> None:
         if self._watch is not None:

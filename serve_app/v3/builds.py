@@ -1,6 +1,6 @@
 """Builds: ask for an upload URL, process, register an image, look, delete."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query
 from starlette.requests import Request
@@ -123,10 +123,22 @@ async def process_build(
 
 
 @router.get("/{build_id}", response_model=BuildOut, responses=errors(401, 403, 404), summary="Get a build")
-async def get_build(request: Request, build_id: str, caller: ServerKey, context: Context) -> Response:
-    """One build; poll it until it is `ready` or `failed`."""
-    build = await context.builds.get(caller.project_id, build_id)
-    keep_answer(request, caller)
+async def get_build(
+    request: Request,
+    build_id: str,
+    caller: ServerKey,
+    context: Context,
+    wait_for: Annotated[
+        Literal["ready"] | None, Query(description="Answer only once it is `ready` or `failed` (an extension)")
+    ] = None,
+    max_wait: Annotated[float, Query(alias="timeout", ge=0, le=120, description="Longest wait, seconds")] = 30,
+) -> Response:
+    """One build. Its status ends as `ready` or `failed`; `wait_for=ready` waits for that."""
+    if wait_for:
+        build = await context.builds.settled(caller.project_id, build_id, max_wait)
+    else:
+        build = await context.builds.get(caller.project_id, build_id)
+        keep_answer(request, caller)
     return json_response(build_view(build))
 
 

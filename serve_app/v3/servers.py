@@ -45,11 +45,16 @@ async def list_servers(
     context: Context,
     include_launching: Annotated[bool, Query(description="Also servers that are not ready yet")] = False,
     include_pool: Annotated[bool, Query(description="Also idle pool servers")] = False,
+    status: Annotated[
+        list[Literal["launching", "running", "stopped"]] | None,
+        Query(description="Exactly these; may be given several times (an extension)", max_length=3),
+    ] = None,
     limit: Annotated[int, Query(ge=1, le=100)] = 50,
     offset: Offset = 0,
 ) -> Response:
-    """Running servers of the project, newest first."""
-    servers, total = await context.servers.page(caller, ListQuery(include_launching, include_pool, limit, offset))
+    """Running servers of the project, newest first. `status=stopped` shows those that have ended."""
+    query = ListQuery(include_launching, include_pool, limit, offset, tuple(status or ()))
+    servers, total = await context.servers.page(caller, query)
     keep_answer(request, caller)
     return json_response(
         {

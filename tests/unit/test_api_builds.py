@@ -1,9 +1,11 @@
 """Builds through the API: the signed upload, what is listed, what is refused."""
 
+import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
 
+from fleet.store.tables import Build
 from tests.unit.api_kit import Api
 
 PATH = "/api/v3/builds"
@@ -80,6 +82,21 @@ async def test_processing_again_changes_nothing(api: Api) -> None:
         assert (answer.status_code, answer.json()["status"]) == (200, "accepted")
     assert api.submitted == [asked["build_id"]]
     assert (await api.call("POST", f"{path}?name=other")).status_code == 400
+
+
+async def test_a_read_may_wait_until_a_build_is_ready(api: Api) -> None:
+    asked = await ask(api)
+    path = f"{PATH}/{asked['build_id']}?wait_for=ready"
+    assert (await api.call("GET", f"{path}&timeout=0.1")).json()["status"] == "uploading"
+    waiting = asyncio.create_task(api.call("GET", f"{path}&timeout=60"))
+    await asyncio.sleep(0)
+    async with api.store.write() as session:
+        build = await session.get(Build, asked["build_id"])
+        assert build is not None
+        build.status = "ready"
+    answer = await asyncio.wait_for(waiting, 10)
+    assert answer.json()["status"] == "ready"
+    assert (await api.call("GET", f"{path}&timeout=121")).status_code == 422
 
 
 async def test_images_need_a_tag(api: Api) -> None:

@@ -192,6 +192,21 @@ async def test_the_list_shows_running_servers_in_pages(api: Api) -> None:
     assert {launching["instance_id"], idle["instance_id"]} <= {s["instance_id"] for s in everything["servers"]}
 
 
+async def test_the_list_shows_exactly_the_statuses_asked_for(api: Api) -> None:
+    launching, running, ended = await api.start(), await api.running(), await api.running()
+    await api.call("DELETE", f"/api/v3/servers/{ended['instance_id']}")
+
+    async def ids(query: str) -> set[str]:
+        page = (await api.call("GET", f"/api/v3/servers?{query}")).json()
+        assert page["total"] == len(page["servers"])
+        return {server["instance_id"] for server in page["servers"]}
+
+    assert await ids("status=stopped") == {ended["instance_id"]}
+    assert await ids("status=launching&status=stopped") == {launching["instance_id"], ended["instance_id"]}
+    assert await ids("status=running&include_launching=true") == {running["instance_id"]}
+    assert (await api.call("GET", "/api/v3/servers?status=asleep")).status_code == 422
+
+
 @pytest.mark.parametrize("query", ["limit=0", "limit=101", "offset=-1", "limit=x", "include_pool=maybe"])
 async def test_list_bounds(api: Api, query: str) -> None:
     assert (await api.call("GET", f"/api/v3/servers?{query}")).status_code == 422
