@@ -32,14 +32,19 @@ class Upkeep:
 
 
 def order(shelf: Shelf, spec: str | None, target: int, room: int) -> int:
-    """How many to start now; `room` bounds what boots at once.
+    """How many to start now; `room` bounds what boots at once."""
+    return max(0, min(missing(shelf, spec, target), room))
+
+
+def missing(shelf: Shelf, spec: str | None, target: int) -> int:
+    """How many are wanted and not ordered.
 
     A booting one counts, so nothing is ordered twice; an unsure one too, since most agents come back in seconds.
     """
     if spec is None:
         return 0
-    missing = target - shelf.staying(spec) - shelf.count(spec, "booting") - shelf.count(spec, "unsure")
-    return max(0, min(missing, room))
+    there = shelf.staying(spec) + shelf.count(spec, "booting") + shelf.count(spec, "unsure")
+    return max(0, target - there)
 
 
 def upkeep(
