@@ -126,6 +126,7 @@ def status() -> None:
         ["Ray", head.address if head and head.alive else "does not run"],
         ["supervisor", f"process {supervisor}" if supervisor else "does not run"],
         ["engine", engine],
+        ["metrics", f"{url}/metrics"],
         ["home", str(home.path)],
         ["logs", str(home.logs)],
     ]

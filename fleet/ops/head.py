@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -76,6 +77,8 @@ def child_environment(additions: dict[str, str]) -> dict[str, str]:
 def start_head(home: Home, settings: FleetSettings) -> Head:
     """Start Ray's head with one unit of `node:<region>` for each enabled region. OpsError if it does not come up."""
     make_run_dir(home)
+    # Replicas count into it; those of an earlier head are gone, and counters that begin anew are no fault.
+    shutil.rmtree(home.path / "metrics", ignore_errors=True)
     environment = head_environment(home, settings)
     address = head_address(settings)
     gcs_port, client_port, agent_port = free_ports(3)

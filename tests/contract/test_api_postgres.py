@@ -47,3 +47,10 @@ async def test_numbers_that_the_database_cannot_hold_are_no_fault_of_ours(api: A
     for path in (f"/api/v3/builds?limit=1&offset={number}", f"/api/v3/servers?limit=1&offset={number}"):
         answer = await api.call("GET", path)
         assert answer.status_code < 500, (path, answer.text)
+
+
+async def test_metrics_are_read_from_it(api: Api) -> None:
+    await api.running(region="sea")
+    text = (await api.call("GET", "/metrics", key=None)).text
+    assert 'fleet_scrape_up{part="database"} 1.0' in text
+    assert 'fleet_servers{region="sea",size="small",state="running"}' in text
