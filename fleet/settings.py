@@ -75,6 +75,13 @@ class NodeSettings(BaseModel):
     health_every_s: float = Field(default=3.0, ge=0, description="how often a running game is looked at; 0: never")
 
 
+class Scaling(BaseModel):
+    """How slowly a region gives nodes back. It grows at once."""
+
+    surplus_s: float = Field(default=600.0, description="a node is drained after being one too many for so long")
+    unneeded_s: float = Field(default=30.0, description="an unanswered ask for a node is taken back after so long")
+
+
 class LogLimits(BaseModel):
     max_mb: int = Field(default=10, description="kept per server run, in the engine and in the archive")
     retention_days: float = 14.0
@@ -116,6 +123,7 @@ class FleetSettings(BaseSettings):
     restarts: RestartPolicy = RestartPolicy()
     node: NodeSettings = NodeSettings()
     logs: LogLimits = LogLimits()
+    scaling: Scaling = Scaling()
     bundle_limits: BundleLimits = BundleLimits()
     pools: PoolSettings = PoolSettings()
     simulated: SimulatedSettings = SimulatedSettings()

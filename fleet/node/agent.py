@@ -20,9 +20,11 @@ from fleet.builds.object_store import open_artefacts
 from fleet.node.choose import choose_runtime
 from fleet.node.facts import FleetFacts, is_joined, node_settings, own_share
 from fleet.node.logs import LogArchive
-from fleet.node.model import Hello, NodeShare, Page
+from fleet.node.model import Drain, Hello, NodeShare, Page
 from fleet.node.node import Node
 from fleet.node.runtime import BuildRef, LaunchSpec, LogLine, Port, RunKey
+from fleet.node.slot import take_slot
+from fleet.node.tenure import Tenure
 from fleet.settings import get_settings
 from fleet.telemetry.logs import setup_logging
 
@@ -69,6 +71,17 @@ class Agent:
     async def rewrite_config(self, epoch: int, key: RunKey, config: dict[str, Any]) -> None:
         await self._node.rewrite_config(epoch, key, config)
 
+    async def prepare(self, epoch: int, build: BuildRef) -> None:
+        await self._node.prepare(epoch, build)
+
+    async def set_drain(self, epoch: int, drain: Drain | None) -> None:
+        self._node.set_drain(epoch, drain)
+
+    async def retire(self, epoch: int) -> None:
+        """Before the lease ends: nothing may run here, and what the agent holds is put in order."""
+        self._node.retire(epoch)
+        await self.close()
+
     async def logs(self, key: RunKey, after: str | None, since_ms: int | None, limit: int) -> list[LogLine]:
         """Lines of a run, from the engine while it has them, else from the archive."""
         if self._node.has(key):
@@ -101,9 +114,12 @@ class NodeAgent(Agent):
         settings = node_settings(facts, local)
         setup_logging(f"agent-{region}", settings.home)
         archive = LogArchive(settings.home / "logs" / "servers", settings.logs)
-        runtime = await choose_runtime(settings, region)
+        ray_context = ray.get_runtime_context()
+        slot = await asyncio.to_thread(take_slot, settings.home / "agents", region, str(ray_context.get_actor_id()))
+        scope = region if slot == 0 else f"{region}+{slot}"
+        runtime = await choose_runtime(settings, scope)
         store = open_artefacts(settings)
-        self._bundles = BundleCache(settings.bundles, region, settings.bundle_limits)
+        self._bundles = BundleCache(settings.bundles, scope, settings.bundle_limits)
 
         async def fetch(build: BuildRef) -> None:
             if build.kind == "zip" and build.content_hash:
@@ -117,7 +133,15 @@ class NodeAgent(Agent):
         async def keep_log(key: RunKey) -> None:
             await archive.keep(runtime, key)
 
-        node = Node(f"{region}@{host_id()}", share, runtime, fetch, keep_log, settings.node)
+        node = Node(
+            f"{scope}@{host_id()}",
+            share,
+            runtime,
+            fetch,
+            keep_log,
+            settings.node,
+            tenure=Tenure(str(ray_context.get_node_id()), scope),
+        )
         super().__init__(node, archive)
         await node.start()
         self._sweepers = [asyncio.create_task(sweep(archive)), asyncio.create_task(self._keep_bundles())]

@@ -10,6 +10,7 @@ import structlog
 from fleet.errors import FleetError
 from fleet.node.model import RunState
 from fleet.node.ports import PortAllocator
+from fleet.node.prepare import Preparer
 from fleet.node.run import Run, waiting_for
 from fleet.node.runtime import (
     BuildRef,
@@ -47,6 +48,7 @@ class Launcher:
         self, runtime: Runtime, ports: PortAllocator, fetch: Callable[[BuildRef], Awaitable[None]], told: Told
     ) -> None:
         self._runtime, self._ports, self._fetch, self._told = runtime, ports, fetch, told
+        self.preparer = Preparer(self._make_ready)
 
     def reserve(self, key: RunKey, wanted: tuple[Port, ...]) -> tuple[Port, ...]:
         """Host ports for a run that has no warm network."""
@@ -55,8 +57,7 @@ class Launcher:
     async def launch(self, run: Run, spec: LaunchSpec) -> None:
         """To the end, whatever it is: the run then runs, or has failed and its reason is told."""
         try:
-            await self._fetch(spec.build)
-            await patiently(lambda: self._runtime.prepare(spec.build))
+            await self.preparer.ensure(spec.build)
             self._told.move(run, RunState.CREATING)
             ports = await self._create(run, spec)
             self._told.move(run, RunState.BOOTING)
@@ -70,6 +71,10 @@ class Launcher:
         except Exception as fault:
             log.exception("launch failed", run=str(spec.key))
             self._fail(run, "STARTUP_FAILURE_URL", f"The node failed: {fault!r}")
+
+    async def _make_ready(self, build: BuildRef) -> None:
+        await self._fetch(build)
+        await patiently(lambda: self._runtime.prepare(build))
 
     def _fail(self, run: Run, reason: str, message: str) -> None:
         self._told.end(run, RunState.FAILED, reason=reason, message=message)

@@ -62,8 +62,20 @@ class NodeShare:
 
 
 @dataclass(frozen=True, slots=True)
+class Drain:
+    """Nothing more is placed on the node. `surplus`: it is one too many; `operator`: somebody wishes so; `notice`: its
+    machine will be taken away, at `until` (ms) if that is known."""
+
+    cause: Literal["surplus", "operator", "notice"]
+    until: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Hello:
-    """A node's whole truth at one moment; events after `seq` continue it while `boot_id` stands."""
+    """A node's whole truth at one moment; events after `seq` continue it while `boot_id` stands.
+
+    `ray_node`: Ray's id of the machine. `builds`: those made ready here in this life of the agent.
+    """
 
     boot_id: str
     seq: int
@@ -72,6 +84,9 @@ class Hello:
     share: NodeShare
     runtime: str
     runs: tuple[RunView, ...]
+    ray_node: str = ""
+    builds: frozenset[str] = frozenset()
+    drain: Drain | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,3 +95,4 @@ class Page:
 
     seq: int
     events: tuple[RunView, ...]
+    drain: Drain | None = None

@@ -16,7 +16,7 @@ import structlog
 
 from fleet.errors import Fenced, NotFound
 from fleet.node.launcher import Launcher, patiently
-from fleet.node.model import Hello, NodeShare, Page, RunState, RunView
+from fleet.node.model import Drain, Hello, NodeShare, Page, RunState, RunView
 from fleet.node.outbox import Outbox
 from fleet.node.ports import PortAllocator, is_free
 from fleet.node.run import Run, start_refused, waiting_for
@@ -30,6 +30,7 @@ from fleet.node.runtime import (
     RunKey,
     Runtime,
 )
+from fleet.node.tenure import Tenure
 from fleet.node.vigil import Vigil
 from fleet.node.warm_networks import WarmNetworks
 from fleet.settings import NodeSettings
@@ -51,9 +52,11 @@ class Node:
         archive: Callable[[RunKey], Awaitable[None]],
         habits: NodeSettings,
         free: Callable[[str, int], bool] = is_free,
+        tenure: Tenure | None = None,
     ) -> None:
         self.node_id = node_id
         self.share = share
+        self.tenure = tenure or Tenure()
         self._runtime = runtime
         self._archive = archive
         self._ports = PortAllocator(share.port_first, share.port_last, share.bind_host, free=free)
@@ -81,6 +84,7 @@ class Node:
             self._spawn(vigil.run())
 
     async def close(self) -> None:
+        await self._launcher.preparer.close()
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -92,15 +96,36 @@ class Node:
         """Everything this node runs. From now on only this epoch or a newer one may command."""
         self._check(epoch)
         runs = tuple(run.view for run in self._runs.values() if not run.forgetting)
-        host, seq = self.share.public_host, self._outbox.seq
-        return Hello(self._boot_id, seq, self.node_id, host, self.share, self._runtime.name, runs)
+        host, seq, tenure = self.share.public_host, self._outbox.seq, self.tenure
+        known = (tenure.ray_node, self._launcher.preparer.builds, tenure.drain)
+        return Hello(self._boot_id, seq, self.node_id, host, self.share, self._runtime.name, runs, *known)
 
     async def poll(self, epoch: int, boot_id: str, after: int, timeout_s: float) -> Page | None:
         """Events after a number; None when this is another life of the agent (say hello again)."""
         self._check(epoch)
         if boot_id != self._boot_id:
             return None
-        return await self._outbox.after(after, timeout_s)
+        page = await self._outbox.after(after, timeout_s)
+        return replace(page, drain=self.tenure.drain)
+
+    async def prepare(self, epoch: int, build: BuildRef) -> None:
+        """Have the build ready before its first server comes. LaunchFailed or FleetError if that cannot be."""
+        self._check(epoch)
+        await self._launcher.preparer.ensure(build)
+
+    def set_drain(self, epoch: int, drain: Drain | None) -> None:
+        self._check(epoch)
+        self.tenure.set_drain(drain)
+
+    def notice(self, until: int | None) -> None:
+        """The machine will be taken away: the region hears of it at once."""
+        self.tenure.drain = Drain("notice", until)
+        self._outbox.wake()
+
+    def retire(self, epoch: int) -> None:
+        """The region gives this node back. Conflict if something runs here after all."""
+        self._check(epoch)
+        self.tenure.retire(sum(not run.view.state.ended for run in self._runs.values()))
 
     async def launch(self, epoch: int, spec: LaunchSpec) -> tuple[Port, ...]:
         """Reserve host ports and begin the launch; its progress comes as events. Same key again: same ports."""
@@ -110,6 +135,7 @@ class Node:
             return known.view.ports
         warm = self._warm.take(spec)
         spec = warm or replace(spec, ports=self._launcher.reserve(spec.key, spec.ports))
+        spec = replace(spec, region=self.tenure.scope or spec.region)
         cores = spec.cpus if spec.dedicated else 0.0
         view = RunView(
             spec.key,

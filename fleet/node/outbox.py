@@ -27,6 +27,11 @@ class Outbox:
         if urgent or view.state in _URGENT:
             self._urgent.set()
 
+    def wake(self) -> None:
+        """Answer whoever waits, though there is no event."""
+        self._any.set()
+        self._urgent.set()
+
     async def after(self, seq: int, timeout_s: float) -> Page:
         """Events after `seq`, waiting up to the timeout for one. Those up to `seq` are dropped."""
         while self._events and self._events[0][0] <= seq:

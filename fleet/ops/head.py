@@ -126,7 +126,7 @@ def _command(
     home: Home, settings: FleetSettings, address: str, gcs_port: int, client_port: int, agent_port: int
 ) -> list[str]:
     nodes = load_nodes_config(settings.node_config)
-    resources = {f"node:{region}": nodes.offer.max_nodes for region in nodes.enabled} if nodes.on_head else {}
+    resources = nodes.resources()
     return [
         str(Path(sys.executable).parent / "ray"),
         "start",

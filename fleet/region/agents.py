@@ -3,41 +3,56 @@
 Handles of both take the same calls, so whoever has one need not know which it is.
 """
 
+import secrets
+from collections.abc import Collection, Mapping
+from itertools import count
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import ray
 import ray.util
 
 from fleet.node.agent import NodeAgent
 from fleet.node.facts import FleetFacts, facts_of
-from fleet.node.model import NodeShare
+from fleet.node.model import Hello, NodeShare
 from fleet.node.simulated_host import SimulatedAgent, SimulatedHost, simulated_nodes
 from fleet.region.names import NAMESPACE, agent_name, agent_prefix, host_name
 from fleet.region.nodes_config import NodesConfig
 from fleet.settings import FleetSettings
+from fleet.times import now_ms
+
+_PER_CLASS = 100_000
 
 
 class Agents(Protocol):
+    """Names are `agent:<region>:<class>:<mark>`."""
+
     def known(self) -> dict[str, Any]:
         """Handles of the agents that exist already, by name."""
         ...
 
-    def ask(self, number: int) -> Any:
-        """The handle of another agent, which comes to life when its node is there."""
+    def ask(self, node_class: str, known: Collection[str]) -> tuple[str, Any]:
+        """Name and handle of another agent, which comes to life when its node is there. `known`: names in use."""
         ...
 
     def give_back(self, handle: Any) -> None:
         """End a lease: the agent goes, and its node with it."""
         ...
 
+    def dead(self, hello: Hello) -> bool:
+        """Whether the machine of the agent that said so is known to be dead. May block."""
+        ...
+
 
 class RayAgents:
     """A `NodeAgent` actor per node. Ray's autoscaler starts a node for one that waits."""
 
-    def __init__(self, region: str, share: NodeShare, facts: FleetFacts) -> None:
+    def __init__(
+        self, region: str, shares: Mapping[str, NodeShare], resources: Mapping[str, str], facts: FleetFacts
+    ) -> None:
         self._region = region
-        self._share = share
+        self._shares = shares
+        self._resources = resources
         self._facts = facts
 
     def known(self) -> dict[str, Any]:
@@ -49,38 +64,53 @@ class RayAgents:
             if entry["namespace"] == NAMESPACE and entry["name"].startswith(prefix)
         }
 
-    def ask(self, number: int) -> Any:
+    def ask(self, node_class: str, known: Collection[str]) -> tuple[str, Any]:
+        # A name is never used twice: Ray may still be burying the agent that had it.
+        name = agent_name(self._region, node_class, f"{now_ms():x}{secrets.token_hex(2)}")
         options = NodeAgent.options(  # pyright: ignore[reportAttributeAccessIssue]
-            name=agent_name(self._region, number),
+            name=name,
             namespace=NAMESPACE,
             lifetime="detached",
             get_if_exists=True,
             max_restarts=-1,
             max_task_retries=0,
             num_cpus=0,
-            resources={f"node:{self._region}": 1},
+            resources={self._resources[node_class]: 1},
         )
-        return options.remote(self._region, self._share, self._facts)
+        return name, options.remote(self._region, self._shares[node_class], self._facts)
 
     def give_back(self, handle: Any) -> None:
         ray.kill(handle, no_restart=True)
 
+    def dead(self, hello: Hello) -> bool:
+        nodes = cast(list[dict[str, Any]], ray.nodes())
+        return any(node["NodeID"] == hello.ray_node and not node["Alive"] for node in nodes)
+
 
 class SimulatedAgents:
-    """Simulated nodes, `per_process` to a host actor. They are there at once, on the head's machine."""
+    """Simulated nodes, `per_process` to a host actor. They are there at once, on the head's machine.
 
-    def __init__(self, region: str, share: NodeShare, per_process: int, home: Path) -> None:
+    Node numbers tell their class: from 0 the first class, from `_PER_CLASS` on the second, and so on.
+    """
+
+    def __init__(self, region: str, shares: Mapping[str, NodeShare], per_process: int, home: Path) -> None:
         self._region = region
-        self._share = share
+        self._shares = shares
         self._per_process = per_process
         self._home = home
 
     def known(self) -> dict[str, Any]:
-        return {agent_name(self._region, n): self.ask(n) for n in simulated_nodes(self._home, self._region)}
+        return dict(self._agent(number) for number in simulated_nodes(self._home, self._region))
 
-    def ask(self, number: int) -> Any:
+    def ask(self, node_class: str, known: Collection[str]) -> tuple[str, Any]:
+        first = list(self._shares).index(node_class) * _PER_CLASS
+        return self._agent(next(n for n in count(first) if agent_name(self._region, node_class, n) not in known))
+
+    def _agent(self, number: int) -> tuple[str, Any]:
+        index, place = divmod(number, _PER_CLASS)
+        node_class = list(self._shares)[index]
         options = SimulatedHost.options(  # pyright: ignore[reportAttributeAccessIssue]
-            name=host_name(self._region, number // self._per_process),
+            name=host_name(self._region, index * _PER_CLASS + place // self._per_process),
             namespace=NAMESPACE,
             lifetime="detached",
             get_if_exists=True,
@@ -89,14 +119,19 @@ class SimulatedAgents:
             num_cpus=0,
             resources={"node:__internal_head__": 0.001},
         )
-        return SimulatedAgent(options.remote(self._region, self._share), number)
+        host = options.remote(self._region, self._shares[node_class])
+        return agent_name(self._region, node_class, number), SimulatedAgent(host, number)
 
     def give_back(self, handle: Any) -> None:
         handle.give_back()
 
+    def dead(self, hello: Hello) -> bool:
+        return False
+
 
 def agents_of(settings: FleetSettings, nodes: NodesConfig, region: str) -> Agents:
-    share = nodes.node(region)
+    classes = nodes.node_classes(region)
+    shares = {one.name: nodes.node(region, one.name) for one in classes}
     if settings.runtime == "simulated":
-        return SimulatedAgents(region, share, nodes.simulated.nodes_per_process, settings.home)
-    return RayAgents(region, share, facts_of(settings))
+        return SimulatedAgents(region, shares, nodes.simulated.nodes_per_process, settings.home)
+    return RayAgents(region, shares, {one.name: one.resource for one in classes}, facts_of(settings))

@@ -44,9 +44,6 @@ Command = tuple[str, str, tuple[Any, ...]]  # node id, method, arguments
 class Nodes(Protocol):
     """What the executor needs of the region's leases (`fleet.region.leases.Leases`)."""
 
-    @property
-    def pending(self) -> bool: ...
-    def grow(self) -> bool: ...
     def views(self) -> Mapping[str, NodeView]: ...
     def hello(self, node_id: str) -> Hello | None: ...
     async def call(self, node_id: str, method: str, *arguments: Any) -> Any: ...
@@ -77,6 +74,7 @@ class Executor:
         self._builds = builds
         self._commands: list[Command] = []
         self._tasks: set[asyncio.Task[None]] = set()
+        self.on_short: Callable[[], None] = lambda: None  # told when somebody waits in vain
         self.queued = Queue(self.demand, self._waits)
         self.rooms = Rooms(lambda: books.live, runs, leases.views, self.demand)
         books.moved = runs.on_change = self.rooms.moved
@@ -212,8 +210,8 @@ class Executor:
         while (server := self.queued.take(self.rooms.find)) is not None:
             if self._place(server):
                 placed.append(server)
-        if self.queued and not self._leases.pending:
-            self._leases.grow()
+        if self.queued:
+            self.on_short()
         await asyncio.gather(*(self.launch(server) for server in placed))
 
     def _waits(self, server: Server) -> bool:

@@ -42,7 +42,5 @@ class LogDesk:
         server = None if run else await self._find(key.instance_id)
         node = run.node_id if run else (server.node_id if server else None)
         if node is not None and node not in self._leases.views():
-            if not self._leases.views() and not self._leases.pending:
-                self._leases.grow()
             await self._leases.wait_change(_NODE_WAIT_S)
         return node

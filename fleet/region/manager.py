@@ -23,12 +23,13 @@ from sqlmodel import col, select
 from fleet.builds.secrets import registry_credentials
 from fleet.catalog import load_catalog
 from fleet.errors import Conflict, FleetError, NotFound
-from fleet.node.model import Hello, RunView
+from fleet.node.model import Drain, Hello, RunView
 from fleet.node.runtime import LogLine, RunKey
 from fleet.pools.claim import ClaimCall
 from fleet.region.agents import agents_of
 from fleet.region.books import Books
 from fleet.region.build_refs import BuildRefs
+from fleet.region.capacity import CapacityPolicy
 from fleet.region.deadlines import Deadlines
 from fleet.region.execute import Executor
 from fleet.region.feed import StatusBell, Want
@@ -39,8 +40,11 @@ from fleet.region.model import Policy
 from fleet.region.nodes_config import load_nodes_config
 from fleet.region.plan import current, plan, plan_server
 from fleet.region.pool_desk import PoolDesk
+from fleet.region.preparing import Preparation
+from fleet.region.region_memory import RegionMemory
 from fleet.region.report import Report
 from fleet.region.runs import Runs
+from fleet.region.scaling import Scaler
 from fleet.settings import FleetSettings, get_settings
 from fleet.store.commit import GroupCommit, row_values, take_epoch
 from fleet.store.engine import Store
@@ -68,6 +72,11 @@ def policy_of(settings: FleetSettings) -> Policy:
         crash_window_ms=int(restarts.window_s * 1000),
         watching_since=now_ms(),
     )
+
+
+def capacity_policy(settings: FleetSettings) -> CapacityPolicy:
+    scaling = settings.scaling
+    return CapacityPolicy(int(scaling.surplus_s * 1000), int(scaling.unneeded_s * 1000))
 
 
 def die(error: BaseException) -> None:
@@ -98,12 +107,13 @@ class RegionManager:
             region,
             self._epoch,
             agents_of(settings, nodes, region),
-            nodes.offer.max_nodes,
             on_sync=self._on_sync,
             on_events=self._on_events,
+            on_silent=self._on_silent,
             on_lost=self._on_lost,
             on_fenced=die,
         )
+        builds = BuildRefs(self._store, lambda build: registry_credentials(build, settings))
         self._executor = Executor(
             self._epoch,
             settings,
@@ -112,8 +122,25 @@ class RegionManager:
             self._runs,
             self._leases,
             settle=self._settle,
-            builds=BuildRefs(self._store, lambda build: registry_credentials(build, settings)),
+            builds=builds,
         )
+        self._preparation = Preparation(self._epoch, self._leases, builds)
+        self._memory = RegionMemory(region, self._store, self._books)
+        self._scaler = Scaler(
+            region,
+            nodes.node_classes(region),
+            capacity_policy(settings),
+            self._leases,
+            self._executor.rooms,
+            self._runs,
+            self._executor.queued,
+            self._executor.demand,
+            self._preparation,
+            self._memory,
+            settle=self._spawn_settle,
+            event=self._metrics.node,
+        )
+        self._executor.on_short = self._scaler.poke
         self._logs = LogDesk(self._runs, self._leases, self._find)
         self._pools = PoolDesk(
             region,
@@ -135,13 +162,13 @@ class RegionManager:
             runs=self._runs,
             leases=self._leases,
             executor=self._executor,
+            scaler=self._scaler,
             commits=self._commits,
             pools=self._pools,
         )
         await self._load()
         self._leases.adopt()
-        if self._books.live and not self._leases.pending:
-            self._leases.grow()
+        self._scaler.begin()
         self._repair_s = 0.0  # what the last full pass took
         self._repairer = asyncio.create_task(self._repair())
         self._pool_keeper = asyncio.create_task(self._pools.run())
@@ -157,8 +184,10 @@ class RegionManager:
         rows = select(Server).where(col(Server.region) == self._region, col(Server.step) != "stopped")
         async with self._store.read() as session:
             self._books.load(list((await session.exec(rows)).all()))
+        await self._memory.load()
         for server in list(self._books.live.values()):
             self._deadlines.set(server)
+            self._preparation.started(server.build_id)
             if server.step == "queued":
                 self._plan_one(server)
         await self._pools.load()
@@ -179,6 +208,7 @@ class RegionManager:
             return row_values(known)
         if (stopped := await self._stored(server.instance_id)) is not None:
             return row_values(stopped)
+        self._preparation.started(server.build_id)
         placed = await self._wait_for_room(server)
         now = now_ms()
         server.step, server.step_at, server.launched_at, server.start_kind = "queued", now, now, "cold"
@@ -186,6 +216,8 @@ class RegionManager:
         self._books.add(server, now)
         if placed:
             await self._executor.place_and_launch(server)
+        else:
+            self._executor.queued.append(server)
         await self._commit()
         self._metrics.started("cold")
         self._deadlines.set(server)
@@ -193,21 +225,22 @@ class RegionManager:
 
     async def _wait_for_room(self, server: Server) -> bool:
         """True if a node has room; False if one is on its way; Conflict if there is none and will be none."""
+        if self._executor.find_node(server) is not None:
+            return True
         waited_until = asyncio.get_running_loop().time() + _NODE_WAIT_S
-        while True:
-            if self._executor.find_node(server) is not None:
-                return True
-            coming = self._leases.pending or self._leases.grow()
-            if not coming:
-                raise Conflict(
-                    f"Region {self._region} has no room for another '{server.compute_size}' server (capacity limit). "
-                    "Stop a server, choose a smaller compute_size, or try again later.",
-                    error="Capacity limit reached",
-                )
-            left = waited_until - asyncio.get_running_loop().time()
-            if left <= 0:
-                return False
-            await self._leases.wait_change(left)
+        with self._scaler.waiting(self._executor.demand(server)):
+            while (left := waited_until - asyncio.get_running_loop().time()) > 0:
+                short = await self._scaler.reviewed()
+                if self._executor.find_node(server) is not None:
+                    return True
+                if server.instance_id in short:
+                    raise Conflict(
+                        f"Region {self._region} has no room for another '{server.compute_size}' server (capacity "
+                        "limit). Stop a server, choose a smaller compute_size, or try again later.",
+                        error="Capacity limit reached",
+                    )
+                await self._leases.wait_change(left)
+        return False
 
     async def claim(self, calls: list[ClaimCall]) -> list[dict[str, Any] | None]:
         """Warm servers for many starts at once (see `pool_desk.py`); None where the start must go cold."""
@@ -333,13 +366,10 @@ class RegionManager:
         """What this manager counts, for the API replica that answers a scrape."""
         return self._metrics.collect()
 
-    async def drain(self, node_id: str, draining: bool) -> None:
-        """No new placements on that node (or again); its servers go on until they end."""
-        if not self._leases.drain(node_id, draining):
-            raise NotFound(
-                f"There is no node '{node_id}' in {self._region}.",
-                error="Node not found",
-            )
+    async def drain(self, node_id: str, draining: bool, until: int | None = None) -> None:
+        """No new placements on that node (or again); its servers go on until they end. `until`: its machine will go."""
+        cause = "operator" if until is None else "notice"
+        await self._scaler.drain(node_id, Drain(cause, until) if draining else None)
 
     # Events -----------------------------------------------------------------------------------------------------
 
@@ -376,9 +406,17 @@ class RegionManager:
         self._pools.refill()
         await self._settle()
 
-    def _on_lost(self, node_id: str) -> None:
+    def _on_silent(self, node_id: str) -> None:
         """An agent does not answer. What becomes of its servers is a matter of time: the repair timer plans it."""
         self._pools.keeper.doubt(node_id)
+
+    async def _on_lost(self, node_id: str) -> None:
+        """Ray says that the machine is dead, and with it all that ran there."""
+        self._metrics.node("lost")
+        concerned = self._runs.replace_node(node_id, ()) | self._executor.rooms.servers(node_id)
+        self._plan_some(concerned)
+        self._pools.refill()
+        await self._settle()
 
     async def _repair(self) -> None:
         while True:
@@ -387,6 +425,7 @@ class RegionManager:
             try:
                 await self._plan_all()
                 self._repair_s = time.perf_counter() - began
+                self._scaler.review()
             except FleetError as error:
                 log.warning("repair incomplete", region=self._region, error=error.detail)
 
@@ -423,8 +462,6 @@ class RegionManager:
 
     async def _settle(self) -> None:
         """Launch what was queued, commit, tell, then let the nodes act."""
-        if self._executor.queued and not self._leases.views() and not self._leases.pending:
-            self._leases.grow()
         await self._executor.launch_queued()
         await self._commit()
 

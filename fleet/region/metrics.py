@@ -6,7 +6,7 @@ asks. Labels are bounded: regions, sizes, steps, kinds, node classes and a bound
 """
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, Metric
@@ -171,14 +171,24 @@ class RegionMetrics:
         ]
 
 
-def node_samples(views: Iterable[NodeView], rooms: Iterable[Room], *, pending: int) -> list[NodeSample]:
-    """The region's nodes by state: what Ray was asked for, what is there, and how much of it games have."""
+def node_samples(
+    views: Iterable[NodeView], rooms: Iterable[Room], *, pending: Mapping[str, int], costs: Mapping[str, float]
+) -> list[NodeSample]:
+    """The region's nodes by state: what Ray was asked for, what is there, and how much of it games have.
+
+    `pending` and `costs` (per hour) are per class.
+    """
     free = {room.node_id: room for room in rooms}
-    found = [NodeSample("pending", "shared", pending)]
+    found = [NodeSample("pending", node_class, number) for node_class, number in pending.items()]
     for view in views:
         room = free.get(view.node_id)
         memory_free, cores_free = (room.memory_mb, room.cores) if room else (0, 0.0)
         empty = memory_free >= view.memory_mb and cores_free >= view.cores
         state = "lost" if not view.synced else "draining" if view.draining else "idle" if empty else "busy"
-        found.append(NodeSample(state, "shared", 1, view.memory_mb, memory_free, view.cores, cores_free))
+        cost = 0.0 if view.lost else costs.get(view.node_class, 0.0)
+        found.append(
+            NodeSample(
+                state, view.node_class, 1, view.memory_mb, memory_free, view.cores, cores_free, cost_per_hour=cost
+            )
+        )
     return found

@@ -12,8 +12,13 @@ def agent_prefix(region: str) -> str:
     return f"agent:{region}:"
 
 
-def agent_name(region: str, number: int) -> str:
-    return f"{agent_prefix(region)}{number}"
+def agent_name(region: str, node_class: str, mark: int | str) -> str:
+    """`mark` tells the agents of a class apart."""
+    return f"{agent_prefix(region)}{node_class}:{mark}"
+
+
+def class_of_agent(name: str) -> str:
+    return name.split(":")[2]
 
 
 def host_name(region: str, number: int) -> str:

@@ -1,8 +1,10 @@
 """What nodes offer: regions, memory, cores, addresses and port ranges, read from `configs/local.yaml` or its like."""
 
+import re
 from functools import lru_cache
+from math import inf
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self, cast
 
 import psutil
 import yaml
@@ -12,10 +14,13 @@ from fleet.catalog import CONFIGS, load_catalog
 from fleet.errors import BadRequest
 from fleet.node.facts import AUTO_MEMORY_SHARE
 from fleet.node.model import NodeShare
+from fleet.region.capacity import NodeClass
+from fleet.region.placement import Takes
 
 Auto = Literal["auto"]
 # Dedicated cores on one shared machine are nominal: the runtime clamps them to the machine.
 NOMINAL_CORES = 64.0
+DEFAULT_CLASS = "shared"
 # From here on the kernel hands out ports by itself, so a game's port could be taken by any outgoing connection.
 EPHEMERAL_FIRST = 32768
 
@@ -36,10 +41,27 @@ class NodeOffer(_Strict):
 
     memory_mb: Auto | int = "auto"
     cores: Auto | float = "auto"
-    max_nodes: int = Field(default=1, ge=1)
+    overcommit: Auto | float = Field(default="auto", description="how often its cores are promised to shared sizes")
+    takes: Takes = Field(default="all", description="which sizes: all, shared or dedicated")
+    max_nodes: int = Field(default=1, ge=0, description="per region")
+    min_nodes: int | None = Field(default=None, ge=0, description="per region that is played; default: 1 if max is 1")
+    cost_per_hour: float = Field(default=0.0, ge=0)
+    lead_time_s: float = Field(default=60.0, gt=0, description="from asked to ready, until it has been measured")
+    resource: str | None = Field(default=None, description="Ray's name of one such node; {region} is filled in")
     bind_host: str = "127.0.0.1"
-    public_host: str = "127.0.0.1"
+    public_host: str = Field(default="127.0.0.1", description="'auto': the node's FLEET_PUBLIC_HOST, or its address")
     ports: PortRange = PortRange()
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.least > self.max_nodes:
+            raise ValueError(f"min_nodes is {self.min_nodes}, above max_nodes {self.max_nodes}")
+        return self
+
+    @property
+    def least(self) -> int:
+        """A machine that is there anyway keeps its agent; machines that cost money go when nobody needs them."""
+        return (1 if self.max_nodes == 1 else 0) if self.min_nodes is None else self.min_nodes
 
 
 class SimulatedNodes(_Strict):
@@ -49,10 +71,28 @@ class SimulatedNodes(_Strict):
 
 
 class NodesConfig(_Strict):
+    """`node`: what every node offers. `classes`: what differs for kinds of nodes; without it there is one kind."""
+
     regions: Literal["all"] | tuple[str, ...] = "all"
     offer: NodeOffer = Field(default=NodeOffer(), alias="node")
+    classes: dict[str, NodeOffer] = Field(default_factory=dict[str, NodeOffer])
     simulated: SimulatedNodes = SimulatedNodes()
     on_head: bool = True  # the head's machine is a node of every region; false in a cluster
+
+    @model_validator(mode="before")
+    @classmethod
+    def _inherit(cls, values: Any) -> Any:
+        """A class has everything of `node` that it does not say itself."""
+        if not isinstance(values, dict):
+            return values  # pyright: ignore[reportUnknownVariableType]
+        written = cast(dict[str, Any], values)
+        node: dict[str, Any] = written.get("node") or {}
+        classes: dict[str, dict[str, Any] | None] = written.get("classes") or {}
+        parts: list[Any] = [node, classes, *(classes.values() if isinstance(classes, dict) else ())]  # pyright: ignore[reportUnnecessaryIsInstance]
+        if not all(part is None or isinstance(part, dict) for part in parts):
+            return written
+        merged = {name: {**node, **(one or {})} for name, one in classes.items()}
+        return {**written, "classes": merged or {DEFAULT_CLASS: node}}
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -60,12 +100,18 @@ class NodesConfig(_Strict):
         unknown = [name for name in self.enabled if name not in known]
         if unknown:
             raise ValueError(f"unknown regions {unknown}; known are {', '.join(known)}")
-        last = self.offer.ports.first + len(known) * self.offer.ports.per_region
-        if last > EPHEMERAL_FIRST:
-            raise ValueError(
-                f"ports reach {last}: keep first + {len(known)} * per_region below {EPHEMERAL_FIRST}, "
-                "where the kernel's own ports begin"
-            )
+        if bad := [name for name in self.classes if not re.fullmatch("[a-z0-9-]{1,40}", name)]:
+            raise ValueError(f"names of classes are lower-case letters, digits and '-', not {bad}")
+        for offer in self.classes.values():
+            last = offer.ports.first + len(known) * offer.ports.per_region
+            if last > EPHEMERAL_FIRST:
+                raise ValueError(
+                    f"ports reach {last}: keep first + {len(known)} * per_region below {EPHEMERAL_FIRST}, "
+                    "where the kernel's own ports begin"
+                )
+        resources = [self._resource(name, "r") for name in self.classes]
+        if len(set(resources)) < len(resources):
+            raise ValueError(f"two classes have one resource: {resources}")
         return self
 
     @property
@@ -74,14 +120,15 @@ class NodesConfig(_Strict):
         known = tuple(load_catalog().regions)
         return known if self.regions == "all" else self.regions
 
-    def node(self, region: str) -> NodeShare:
-        """The share of one node of that region. `BadRequest` if the region is not enabled here."""
+    def node(self, region: str, node_class: str | None = None) -> NodeShare:
+        """The share of one node of that region (of the first class). `BadRequest` if it is not enabled here."""
         if region not in self.enabled:
             raise BadRequest(
                 f"Region '{region[:64]}' is not enabled on this fleet.",
                 error="Region not enabled",
             )
-        offer = self.offer
+        name = node_class or next(iter(self.classes))
+        offer = self.classes[name]
         # A region keeps its ports whatever other regions are enabled, so that running games can be adopted.
         first = offer.ports.first + tuple(load_catalog().regions).index(region) * offer.ports.per_region
         return NodeShare(
@@ -91,8 +138,54 @@ class NodesConfig(_Strict):
             port_last=first + offer.ports.per_region,
             bind_host=offer.bind_host,
             public_host=offer.public_host,
+            node_class=name,
+            takes=offer.takes,
+            overcommit=_overcommit(offer),
             auto=tuple(name for name in ("memory_mb", "cores") if getattr(offer, name) == "auto"),
         )
+
+    def node_classes(self, region: str) -> tuple[NodeClass, ...]:
+        """The classes of nodes that the region may lease."""
+        return tuple(self._node_class(region, name, offer) for name, offer in self.classes.items())
+
+    def resources(self) -> dict[str, int]:
+        """What the head offers to Ray: on one machine, every node of every region."""
+        if not self.on_head:
+            return {}
+        return {
+            self._resource(name, region): offer.max_nodes
+            for region in self.enabled
+            for name, offer in self.classes.items()
+            if offer.max_nodes
+        }
+
+    def _node_class(self, region: str, name: str, offer: NodeOffer) -> NodeClass:
+        share = self.node(region, name)
+        return NodeClass(
+            name,
+            self._resource(name, region),
+            share.memory_mb,
+            share.cores,
+            offer.max_nodes,
+            offer.least,
+            share.overcommit,
+            share.port_last - share.port_first,
+            share.takes,
+            offer.cost_per_hour,
+            offer.lead_time_s,
+        )
+
+    def _resource(self, name: str, region: str) -> str:
+        written = self.classes[name].resource
+        plain = "node:{region}" if name == DEFAULT_CLASS or len(self.classes) == 1 else f"node:{{region}}:{name}"
+        return (written or plain).replace("{region}", region)
+
+
+def _overcommit(offer: NodeOffer) -> float:
+    """On nominal cores shared sizes are bound by memory alone; real ones are promised four times over."""
+    if offer.overcommit == "auto":
+        return inf if offer.cores == "auto" else 4.0
+    return offer.overcommit
 
 
 def _auto_memory_mb() -> int:

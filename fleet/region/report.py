@@ -9,7 +9,9 @@ from fleet.region.leases import Leases
 from fleet.region.metrics import RegionSample, node_samples
 from fleet.region.pool_desk import PoolDesk
 from fleet.region.runs import Runs
+from fleet.region.scaling import Scaler
 from fleet.store.commit import GroupCommit
+from fleet.times import now_ms
 
 
 class Report:
@@ -24,6 +26,7 @@ class Report:
         runs: Runs,
         leases: Leases,
         executor: Executor,
+        scaler: Scaler,
         commits: GroupCommit,
         pools: PoolDesk,
     ) -> None:
@@ -33,6 +36,7 @@ class Report:
         self._runs = runs
         self._leases = leases
         self._executor = executor
+        self._scaler = scaler
         self._commits = commits
         self._pools = pools
 
@@ -45,32 +49,17 @@ class Report:
             "live": len(self._books.live),
             "commits": self._commits.batches,
             "writes": self._commits.writes,
-            "nodes": self._nodes(),
+            "nodes": self._scaler.rows(),
         }
-
-    def _nodes(self) -> list[dict[str, Any]]:
-        rooms = {room.node_id: room for room in self._executor.rooms.rooms()}
-        return [
-            {
-                "node_id": h.node_id,
-                "host": h.host,
-                "runtime": h.runtime,
-                "memory_mb": h.share.memory_mb,
-                "memory_free_mb": rooms[h.node_id].memory_mb if h.node_id in rooms else None,
-                "draining": view.draining,
-                "synced": view.synced,
-                "runs": sum(not self._runs[key].state.ended for key in self._runs.on(h.node_id)),
-            }
-            for h in self._leases.hellos()
-            if (view := self._leases.views().get(h.node_id))
-        ]
 
     def sample(self) -> RegionSample:
         """The gauges of a scrape."""
         views, rooms = self._leases.views().values(), self._executor.rooms.rooms()
         return RegionSample(
             pools=self._pools.samples(),
-            nodes=node_samples(views, rooms, pending=int(self._leases.pending)),
+            nodes=node_samples(views, rooms, pending=self._leases.asked(), costs=self._scaler.costs),
             queued=sum(server.step == "queued" for server in self._books.live.values()),
             journal_lag_seconds=self._commits.lag_s(),
+            node_lead_seconds=max(self._scaler.leads.seconds(name) for name in self._scaler.costs),
+            node_pending_seconds=self._leases.oldest_ask_ms(now_ms()) / 1000,
         )

@@ -38,7 +38,7 @@ class _Used:
     cores: float = 0.0
     shares: float = 0.0
     ports: int = 0
-    pools: Counter[str] = field(default_factory=Counter[str])
+    idle: Counter[Load] = field(default_factory=Counter[Load])
     servers: set[str] = field(default_factory=set[str])
 
 
@@ -74,6 +74,25 @@ class Rooms:
     def rooms(self) -> list[Room]:
         """Every node that answers, and what is left on it."""
         return self._fresh().rooms()
+
+    def room(self, node_id: str) -> Room:
+        """What is left on a node, though it may not answer now. KeyError if there is none of that id."""
+        self._fresh()
+        return room_of(self._known[node_id], self._used.get(node_id))
+
+    def movable(self, node_id: str) -> tuple[Demand, ...]:
+        """The idle pool entries on a node, as what they would need elsewhere."""
+        self._fresh()
+        idle = self._used[node_id].idle if node_id in self._used else Counter[Load]()
+        return tuple(Demand("", *load) for load in idle.elements())
+
+    def unseen(self) -> list[Demand]:
+        """What one server needs, of each node that holds servers and has not been heard of."""
+        self._fresh()
+        some = [
+            next(iter(used.servers)) for name, used in self._used.items() if used.servers and name not in self._known
+        ]
+        return [self._demand(server) for name in some if (server := self._live().get(name))]
 
     def servers(self, node_id: str) -> frozenset[str]:
         """Those that hold room on a node."""
@@ -133,9 +152,9 @@ class Rooms:
         used.shares += sign * load.shares
         used.ports += sign * load.ports
         if load.pool is not None:
-            used.pools[load.pool] += sign
-            if not used.pools[load.pool]:
-                del used.pools[load.pool]
+            used.idle[load] += sign
+            if not used.idle[load]:
+                del used.idle[load]
         if sign > 0:
             used.servers.add(instance_id)
         else:
@@ -162,7 +181,7 @@ def room_of(view: NodeView, used: _Used | None = None) -> Room:
         view.overcommit,
         view.ports - used.ports,
         view.takes,
-        dict(used.pools),
+        {load.pool: number for load, number in used.idle.items() if load.pool is not None},
         view.builds,
         view.preparing,
     )

@@ -163,7 +163,7 @@ def test_nodes_by_state_with_what_is_left_of_them() -> None:
         NodeView("silent", "h", 4096, 2.0, synced=False),
     ]
     rooms = [Room("empty", 4096, 2.0), Room("half", 1024, 2.0), Room("leaving", 4096, 2.0, draining=True)]
-    samples = node_samples(views, rooms, pending=2)
+    samples = node_samples(views, rooms, pending={"shared": 2}, costs={"shared": 0.25})
     found = values(RegionMetrics("eu-west", lambda: RegionSample(nodes=samples)).collect())
     states = {state: found[f"fleet_nodes{{class=shared,state={state}}}"] for state in _states(samples)}
     assert states == {"pending": 2, "idle": 1, "busy": 1, "draining": 1, "lost": 1}
