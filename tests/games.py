@@ -107,6 +107,42 @@ def port_that_closes() -> Files:
     return perl(f"OPEN: {_bind()} while (1) {{ {hear}; {again} }}")
 
 
+_HTTP_GET = r"""
+use IO::Socket::UNIX;
+sub get {
+    my ($path) = @_;
+    my $url = $ENV{PLAYFLOW_CONFIG_URL};
+    my $c;
+    if ($url =~ m{^http\+unix://([^/]+)(/.*)$}) {
+        my ($socket, $base) = ($1, $2);
+        $socket =~ s/%2F/\//g;
+        $c = IO::Socket::UNIX->new(Peer => $socket) or return "refused: $!";
+        $url = $base;
+    } else {
+        my ($host, $port, $base) = $url =~ m{^http://([^:]+):(\d+)(/.*)$};
+        $c = IO::Socket::INET->new(PeerAddr => $host, PeerPort => $port) or return "refused: $!";
+        $url = $base;
+    }
+    print {$c} "GET $url$path HTTP/1.0\r\n\r\n";
+    local $/;
+    my $all = <$c>;
+    $all =~ s/.*?\r\n\r\n//s;
+    return $all;
+}
+"""
+
+
+def long_poller() -> Files:
+    """Waits for a new config at its node, over and over, and writes each answer to its log; on `ask X` it asks
+    once, with X behind the address, and sends what it got.
+    """
+    ask = "my $from = $s->recv(my $p, 2048) // next; $s->send(get($1), 0, $from) if $p =~ /^ask ?(.*)/s"
+    wait = 'my $a = get("?after=$r&timeout=60"); $a =~ s/\\n *//g; print "$a\\n"'
+    rest = "select undef, undef, undef, 0.2"
+    poll = f'my $r = ""; while (1) {{ {wait}; $r = $1 if $a =~ /"revision":"([0-9a-f]+)"/ or {rest} }}'
+    return perl(f"{_HTTP_GET} {_bind()} if (!fork) {{ {poll} }} while (1) {{ {ask} }}")
+
+
 def busy() -> Files:
     """Answers on its port, while a process that it started uses a whole CPU."""
     return perl(f"{_bind()} if (!fork) {{ while (1) {{ }} }} {_ECHO}")

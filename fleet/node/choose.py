@@ -22,6 +22,7 @@ async def choose_runtime(settings: FleetSettings, region: str, node: str = "0") 
         servers_dir=settings.servers_dir,
         bundles=settings.bundles,
         base_image=settings.base_image,
+        door_port=settings.node.door_port,
     )
     if settings.runtime == "simulated":
         return SimulatedRuntime(place, settings.simulated, node)

@@ -14,6 +14,7 @@ import shutil
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -21,16 +22,20 @@ import structlog
 
 from fleet.errors import Conflict, NotFound
 from fleet.node.base_image import ensure_base_image
+from fleet.node.docker_doors import open_door
 from fleet.node.docker_exits import ExitWatch
 from fleet.node.docker_logs import read_lines, read_page, read_tail
 from fleet.node.docker_net import GameNetworks
 from fleet.node.docker_networks import DockerNetworks
 from fleet.node.docker_spec import (
+    DOOR,
     NETWORK,
+    UNIX,
     Host,
     ImageFacts,
     container_config,
     container_name,
+    door_of,
     fleet_filter,
     is_port_taken,
     key_of,
@@ -39,6 +44,7 @@ from fleet.node.docker_spec import (
 )
 from fleet.node.engine import Engine, EngineError
 from fleet.node.executable import bundle_folder, check_executable, executable_of
+from fleet.node.game_api import GameApi
 from fleet.node.images import BuildImages
 from fleet.node.runtime import (
     BuildRef,
@@ -79,6 +85,7 @@ class DockerRuntime:
         self._locks: dict[RunKey, asyncio.Lock] = {}
         self._under_way: set[asyncio.Task[None]] = set()
         self._inside = GameNetworks(self._find_pid)
+        self._api = GameApi()
         self._base = ImageFacts("")
         # More open files than the engine itself may have would be refused; ours are a good guess of that.
         files = min(65536, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
@@ -93,7 +100,8 @@ class DockerRuntime:
 
     async def start(self) -> None:
         info = await self._ask("GET", "/info")
-        self._host = replace(self._host, cpus=info["NCPU"])
+        door_port = self._place.door_port if self._inside.enters else 0
+        self._host = replace(self._host, cpus=info["NCPU"], door_port=door_port)
         make_private(self._place.servers_dir)
         state = self._place.servers_dir.parent
         self._base = ImageFacts(await ensure_base_image(self._engine, self._place.base_image, state))
@@ -102,6 +110,7 @@ class DockerRuntime:
     async def close(self) -> None:
         await asyncio.gather(*self._under_way, return_exceptions=True)
         self._inside.close()
+        await self._api.close()
         await self._engine.close()
 
     async def prepare(self, build: BuildRef) -> None:
@@ -137,11 +146,34 @@ class DockerRuntime:
             name = self._name(spec.key)
             try:
                 if await self._create(name, container_config(spec, image, self._host)):
+                    await self._open_door_ahead(spec, folder)
                     await self._start(name, spec)
             except EngineError as error:
+                await self._api.shut(spec.key)
                 await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
                 raise self._refusal(error, spec) from error
             self._watch.launched(spec.key, spec.network)
+            await self.serve(spec.key)
+
+    async def _open_door_ahead(self, spec: LaunchSpec, folder: Path) -> None:
+        """Where that is possible, the game finds its door open when it starts."""
+        door = door_of(spec, self._host.door_port)
+        pid = 0
+        if spec.network is not None and door != UNIX:
+            details = await self._inspect(spec.network)
+            pid = int(details["State"]["Pid"]) if details else 0
+        if pid or door == UNIX:
+            await open_door(self._api, spec.key, door, pid, folder)
+
+    async def serve(self, key: RunKey) -> None:
+        if (door := self._api.door(key)) is not None and door.listener is not None:
+            return
+        details = await self._inspect(self._name(key))
+        if details is None or not details["State"]["Running"]:
+            return
+        place, pid = details["Config"]["Labels"].get(DOOR), int(details["State"]["Pid"])
+        if place:
+            await open_door(self._api, key, place, pid, server_folder(self._place.servers_dir, key))
 
     def _name(self, key: RunKey) -> str:
         return container_name(self._place.fleet_id, key)
@@ -227,6 +259,7 @@ class DockerRuntime:
     async def exits(self) -> AsyncIterator[Exited]:
         async for exited in self._watch.exits():
             self._inside.forget(exited.key)
+            await self._api.shut(exited.key)
             yield exited
 
     async def stop(self, key: RunKey, grace_s: float) -> None:
@@ -265,10 +298,12 @@ class DockerRuntime:
         await asyncio.to_thread(shutil.rmtree, server_folder(self._place.servers_dir, key), ignore_errors=True)
         self._watch.removed(key)
         self._inside.forget(key)
+        await self._api.shut(key)
         self._locks.pop(key, None)
 
     async def rewrite_config(self, key: RunKey, config: dict[str, Any]) -> None:
         write_config(server_folder(self._place.servers_dir, key), config)
+        self._api.changed(key)
 
     async def logs(self, key: RunKey, after: str | None, since_ms: int | None, limit: int) -> list[LogLine]:
         return await read_page(self._engine, self._name(key), after, since_ms, limit)

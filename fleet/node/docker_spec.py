@@ -12,10 +12,13 @@ from typing import Any
 import orjson
 
 from fleet.node.executable import executable_of, game_arguments
+from fleet.node.game_api import CONFIG_PATH
 from fleet.node.runtime import LaunchSpec, Port, RunKey
 
 GAME, BUNDLE, CONFIG, TMP = "/game", "/bundle", "/playflow", "/tmp"
 NETWORK = "fleet.network"  # label: the sandbox whose network a game has joined
+DOOR = "fleet.door"  # label: where the game finds its node
+SOCKET, UNIX = "agent.sock", "unix"
 GAME_USER = "1000:1000"
 _PORT_TAKEN = ("port is already allocated", "address already in use")
 # Fills the writable copy, then becomes the game: no process stays between it and its signals.
@@ -41,6 +44,22 @@ class Host:
     servers_dir: Path
     bundles: Path
     open_files: int = 4096
+    door_port: int = 0  # first choice for the port of a game's door (`docker_doors.py`); 0: a Unix socket
+
+
+def door_of(spec: LaunchSpec, first_port: int) -> str:
+    """Where the run's door is: the first port from `first_port` that the game has not declared, or `unix`."""
+    if not first_port:
+        return UNIX
+    declared = {port.internal for port in spec.ports if port.protocol == "tcp"}
+    return str(next(port for port in range(first_port, first_port + len(declared) + 1) if port not in declared))
+
+
+def config_url(door: str) -> str:
+    """PLAYFLOW_CONFIG_URL as the game is told it."""
+    if door == UNIX:
+        return f"http+unix://{CONFIG.replace('/', '%2F')}%2F{SOCKET}{CONFIG_PATH}"
+    return f"http://127.0.0.1:{door}{CONFIG_PATH}"
 
 
 def container_name(fleet_id: str, key: RunKey) -> str:
@@ -54,10 +73,11 @@ def fleet_filter(fleet_id: str, region: str) -> list[str]:
 
 def container_config(spec: LaunchSpec, image: ImageFacts, host: Host) -> dict[str, Any]:
     """Body of the engine's create call."""
+    door = door_of(spec, host.door_port)
     config: dict[str, Any] = {
         "Image": image.reference,
-        "Labels": labels_of(spec, host.fleet_id),
-        "Env": _environment(spec, image),
+        "Labels": labels_of(spec, host.fleet_id) | {DOOR: door},
+        "Env": _environment(spec, image, door),
         "ExposedPorts": {port_key(port): {} for port in spec.ports if spec.network is None},
         "HostConfig": _host_config(spec, host),
         "AttachStdout": False,
@@ -104,8 +124,8 @@ def port_key(port: Port) -> str:
     return f"{port.internal}/{port.protocol}"
 
 
-def _environment(spec: LaunchSpec, image: ImageFacts) -> list[str]:
-    defaults = {"PLAYFLOW_CONFIG": f"{CONFIG}/playflow.json"}
+def _environment(spec: LaunchSpec, image: ImageFacts, door: str) -> list[str]:
+    defaults = {"PLAYFLOW_CONFIG": f"{CONFIG}/playflow.json", "PLAYFLOW_CONFIG_URL": config_url(door)}
     if "HOME" not in image.environment or spec.build.kind == "zip":
         defaults["HOME"] = TMP
     return [f"{name}={value}" for name, value in (defaults | spec.environment).items()]

@@ -326,6 +326,7 @@ class Node:
             for port in seen.ports if seen.network is None else ():  # else its network holds them
                 self._ports.adopt(port.external, str(seen.key))
             run.task = self._spawn(self._launcher.until_ready(run, seen.ports))
+            self._spawn(patiently(lambda: self._runtime.serve(seen.key)))
         else:
             run.ended.set()
 

@@ -24,9 +24,11 @@ import structlog
 
 from fleet.errors import Conflict, NotFound
 from fleet.node.executable import bundle_folder, check_executable, executable_of
+from fleet.node.game_api import GameApi
 from fleet.node.health import readiness_of
 from fleet.node.log_tokens import page
 from fleet.node.ports import is_free
+from fleet.node.process_doors import ProcessDoors
 from fleet.node.process_folder import (
     RunFolder,
     fill_folder,
@@ -70,6 +72,9 @@ class ProcessRuntime:
         self._watched: dict[RunKey, int] = {}
         self._reported: set[RunKey] = set()
         self._ended: asyncio.Queue[RunKey] = asyncio.Queue()
+        self._api = GameApi()
+        port_file = place.servers_dir.parent / "game-api" / f"{place.fleet_id}.{place.region}"
+        self._doors = ProcessDoors(self._api, port_file)
 
     async def start(self) -> None:
         log.warning(
@@ -77,6 +82,7 @@ class ProcessRuntime:
             "Run only builds that you trust, and install a container engine for anything else."
         )
         make_private(self._place.servers_dir)
+        await self._doors.open()
 
     async def close(self) -> None:
         await asyncio.gather(*self._under_way, return_exceptions=True)
@@ -84,6 +90,7 @@ class ProcessRuntime:
             asyncio.get_running_loop().remove_reader(descriptor)
             os.close(descriptor)
         self._watched.clear()
+        await self._doors.close()
 
     async def prepare(self, build: BuildRef) -> None:
         self._game_files(build)
@@ -126,9 +133,12 @@ class ProcessRuntime:
     async def _make(self, spec: LaunchSpec, files: Path, run: RunFolder) -> None:
         await asyncio.to_thread(fill_folder, run.path, files, writable=spec.build.writable)
         write_config(run.beside_executable(spec.build), spec.config)
-        run.describe(run_description(spec, run, self._place.fleet_id))
+        description = run_description(spec, run, self._place.fleet_id, self._doors.url())
+        run.describe(description)
+        self._doors.serve(spec.key, description["door"], run.config_folder())
         answer = await _start_shim(run.path)
         if "error" in answer:
+            await self._doors.shut(spec.key)
             await asyncio.to_thread(shutil.rmtree, run.path, ignore_errors=True)
             message = f"The server cannot be started: {answer['error']}"
             raise LaunchFailed("STARTUP_FAILURE_EXECUTABLE", message)
@@ -162,6 +172,7 @@ class ProcessRuntime:
             if key in self._reported or not self._folder(key).path.exists():
                 continue
             self._reported.add(key)
+            await self._doors.shut(key)
             yield await asyncio.to_thread(self._exited, key)
 
     def _watch(self, key: RunKey) -> None:
@@ -225,12 +236,19 @@ class ProcessRuntime:
         run = self._folder(key)
         if run.alive():
             raise Conflict("The server still runs; stop it first.")
+        await self._doors.shut(key)
         await asyncio.to_thread(shutil.rmtree, run.path, ignore_errors=True)
         self._reported.discard(key)
         self._locks.pop(key, None)
 
     async def rewrite_config(self, key: RunKey, config: dict[str, Any]) -> None:
         write_config(self._folder(key).config_folder(), config)
+        self._api.changed(key)
+
+    async def serve(self, key: RunKey) -> None:
+        run = self._folder(key)
+        if door := run.description().get("door"):
+            self._doors.serve(key, door, run.config_folder())
 
     async def logs(self, key: RunKey, after: str | None, since_ms: int | None, limit: int) -> list[LogLine]:
         return await asyncio.to_thread(lambda: page(read_lines(self._folder(key).path), after, since_ms, limit))

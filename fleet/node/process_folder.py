@@ -170,7 +170,7 @@ def _config_links(folder: str, names: list[str]) -> list[str]:
     return [name for name in names if name == CONFIG_FILE and os.path.islink(os.path.join(folder, name))]
 
 
-def run_description(spec: LaunchSpec, run: RunFolder, fleet_id: str) -> dict[str, Any]:
+def run_description(spec: LaunchSpec, run: RunFolder, fleet_id: str, door: str) -> dict[str, Any]:
     """run.json: what the keeper starts, and what a restarted agent must know."""
     folder = run.path / "game" / spec.build.root
     executable = executable_of(spec.build)
@@ -186,7 +186,8 @@ def run_description(spec: LaunchSpec, run: RunFolder, fleet_id: str) -> dict[str
         "folder": str(folder),
         "beside": posixpath.dirname(executable),
         "command": [str(folder / executable), *arguments],
-        "environment": _environment(spec, run),
+        "environment": {"PLAYFLOW_CONFIG_URL": door} | _environment(spec, run),
+        "door": door,
         "limits": _limits(spec),
         "log_bytes": spec.log_mb << 20,
     }

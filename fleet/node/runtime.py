@@ -235,8 +235,12 @@ class Runtime(Protocol):
         """Let a frozen run go on, as if no time had passed. NotFound unless it runs. `stop` thaws by itself."""
         ...
 
+    async def serve(self, key: RunKey) -> None:
+        """Answer what the running game asks (`game_api.py`), as `launch` began to. For the next agent."""
+        ...
+
     async def rewrite_config(self, key: RunKey, config: dict[str, Any]) -> None:
-        """Replace the running game's playflow.json atomically."""
+        """Replace the running game's playflow.json atomically, and tell the game if it waits for that."""
         ...
 
     async def logs(self, key: RunKey, after: str | None, since_ms: int | None, limit: int) -> list[LogLine]:
@@ -262,3 +266,4 @@ class RuntimePlace:
     servers_dir: Path
     bundles: Path
     base_image: str = "auto"
+    door_port: int = 7350

@@ -306,6 +306,9 @@ class SimulatedRuntime:
         if waiting := self._changed.pop(key, None):
             waiting.set()
 
+    async def serve(self, key: RunKey) -> None:
+        """Nobody asks."""
+
     # The running game -------------------------------------------------------------------------------------------
 
     async def rewrite_config(self, key: RunKey, config: dict[str, Any]) -> None:

@@ -69,9 +69,16 @@ class Stage:
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     reports: list[Exited] = field(default_factory=list)
     task: asyncio.Task[None] | None = None
+    door_port: int = 7350
 
     def place(self) -> RuntimePlace:
-        return RuntimePlace(f"{SESSION}{self.folder.name}", "us-east", self.folder / "servers", self.folder / "bundles")
+        return RuntimePlace(
+            f"{SESSION}{self.folder.name}",
+            "us-east",
+            self.folder / "servers",
+            self.folder / "bundles",
+            door_port=self.door_port,
+        )
 
     def build(self, files: games.Files, *, writable: bool = False, root: str = "") -> BuildRef:
         content = secrets.token_hex(16)

@@ -85,6 +85,14 @@ async def test_the_next_game_joins_a_network_made_ahead_and_takes_it_along(bench
     assert network.name not in os.listdir(hold_folder(bench.stage.place()))
 
 
+async def test_a_game_on_it_finds_its_door_open(bench: Bench) -> None:
+    await bench.running(games.demo())
+    await one_ready(bench)
+    _, ports = await bench.running(games.long_poller())
+    answer = orjson.loads(await asyncio.to_thread(games.udp_ask, HOST, ports[0].external, b"ask"))
+    assert answer["config"]["custom_data"] == {"map": "arena"}
+
+
 async def test_a_game_of_another_shape_does_not_take_it(bench: Bench) -> None:
     await bench.running(games.demo())
     network = await one_ready(bench)

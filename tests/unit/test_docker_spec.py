@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fleet.node.docker_spec import Host, ImageFacts, container_config, key_of, labels_of, ports_of
+from fleet.node.docker_spec import Host, ImageFacts, container_config, door_of, key_of, labels_of, ports_of
 from fleet.node.runtime import BuildRef, LaunchSpec, Port, RunKey
 
 BASE = ImageFacts("fleet-base:1")
@@ -82,7 +82,27 @@ def test_an_image_build_keeps_what_it_does_not_override() -> None:
 
 def test_the_callers_environment_wins() -> None:
     env = container_config(spec(environment={"HOME": "/x", "A": "b=c"}), BASE, HOST)["Env"]
-    assert sorted(env) == ["A=b=c", "HOME=/x", "PLAYFLOW_CONFIG=/playflow/playflow.json"]
+    url = "PLAYFLOW_CONFIG_URL=http+unix://%2Fplayflow%2Fagent.sock/config"
+    assert sorted(env) == ["A=b=c", "HOME=/x", "PLAYFLOW_CONFIG=/playflow/playflow.json", url]
+
+
+@given(st.lists(st.integers(1, 65535), max_size=6), st.integers(1, 65000))
+def test_the_door_is_never_on_a_port_of_the_game(declared: list[int], first: int) -> None:
+    ports = tuple(Port(str(n), number, 20000 + n, "tcp") for n, number in enumerate(declared))
+    door = door_of(spec(ports=ports), first)
+    assert int(door) not in declared
+    assert first <= int(door) <= first + len(declared)
+    config = container_config(spec(ports=ports), BASE, replace(HOST, door_port=first))
+    assert f"PLAYFLOW_CONFIG_URL=http://127.0.0.1:{door}/config" in config["Env"]
+    assert config["Labels"]["fleet.door"] == door
+
+
+def test_a_game_on_a_warm_network_publishes_nothing_itself() -> None:
+    config = container_config(spec(network="fleet-net-1"), BASE, HOST)
+    assert config["HostConfig"]["NetworkMode"] == "container:fleet-net-1"
+    assert config["ExposedPorts"] == {}
+    assert "PortBindings" not in config["HostConfig"]
+    assert config["Labels"]["fleet.network"] == "fleet-net-1"
 
 
 @given(

@@ -1,0 +1,147 @@
+"""What a running game can ask its node: its own config, and to wait for a new one."""
+
+import asyncio
+import secrets
+import socket
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+from fleet.node.docker import DockerRuntime
+from fleet.node.game_api import MOST_CONNECTIONS, GameApi, revision_of
+from fleet.node.runtime import LaunchSpec, Port, RunKey
+from tests import games
+from tests.contract.runtime_stage import HOST, PATIENCE, PORTS, Stage, ask
+
+
+async def answers(stage: Stage, spec: LaunchSpec, count: int) -> list[dict[str, Any]]:
+    """The first answers that the long-polling game has got."""
+    found: list[dict[str, Any]] = []
+    async with asyncio.timeout(PATIENCE):
+        async for line in stage.runtime.follow(spec.key, None):
+            if line.message.startswith("{"):
+                found.append(orjson.loads(line.message))
+            if len(found) == count:
+                return found
+    raise AssertionError(found)
+
+
+async def knock(spec: LaunchSpec, question: str) -> dict[str, Any]:
+    return orjson.loads(await asyncio.to_thread(ask, spec, f"ask {question}"))
+
+
+async def check_a_claim_reaches_the_game(stage: Stage) -> None:
+    spec = await stage.running(games.long_poller())
+    (first,) = await answers(stage, spec, 1)
+    assert first["config"] == spec.config
+    claimed = spec.config | {"match_id": "m1"}
+    await stage.runtime.rewrite_config(spec.key, claimed)
+    assert (await answers(stage, spec, 2))[1]["config"] == claimed
+    await stage.runtime.rewrite_config(spec.key, claimed)  # told again, as after a restart: nothing new
+    assert (await knock(spec, ""))["revision"] == (await answers(stage, spec, 2))[1]["revision"]
+
+
+async def test_a_claim_reaches_the_game_that_waits_for_it(stage: Stage) -> None:
+    await check_a_claim_reaches_the_game(stage)
+
+
+async def test_the_next_agent_answers_too(stage: Stage) -> None:
+    spec = await stage.running(games.long_poller())
+    await answers(stage, spec, 1)
+    await stage.die()
+    await stage.open()
+    await stage.runtime.serve(spec.key)
+    seen = await knock(spec, "")
+    assert seen["config"] == spec.config
+    again = await knock(spec, f"?after={seen['revision']}&timeout=0")
+    assert again == seen, "nothing new: the same after the timeout"
+
+
+async def test_bad_questions_get_words(stage: Stage) -> None:
+    spec = await stage.running(games.long_poller())
+    await answers(stage, spec, 1)
+    for question in ("?after=x&timeout=soon", "?after=x&timeout=-1", "?after=x&timeout=nan", f"?after={'x' * 65}"):
+        assert "error" in await knock(spec, question), question
+    assert (await knock(spec, "/../secrets"))["error"] == "Not found"
+
+
+async def test_without_root_the_door_is_a_socket_in_the_games_folder(stage: Stage) -> None:
+    if not isinstance(stage.runtime, DockerRuntime):
+        pytest.skip("a plain process needs no such door")
+    stage.door_port = 0
+    await stage.die()
+    await stage.open()
+    await check_a_claim_reaches_the_game(stage)
+
+
+async def test_a_game_that_has_declared_our_port_keeps_it(stage: Stage) -> None:
+    if not isinstance(stage.runtime, DockerRuntime):
+        pytest.skip("there is only one port for all")
+    key = RunKey(secrets.token_hex(8), 1)
+    wanted = stage.runtime._place.door_port
+    ports = (Port("game", 7777, PORTS.take(str(key)), "udp"), Port("tcp", wanted, PORTS.take(str(key)), "tcp"))
+    spec = stage.spec(stage.build(games.demo()), key=key, ports=ports, startup_args="--tcp {port:tcp}")
+    await stage.runtime.launch(spec)
+    await stage.ready(spec)
+    url = await asyncio.to_thread(ask, spec, "env PLAYFLOW_CONFIG_URL")
+    assert url == f"env PLAYFLOW_CONFIG_URL=http://127.0.0.1:{wanted + 1}/config"
+
+
+async def test_a_game_cannot_ask_for_another_or_hold_more_than_its_share(stage: Stage) -> None:
+    if stage.kind != "process":
+        pytest.skip("in a container only the game itself can knock, see the next test")
+    first, second = await stage.running(games.demo()), await stage.running(games.demo())
+    urls = [
+        (await asyncio.to_thread(ask, spec, "env PLAYFLOW_CONFIG_URL")).partition("=")[2] for spec in (first, second)
+    ]
+    host, _, path = urls[0].removeprefix("http://").partition("/")
+    port = int(host.rpartition(":")[2])
+    assert f"127.0.0.1:{port}" in urls[1]
+    assert first.config == (await http_get(port, f"/{path}"))["config"]
+    assert "error" in await http_get(port, "/config")
+    assert "error" in await http_get(port, f"/{path[:-8]}x/config")
+    await stage.runtime.stop(first.key, PATIENCE)
+    await stage.exit_of(first.key)
+    assert "error" in await http_get(port, f"/{path}"), "an ended game has no address"
+
+
+async def http_get(port: int, path: str) -> dict[str, Any]:
+    reader, writer = await asyncio.open_connection(HOST, port)
+    writer.write(f"GET {path} HTTP/1.0\r\n\r\n".encode())
+    _, _, body = (await reader.read()).partition(b"\r\n\r\n")
+    writer.close()
+    return orjson.loads(body)
+
+
+async def test_connections_are_bounded(tmp_path: Path) -> None:
+    """The same door on a loopback port of this machine."""
+    content = b'{"n": 1}'
+    (tmp_path / "playflow.json").write_bytes(content)
+    api, key = GameApi(), RunKey("a", 1)
+    listener = socket.create_server((HOST, 0))
+    port = listener.getsockname()[1]
+
+    async def bind(factory: Any) -> asyncio.Server:
+        return await asyncio.get_running_loop().create_server(factory, sock=listener)
+
+    await api.listen(key, tmp_path, bind)
+    idle = [await asyncio.open_connection(HOST, port) for _ in range(MOST_CONNECTIONS)]
+    reader, writer = await asyncio.open_connection(HOST, port)
+    assert await reader.read() == b"", "one too many is closed at once"
+    writer.close()
+    door = api.door(key)
+    assert door is not None
+    assert door.connections() == MOST_CONNECTIONS
+    reader, writer = idle.pop()
+    writer.write(f"GET /config?after={revision_of(content)} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+    await asyncio.sleep(0)
+    (tmp_path / "playflow.json").write_bytes(b'{"n": 2}')
+    api.changed(key)
+    assert b'{"n": 2}' in await asyncio.wait_for(reader.readuntil(b"}}"), PATIENCE)
+    for _, other in [*idle, (reader, writer)]:
+        other.close()
+    await api.close()
+    with pytest.raises(ConnectionRefusedError):
+        await asyncio.open_connection(HOST, port)
