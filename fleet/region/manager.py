@@ -20,33 +20,15 @@ import structlog
 from prometheus_client import Metric
 from sqlmodel import col, select
 
-from fleet.builds.secrets import registry_credentials
-from fleet.catalog import load_catalog
 from fleet.errors import Conflict, FleetError, NotFound
 from fleet.node.model import Drain, Hello, RunView
 from fleet.node.runtime import LogLine, RunKey
 from fleet.pools.claim import ClaimCall
-from fleet.region.agents import agents_of
-from fleet.region.books import Books
-from fleet.region.build_refs import BuildRefs
-from fleet.region.capacity import CapacityPolicy
-from fleet.region.deadlines import Deadlines
-from fleet.region.execute import Executor
-from fleet.region.feed import StatusBell, Want
-from fleet.region.leases import Leases
-from fleet.region.log_desk import LogDesk
-from fleet.region.metrics import RegionMetrics
-from fleet.region.model import Policy
-from fleet.region.nodes_config import load_nodes_config
+from fleet.region.feed import Want
+from fleet.region.parts import Hooks, Parts
 from fleet.region.plan import current, plan, plan_server
-from fleet.region.pool_desk import PoolDesk
-from fleet.region.preparing import Preparation
-from fleet.region.region_memory import RegionMemory
-from fleet.region.report import Report
-from fleet.region.runs import Runs
-from fleet.region.scaling import Scaler
-from fleet.settings import FleetSettings, get_settings
-from fleet.store.commit import GroupCommit, row_values, take_epoch
+from fleet.settings import get_settings
+from fleet.store.commit import row_values, take_epoch
 from fleet.store.engine import Store
 from fleet.store.tables import Server
 from fleet.telemetry.logs import setup_logging
@@ -59,32 +41,6 @@ _REPAIR_S = 5.0
 _NODE_WAIT_S = 12.0
 
 
-def policy_of(settings: FleetSettings) -> Policy:
-    limits, restarts = settings.servers, settings.restarts
-    return Policy(
-        ready_deadline_ms=int(limits.ready_deadline_s * 1000),
-        queue_deadline_ms=int(limits.queue_deadline_s * 1000),
-        node_lost_ms=int(limits.node_lost_s * 1000),
-        node_unseen_ms=int(limits.node_unseen_s * 1000),
-        backoff_first_ms=int(restarts.backoff_first_s * 1000),
-        backoff_max_ms=int(restarts.backoff_max_s * 1000),
-        max_crashes=restarts.max_crashes,
-        crash_window_ms=int(restarts.window_s * 1000),
-        watching_since=now_ms(),
-    )
-
-
-def capacity_policy(settings: FleetSettings) -> CapacityPolicy:
-    scaling = settings.scaling
-    return CapacityPolicy(int(scaling.surplus_s * 1000), int(scaling.unneeded_s * 1000))
-
-
-def die(error: BaseException) -> None:
-    """End this process: Ray starts a successor, which rebuilds from the database."""
-    log.error("the manager ends; its successor rebuilds", error=repr(error), pid=os.getpid())
-    os._exit(1)
-
-
 @ray.remote
 class RegionManager:
     """Commands are idempotent (by instance_id, or by op_id), so that Ray may repeat them after a crash."""
@@ -93,79 +49,29 @@ class RegionManager:
         settings = get_settings()
         setup_logging(f"manager-{region}", settings.home)
         self._region = region
-        self._policy = policy_of(settings)
         self._store = Store(settings.database)
         self._epoch = await take_epoch(self._store, region)
-        self._metrics = RegionMetrics(region, lambda: self._report.sample())
-        self._commits = GroupCommit(self._store, region, self._epoch, die, self._metrics.commit)
-        self._books = Books(self._metrics.stepped)
-        self._runs = Runs()
-        self._bell = StatusBell(self._status_of)
-        self._deadlines = Deadlines(self._policy, self._due)
-        nodes = load_nodes_config(settings.node_config)
-        self._leases = Leases(
-            region,
-            self._epoch,
-            agents_of(settings, nodes, region),
+        hooks = Hooks(
             on_sync=self._on_sync,
             on_events=self._on_events,
             on_silent=self._on_silent,
             on_lost=self._on_lost,
-            on_fenced=die,
-        )
-        builds = BuildRefs(self._store, lambda build: registry_credentials(build, settings))
-        self._executor = Executor(
-            self._epoch,
-            settings,
-            load_catalog(),
-            self._books,
-            self._runs,
-            self._leases,
-            settle=self._settle,
-            builds=builds,
-        )
-        self._preparation = Preparation(self._epoch, self._leases, builds)
-        self._memory = RegionMemory(region, self._store, self._books)
-        self._scaler = Scaler(
-            region,
-            nodes.node_classes(region),
-            capacity_policy(settings),
-            self._leases,
-            self._executor.rooms,
-            self._runs,
-            self._executor.queued,
-            self._executor.demand,
-            self._preparation,
-            self._memory,
-            settle=self._spawn_settle,
-            event=self._metrics.node,
-        )
-        self._executor.on_short = self._scaler.poke
-        self._logs = LogDesk(self._runs, self._leases, self._find)
-        self._pools = PoolDesk(
-            region,
-            self._store,
-            self._books,
-            self._executor,
-            settings,
-            self._metrics,
+            due=self._due,
+            status_of=self._status_of,
             commit=self._commit,
             settle=self._settle,
+            spawn_settle=self._spawn_settle,
             plan_one=self._plan_one,
             stored=self._stored,
-            draining=lambda: [name for name, view in self._leases.views().items() if view.draining],
+            find=self._find,
         )
-        self._report = Report(
-            region,
-            self._epoch,
-            books=self._books,
-            runs=self._runs,
-            leases=self._leases,
-            executor=self._executor,
-            scaler=self._scaler,
-            commits=self._commits,
-            pools=self._pools,
-        )
+        parts = Parts(region, settings, self._store, self._epoch, hooks)
+        self._policy, self._metrics, self._report = parts.policy, parts.metrics, parts.report
+        self._commits, self._books, self._runs = parts.commits, parts.books, parts.runs
+        self._bell, self._deadlines, self._logs = parts.bell, parts.deadlines, parts.logs
+        self._leases, self._scaler, self._preparation = parts.leases, parts.scaler, parts.preparation
+        self._executor, self._pools, self._memory = parts.executor, parts.pools, parts.memory
+        self._forecasting = parts.forecasting
         await self._load()
         self._leases.adopt()
         self._scaler.begin()
@@ -185,6 +91,7 @@ class RegionManager:
         async with self._store.read() as session:
             self._books.load(list((await session.exec(rows)).all()))
         await self._memory.load()
+        self._forecasting.load()
         for server in list(self._books.live.values()):
             self._deadlines.set(server)
             self._preparation.started(server.build_id)
@@ -209,6 +116,7 @@ class RegionManager:
         if (stopped := await self._stored(server.instance_id)) is not None:
             return row_values(stopped)
         self._preparation.started(server.build_id)
+        self._forecasting.started(server.compute_size)
         placed = await self._wait_for_room(server)
         now = now_ms()
         server.step, server.step_at, server.launched_at, server.start_kind = "queued", now, now, "cold"
@@ -244,7 +152,11 @@ class RegionManager:
 
     async def claim(self, calls: list[ClaimCall]) -> list[dict[str, Any] | None]:
         """Warm servers for many starts at once (see `pool_desk.py`); None where the start must go cold."""
-        return await self._pools.claim(calls)
+        rows = await self._pools.claim(calls)
+        for call, row in zip(calls, rows, strict=True):
+            if row is not None:  # the others come again as cold starts
+                self._forecasting.started(call.compute_size)
+        return rows
 
     async def pools_changed(self, project_id: str) -> None:
         """The project's settings have changed: its pools are made, changed or retired."""
@@ -425,6 +337,7 @@ class RegionManager:
             try:
                 await self._plan_all()
                 self._repair_s = time.perf_counter() - began
+                self._forecasting.pass_time(self._books.live.values())
                 self._scaler.review()
             except FleetError as error:
                 log.warning("repair incomplete", region=self._region, error=error.detail)

@@ -198,7 +198,7 @@ class PoolKeeper:
             return  # nobody wishes this pool; `strays` tells
         old = pool.shelf.get(server.instance_id)
         entry = _entry(server, old, health, frozen)
-        if old is not None and old == entry:
+        if old == entry:
             return
         self._where[server.instance_id] = key
         pool.shelf.put(entry)
@@ -341,8 +341,7 @@ class PoolKeeper:
         ended, self._minute_at = self._minute_at, at
         statements: list[Statement] = []
         for key, pool in self._pools.items():
-            active = bool(pool.minute)
-            row = pool.row(self._region, ended)
+            active, row = bool(pool.minute), pool.row(self._region, ended)
             if active:
                 statements += minute_statements(row)
             if active or at % _REMEMBER_MS == 0:  # that nobody came is worth knowing too

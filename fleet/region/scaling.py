@@ -88,6 +88,10 @@ class Scaler:
                 self._leases.ask(node_class)
         self.review()
 
+    def lead_seconds(self) -> float:
+        """How long a node of the first class takes from asked for to ready, as measured."""
+        return self.leads.seconds(self._classes[0].name)
+
     # Demand -----------------------------------------------------------------------------------------------------
 
     @contextmanager
