@@ -7,7 +7,7 @@ asks. Labels are bounded: regions, sizes, steps, kinds, node classes and a bound
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, Metric
 
@@ -28,7 +28,7 @@ COMMIT_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.
 
 @dataclass(frozen=True, slots=True)
 class NodeSample:
-    """Nodes of one state and class; `state`: busy | idle | draining | pending | lost."""
+    """Nodes of one state and class; `state`: busy | idle | draining | pending | silent | lost."""
 
     state: str
     node_class: str
@@ -42,13 +42,16 @@ class NodeSample:
 
 @dataclass(frozen=True, slots=True)
 class RegionSample:
-    """The region now. `journal_lag_seconds`: how long the oldest change has waited for its commit."""
+    """The region now. `journal_lag_seconds`: how long the oldest change has waited for its commit.
+
+    `node_lead_seconds` by node class.
+    """
 
     pools: Sequence[PoolSample] = ()
     nodes: Sequence[NodeSample] = ()
     queued: int = 0
     journal_lag_seconds: float = 0.0
-    node_lead_seconds: float = 0.0
+    node_lead_seconds: Mapping[str, float] = field(default_factory=dict[str, float])
     node_pending_seconds: float = 0.0
 
 
@@ -145,10 +148,12 @@ class RegionMetrics:
             "fleet_region_start_time_seconds": ("When this manager began, in epoch seconds.", self._began),
             "fleet_queued_servers": ("Servers that wait for room.", sample.queued),
             "fleet_journal_lag_seconds": ("Age of the oldest change not on disk yet.", sample.journal_lag_seconds),
-            "fleet_node_lead_seconds": ("Estimate: from asking for a node to its use.", sample.node_lead_seconds),
             "fleet_node_pending_seconds": ("How long the oldest asked-for node is due.", sample.node_pending_seconds),
         }
         families = [gauge(name, text, {(self.region,): value}, ("region",)) for name, (text, value) in plain.items()]
+        lead = {(self.region, node_class): seconds for node_class, seconds in sample.node_lead_seconds.items()}
+        meaning = "Estimate: from asking for a node to its use."
+        families.append(gauge("fleet_node_lead_seconds", meaning, lead, ("region", "class")))
         return [*families, *self._node_gauges(sample.nodes)]
 
     def _node_gauges(self, nodes: Sequence[NodeSample]) -> list[Metric]:
@@ -179,16 +184,14 @@ def node_samples(
     `pending` and `costs` (per hour) are per class.
     """
     free = {room.node_id: room for room in rooms}
-    found = [NodeSample("pending", node_class, number) for node_class, number in pending.items()]
+    found = [NodeSample("pending", node_class, pending.get(node_class, 0)) for node_class in {**costs, **pending}]
     for view in views:
-        room = free.get(view.node_id)
-        memory_free, cores_free = (room.memory_mb, room.cores) if room else (0, 0.0)
-        empty = memory_free >= view.memory_mb and cores_free >= view.cores
-        state = "lost" if not view.synced else "draining" if view.draining else "idle" if empty else "busy"
-        cost = 0.0 if view.lost else costs.get(view.node_class, 0.0)
-        found.append(
-            NodeSample(
-                state, view.node_class, 1, view.memory_mb, memory_free, view.cores, cores_free, cost_per_hour=cost
-            )
-        )
+        room, cost = free.get(view.node_id), costs.get(view.node_class, 0.0)
+        if room is None or not view.synced:  # what it holds is not known now
+            state, cost = ("lost", 0.0) if view.lost else ("silent", cost)
+            found.append(NodeSample(state, view.node_class, 1, cost_per_hour=cost))
+            continue
+        state = "draining" if view.draining else "idle" if room.memory_mb >= view.memory_mb else "busy"
+        sizes = (view.memory_mb, room.memory_mb, view.cores, room.cores)
+        found.append(NodeSample(state, view.node_class, 1, *sizes, cost))
     return found

@@ -60,6 +60,6 @@ class Report:
             nodes=node_samples(views, rooms, pending=self._leases.asked(), costs=self._scaler.costs),
             queued=sum(server.step == "queued" for server in self._books.live.values()),
             journal_lag_seconds=self._commits.lag_s(),
-            node_lead_seconds=max(self._scaler.leads.seconds(name) for name in self._scaler.costs),
+            node_lead_seconds={name: self._scaler.leads.seconds(name) for name in self._scaler.costs},
             node_pending_seconds=self._leases.oldest_ask_ms(now_ms()) / 1000,
         )

@@ -25,7 +25,9 @@ async def exported(api: Api) -> set[str]:
     scrape = Scrape(HttpMetrics(), api.store, api.app.state.context.catalog, NoManagers(), api.settings.home)
     text = (await scrape.text()).decode()
     pool = PoolSample("small", "arena", expected_hit_rate=1.0, observed_hit_rate=1.0)
-    region = RegionMetrics("sea", lambda: RegionSample([pool], [NodeSample("idle", "shared", 1)]))
+    region = RegionMetrics(
+        "sea", lambda: RegionSample([pool], [NodeSample("idle", "shared", 1)], node_lead_seconds={"shared": 1})
+    )
     families = region.collect() + HttpMetrics().collect()
     names = {family.name + ("_total" if family.type == "counter" else "") for family in families}
     return (

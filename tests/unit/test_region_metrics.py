@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 from prometheus_client import Metric
 
-from fleet.region.metrics import NodeSample, RegionMetrics, RegionSample, node_samples
+from fleet.region.metrics import RegionMetrics, RegionSample, node_samples
 from fleet.region.model import NodeView
 from fleet.region.placement import Room
 from fleet.region.pool_metrics import SHOWN_POOLS, PoolSample
@@ -155,21 +155,32 @@ def test_a_pool_that_ends_takes_nothing_from_its_namesake_of_another_project() -
     assert values(metrics.collect())[name] == 141
 
 
-def test_nodes_by_state_with_what_is_left_of_them() -> None:
+def test_nodes_by_state_with_what_is_left_of_them_and_what_they_cost() -> None:
     views = [
         NodeView("empty", "h", 4096, 2.0, synced=True),
-        NodeView("half", "h", 4096, 2.0, synced=True),
+        NodeView("half", "h", 4096, 2.0, synced=True, node_class="dedicated"),
         NodeView("leaving", "h", 4096, 2.0, synced=True, draining=True),
         NodeView("silent", "h", 4096, 2.0, synced=False),
+        NodeView("lost", "h", 4096, 2.0, synced=False, lost=True, draining=True),
     ]
-    rooms = [Room("empty", 4096, 2.0), Room("half", 1024, 2.0), Room("leaving", 4096, 2.0, draining=True)]
-    samples = node_samples(views, rooms, pending={"shared": 2}, costs={"shared": 0.25})
-    found = values(RegionMetrics("eu-west", lambda: RegionSample(nodes=samples)).collect())
-    states = {state: found[f"fleet_nodes{{class=shared,state={state}}}"] for state in _states(samples)}
-    assert states == {"pending": 2, "idle": 1, "busy": 1, "draining": 1, "lost": 1}
-    assert found["fleet_node_memory_free_bytes{class=shared,state=busy}"] == 1024 << 20
-    assert found["fleet_node_memory_bytes{class=shared,state=busy}"] == 4096 << 20
-
-
-def _states(samples: list[NodeSample]) -> set[str]:
-    return {sample.state for sample in samples}
+    rooms = [Room("empty", 4096, 2.0), Room("half", 1024, 0.5), Room("leaving", 4096, 2.0, draining=True)]
+    samples = node_samples(views, rooms, pending={"shared": 2}, costs={"shared": 0.5, "dedicated": 2.0})
+    lead = {"shared": 40.0}
+    found = values(RegionMetrics("eu-west", lambda: RegionSample(nodes=samples, node_lead_seconds=lead)).collect())
+    numbers = {key.removeprefix("fleet_nodes{"): value for key, value in found.items() if "fleet_nodes{" in key}
+    assert numbers == {
+        "class=shared,state=pending}": 2,
+        "class=dedicated,state=pending}": 0,
+        "class=shared,state=idle}": 1,
+        "class=dedicated,state=busy}": 1,
+        "class=shared,state=draining}": 1,
+        "class=shared,state=silent}": 1,
+        "class=shared,state=lost}": 1,
+    }
+    busy = "{class=dedicated,state=busy}"
+    assert (found[f"fleet_node_memory_free_bytes{busy}"], found[f"fleet_node_memory_bytes{busy}"]) == (1 << 30, 4 << 30)
+    assert (found[f"fleet_node_cores_free{busy}"], found[f"fleet_node_cores{busy}"]) == (0.5, 2.0)
+    assert sum(found[key] for key in found if "fleet_node_memory_bytes{" in key) == 3 * 4 << 30, "of those that answer"
+    costs = {key: value for key, value in found.items() if "fleet_node_cost_per_hour" in key}
+    assert sum(costs.values()) == 0.5 * 3 + 2.0, "a dead machine costs nothing"
+    assert found["fleet_node_lead_seconds{class=shared}"] == 40
