@@ -276,7 +276,7 @@ class RegionManager:
 
     async def metrics(self) -> list[Metric]:
         """What this manager counts, for the API replica that answers a scrape."""
-        return self._metrics.collect()
+        return await self._metrics.collect_aside()
 
     async def drain(self, node_id: str, draining: bool, until: int | None = None) -> None:
         """No new placements on that node (or again); its servers go on until they end. `until`: its machine will go."""

@@ -5,6 +5,8 @@ asks. Labels are bounded: regions, sizes, steps, kinds, node classes and a bound
 (`pool_metrics.py`). Never ids. `collect()` gives plain values that travel to the API replica that answers the scrape.
 """
 
+import asyncio
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -63,6 +65,7 @@ class RegionMetrics:
         self._sample = sample
         self._registry = CollectorRegistry()
         self._pools = PoolCounts()
+        self._lock = threading.Lock()
         self._began = time.time()
         counter, histogram = self._counter, self._histogram
         self._starts = counter("fleet_starts", "Starts accepted, by how they were served.", "kind")
@@ -138,8 +141,16 @@ class RegionMetrics:
 
     def collect(self) -> list[Metric]:
         """Every family with its samples; picklable."""
-        sample = self._sample()
-        families = [*self._registry.collect(), *self._gauges(sample), *self._pools.families(self.region, sample.pools)]
+        return self._families(self._sample())
+
+    async def collect_aside(self) -> list[Metric]:
+        """The same, computed in a thread: with a hundred pools it takes 10 ms, in which claims must not wait."""
+        return await asyncio.to_thread(self._families, self._sample())
+
+    def _families(self, sample: RegionSample) -> list[Metric]:
+        with self._lock:  # replicas may ask at once, and pools are counted by what has changed since the last time
+            pools = self._pools.families(self.region, sample.pools)
+        families = [*self._registry.collect(), *self._gauges(sample), *pools]
         return [without_created(family) for family in families]
 
     def _gauges(self, sample: RegionSample) -> list[Metric]:

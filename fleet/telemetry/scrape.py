@@ -5,6 +5,7 @@ there once. Answers are kept for a second and shared, so several scrapers cost o
 """
 
 import asyncio
+import contextvars
 import shutil
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterable
@@ -48,6 +49,10 @@ class _Families(list[Metric]):
         return self
 
 
+def _text(families: list[Metric]) -> bytes:
+    return generate_latest(_Families(merge(families)))
+
+
 class Scrape:
     """One per replica. `text()` never raises: a part that fails is missing, and `fleet_scrape_up` says so."""
 
@@ -63,7 +68,7 @@ class Scrape:
     async def text(self) -> bytes:
         """Prometheus' text format, at most `KEEP_S` old."""
         if self._flight is None or (self._flight.done() and time.monotonic() >= self._until):
-            self._flight = asyncio.create_task(self._compute())
+            self._flight = asyncio.create_task(self._compute(), context=contextvars.Context())
         return await asyncio.shield(self._flight)  # the answer of all who wait must not end with one of them
 
     async def _compute(self) -> bytes:
@@ -73,7 +78,8 @@ class Scrape:
         http = await self._part("requests", up, lambda: asyncio.to_thread(self._http.collect), [])
         disk = await self._part("disk", up, lambda: asyncio.to_thread(self._disk), [])
         parts = gauge("fleet_scrape_up", "1 if that part of this answer could be had.", up, ("part",))
-        text = generate_latest(_Families(merge([*http, *stored.families, *regions, *disk, parts])))
+        # Many pools make a text of a megabyte and more, which takes tenths of a second: not in the replica's loop.
+        text = await asyncio.to_thread(_text, [*http, *stored.families, *regions, *disk, parts])
         self._until = time.monotonic() + KEEP_S
         return text
 
