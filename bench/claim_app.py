@@ -54,19 +54,26 @@ class MadeUp(RegionClient):
         return Server(**warm_row(region, call))
 
 
+PORTS: list[dict[str, Any]] = [dict(port) for port in project_ports({})]
+TEMPLATE = row_values(
+    Server(
+        instance_id="", project_id="", region="", name="", status="running", step="running", compute_size="",
+        build_id="bench", version_tag="", version=1, environment={}, port_configs=PORTS, start_kind="hot",
+        is_pool_server=True, network_ports=[port | {"external_port": 20000, "host": "bench.invalid"} for port in PORTS],
+        created_at=0, updated_at=0, launched_at=0, step_at=0,
+    )
+)  # fmt: skip
+
+
 def warm_row(region: str, call: ClaimCall) -> dict[str, Any]:
+    """As a manager's answer: every column, in plain values."""
     now = now_ms()
-    ports: list[dict[str, Any]] = [dict(port) for port in project_ports({})]
-    return row_values(
-        Server(
-            instance_id=str(uuid.uuid4()), project_id=call.project_id, region=region, name=call.name or "",
-            status="running", step="running", compute_size=call.compute_size, build_id="bench",
-            version_tag=call.build_name, version=1, custom_data=call.custom_data, match_id=call.match_id,
-            environment={}, port_configs=ports, start_kind="hot", is_pool_server=True, pool_claimed_at=now,
-            network_ports=[{**port, "external_port": 20000, "host": "bench.invalid"} for port in ports],
-            created_at=now, updated_at=now, launched_at=now, started_at=now, step_at=now,
-        )
-    )  # fmt: skip
+    times = dict.fromkeys(("pool_claimed_at", "created_at", "updated_at", "launched_at", "started_at", "step_at"), now)
+    return TEMPLATE | times | {
+        "instance_id": str(uuid.uuid4()), "project_id": call.project_id, "region": region, "name": call.name,
+        "compute_size": call.compute_size, "version_tag": call.build_name, "custom_data": call.custom_data,
+        "match_id": call.match_id,
+    }  # fmt: skip
 
 
 @serve.deployment(

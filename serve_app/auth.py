@@ -23,6 +23,11 @@ def context_of(request: Request) -> AppContext:
     return context
 
 
+async def _context(request: Request) -> AppContext:
+    """As a coroutine, since FastAPI hands plain functions to another thread, which costs more than most requests."""
+    return context_of(request)
+
+
 async def _any_key(request: Request, key: Annotated[str | None, Security(_header)]) -> Principal:
     return await context_of(request).projects.authenticate(key)
 
@@ -35,4 +40,4 @@ async def _server_key(caller: Annotated[Principal, Depends(_any_key)]) -> Princi
 
 AnyKey = Annotated[Principal, Depends(_any_key)]
 ServerKey = Annotated[Principal, Depends(_server_key)]
-Context = Annotated[AppContext, Depends(context_of)]
+Context = Annotated[AppContext, Depends(_context)]

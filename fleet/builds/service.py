@@ -27,6 +27,10 @@ from fleet.times import now_ms
 log = structlog.get_logger(__name__)
 
 _COLLECT_EVERY_S = 600.0
+_KNOWN = 1000
+_NEWEST = (
+    "SELECT build_id FROM build WHERE project_id = ? AND name = ? AND status = 'ready' ORDER BY version DESC LIMIT 1"
+)
 # registry/path:tag or @sha256:…; a reference without either would silently mean a moving "latest".
 _IMAGE = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._:/-]*(:[\w][\w.-]{0,127}|@sha256:[0-9a-f]{64})")
 
@@ -39,6 +43,7 @@ class BuildService:
         self._settings = settings
         self._submit = submit
         self._collect_at = 0.0
+        self._known: dict[str, Build] = {}
 
     # Beginning --------------------------------------------------------------------------------------------------
 
@@ -210,6 +215,8 @@ class BuildService:
 
     async def resolve(self, project_id: str, name: str, version: int | None) -> Build:
         """The newest ready build of a name, or that very version."""
+        if version is None and (known := self._newest_known(project_id, name)) is not None:
+            return known
         rows = owned(Build, project_id).where(col(Build.name) == name).order_by(col(Build.version).desc())
         if version is not None:
             found = await self._store.first(rows.where(col(Build.version) == version))
@@ -221,7 +228,16 @@ class BuildService:
             raise NotFound(f"There is no ready build {which}. Upload one first.", error="No ready build")
         if found.status != "ready":
             raise Conflict(f"There is no ready build {which}: it is '{found.status}'.", error="No ready build")
+        self._known[found.build_id] = found
+        if len(self._known) > _KNOWN:
+            del self._known[next(iter(self._known))]
         return found
+
+    def _newest_known(self, project_id: str, name: str) -> Build | None:
+        """The newest ready build if its row was read before: asked at every start. A ready build changes in nothing
+        but its status, which is asked anew each time."""
+        build_id = self._store.glance(_NEWEST, project_id, name)
+        return self._known.get(build_id) if build_id is not None else None
 
     # Ending -----------------------------------------------------------------------------------------------------
 

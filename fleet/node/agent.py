@@ -17,6 +17,7 @@ import structlog
 from fleet.builds.bundle_cache import BundleCache
 from fleet.builds.bundles import ensure_bundle, game_folders
 from fleet.builds.object_store import open_artefacts
+from fleet.errors import Fenced
 from fleet.node.choose import choose_runtime
 from fleet.node.facts import FleetFacts, is_joined, node_settings, own_share
 from fleet.node.logs import LogArchive
@@ -29,6 +30,8 @@ from fleet.settings import get_settings
 from fleet.telemetry.logs import setup_logging
 
 log = structlog.get_logger(__name__)
+
+Order = tuple[str, tuple[Any, ...]]  # method of the agent, its arguments after the epoch
 
 BUNDLES_EVERY_S = 300.0
 
@@ -52,6 +55,17 @@ class Agent:
 
     async def poll(self, epoch: int, boot_id: str, after: int, timeout_s: float) -> Page | None:
         return await self._node.poll(epoch, boot_id, after, timeout_s)
+
+    async def do(self, epoch: int, orders: list[Order]) -> list[bool]:
+        """Several commands in one call; whether each was carried out. What failed is in this node's log."""
+        work = [getattr(self, method)(epoch, *arguments) for method, arguments in orders]
+        results = await asyncio.gather(*work, return_exceptions=True)
+        for (method, arguments), result in zip(orders, results, strict=True):
+            if isinstance(result, Fenced):
+                raise result
+            if isinstance(result, BaseException):
+                log.error("command failed", method=method, run=str(arguments[0]), exc_info=result)
+        return [not isinstance(result, BaseException) for result in results]
 
     async def launch(self, epoch: int, spec: LaunchSpec) -> tuple[Port, ...]:
         return await self._node.launch(epoch, spec)

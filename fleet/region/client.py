@@ -21,7 +21,7 @@ from fleet.region.manager import RegionManager
 from fleet.region.names import NAMESPACE, manager_name
 from fleet.region.watch import RegionWatch
 from fleet.servers.model import LogPage, RestartChanges
-from fleet.store.commit import row_values
+from fleet.store.commit import row_of, row_values
 from fleet.store.engine import Store
 from fleet.store.tables import Project, Server
 from fleet.telemetry.request_id import current_request_id
@@ -73,7 +73,7 @@ class RegionClient:
         if queue is None:
             queue = self._claims[region] = Coalescer(partial(self._call, region, "claim"))
         row = await queue.ask(call)
-        return Server(**row) if row is not None else None
+        return row_of(Server, row) if row is not None else None
 
     async def pools_changed(self, regions: Iterable[str], project_id: str) -> None:
         """Tell the regions that a project's settings have changed. Those that do not answer see it by themselves."""
@@ -88,16 +88,16 @@ class RegionClient:
         return await self._call(region, "pools", project_id)
 
     async def start(self, row: Server) -> Server:
-        return Server(**await self._command(row.region, "start", row_values(row)))
+        return row_of(Server, await self._command(row.region, "start", row_values(row)))
 
     async def update(self, region: str, instance_id: str, custom_data: dict[str, Any]) -> Server:
-        return Server(**await self._command(region, "update", instance_id, custom_data))
+        return row_of(Server, await self._command(region, "update", instance_id, custom_data))
 
     async def restart(self, region: str, instance_id: str, changes: RestartChanges, op_id: str) -> Server:
-        return Server(**await self._command(region, "restart", instance_id, dict(changes.values), op_id))
+        return row_of(Server, await self._command(region, "restart", instance_id, dict(changes.values), op_id))
 
     async def stop(self, region: str, instance_id: str, reason: str, detail: str | None) -> Server:
-        return Server(**await self._command(region, "stop", instance_id, reason, detail))
+        return row_of(Server, await self._command(region, "stop", instance_id, reason, detail))
 
     async def wait(self, region: str, instance_id: str, statuses: set[str], timeout_s: float) -> None:
         """Return once the committed row has one of the statuses, or at the timeout."""

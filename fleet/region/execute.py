@@ -11,6 +11,7 @@ import structlog
 
 from fleet.catalog import Catalog
 from fleet.errors import FleetError
+from fleet.node.agent import Order
 from fleet.node.model import Hello, RunView
 from fleet.node.runtime import BuildRef
 from fleet.region.books import Books
@@ -73,6 +74,7 @@ class Executor:
         self._settle = settle
         self._builds = builds
         self._commands: list[Command] = []
+        self._outgoing: dict[str, list[Order]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self.on_short: Callable[[], None] = lambda: None  # told when somebody waits in vain
         self.queued = Queue(self.demand, self._waits)
@@ -280,20 +282,37 @@ class Executor:
         return commands
 
     def command(self, commands: list[Command]) -> None:
-        """Send, without waiting: what does not arrive is planned again when the node syncs."""
-        for node_id, method, arguments in commands:
-            self.spawn(self._send(node_id, method, arguments))
+        """Send, without waiting: what does not arrive is planned again when the node syncs.
 
-    async def _send(self, node_id: str, method: str, arguments: tuple[Any, ...]) -> None:
+        What a node is told in one turn of the loop goes in one call, since a call costs more than most commands.
+        """
+        if commands and not self._outgoing:
+            asyncio.get_running_loop().call_soon(self._flush)
+        for node_id, method, arguments in commands:
+            self._outgoing.setdefault(node_id, []).append((method, arguments))
+
+    def _flush(self) -> None:
+        outgoing, self._outgoing = self._outgoing, {}
+        for node_id, orders in outgoing.items():
+            self.spawn(self._send(node_id, orders))
+
+    async def _send(self, node_id: str, orders: list[Order]) -> None:
         try:
-            await self._leases.call(node_id, method, self._epoch, *arguments)
+            if len(orders) > 1:
+                done: list[bool] = await self._leases.call(node_id, "do", self._epoch, orders)
+            else:
+                await self._leases.call(node_id, orders[0][0], self._epoch, *orders[0][1])
+                done = [True]
         except FleetError as error:
-            log.warning("command not delivered", node=node_id, method=method, error=error.detail)
+            log.warning("commands not delivered", node=node_id, number=len(orders), error=error.detail)
             return
-        if method == "forget":
-            run = self._runs.get(arguments[0])
-            if run is not None and run.state.ended:
-                del self._runs[arguments[0]]
+        for (method, arguments), well in zip(orders, done, strict=True):
+            if not well:
+                log.warning("command not carried out", node=node_id, method=method, run=str(arguments[0]))
+            elif method == "forget":
+                run = self._runs.get(arguments[0])
+                if run is not None and run.state.ended:
+                    del self._runs[arguments[0]]
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)

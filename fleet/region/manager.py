@@ -28,7 +28,7 @@ from fleet.region.feed import Want
 from fleet.region.parts import Hooks, Parts
 from fleet.region.plan import current, plan, plan_server
 from fleet.settings import get_settings
-from fleet.store.commit import row_values, take_epoch
+from fleet.store.commit import row_of, row_values, take_epoch
 from fleet.store.engine import Store
 from fleet.store.tables import Server
 from fleet.telemetry.logs import setup_logging
@@ -108,7 +108,7 @@ class RegionManager:
 
     async def start(self, values: dict[str, Any]) -> dict[str, Any]:
         """Accept a server; answers once its row, with host ports where a node has them, is on disk."""
-        server = Server(**values)
+        server = row_of(Server, values)
         known = self._books.live.get(server.instance_id)
         if known is not None:
             await self._commits.flush()

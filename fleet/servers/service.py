@@ -6,6 +6,7 @@ writer of that region, behind `Regions`.
 
 import uuid
 from collections.abc import AsyncIterator, Iterable
+from dataclasses import dataclass, field
 from typing import Any, Protocol, cast
 
 from sqlmodel import col, or_
@@ -23,7 +24,6 @@ from fleet.servers.model import ListQuery, LogPage, RestartChanges, RestartReque
 from fleet.settings import ServerLimits
 from fleet.store.engine import Store
 from fleet.store.tables import Build, Server, ServerEvent
-from fleet.telemetry.request_id import current_request_id
 from fleet.times import now_ms
 
 MAX_ID_LENGTH = 64
@@ -116,34 +116,34 @@ class ServerService:
     async def start(self, caller: Principal, request: StartRequest) -> Server:
         """Check the request; returns a warm server of the region's pool, else a launching one with its ports."""
         check_plan(caller, request)
-        row = await self._prepare(caller, request)
-        if not row.startup_args and is_pooled(caller.settings, row.region, row.compute_size):
-            warm = await self._regions.claim(row.region, claim_call(row))
+        wanted = await self._prepare(caller, request)
+        if not request.startup_args and is_pooled(caller.settings, wanted.region, wanted.size.name):
+            warm = await self._regions.claim(wanted.region, wanted.claim())
             if warm is not None:
                 return warm
-        return await self._regions.start(row)
+        return await self._regions.start(wanted.row())
 
     async def claim(self, caller: Principal, request: StartRequest) -> Server:
         """A warm server or nothing: Conflict if none stands ready."""
         check_plan(caller, request)
-        row = await self._prepare(caller, request)
-        where = f"{row.region}/{row.compute_size}"
-        if not is_pooled(caller.settings, row.region, row.compute_size):
+        wanted = await self._prepare(caller, request)
+        where = f"{wanted.region}/{wanted.size.name}"
+        if not is_pooled(caller.settings, wanted.region, wanted.size.name):
             raise Conflict(
                 f"The project has no pool in {where}. Set pool_config in the project's settings, or use "
                 "POST /servers/start.",
                 error="No pool",
             )
-        warm = await self._regions.claim(row.region, claim_call(row))
+        warm = await self._regions.claim(wanted.region, wanted.claim())
         if warm is None:
             raise Conflict(
-                f"No warm server of build '{row.version_tag}' stands ready in {where} now. Try again in a moment, or "
+                f"No warm server of build '{wanted.build.name}' stands ready in {where} now. Try again in a moment, or "
                 "use POST /servers/start, which starts one if need be.",
                 error="Pool empty",
             )
         return warm
 
-    async def _prepare(self, caller: Principal, request: StartRequest) -> Server:
+    async def _prepare(self, caller: Principal, request: StartRequest) -> "Wanted":
         region = self._catalog.region(request.region)
         size = self._catalog.size(request.compute_size)
         project_environment: dict[str, str] = caller.settings.get("environment_variables") or {}
@@ -151,30 +151,8 @@ class ServerService:
         ports = request.port_configs if request.port_configs is not None else project_ports(caller.settings)
         self._check(request.startup_args, request.custom_data, environment, ports, request.ttl)
         build = await self._builds.resolve(caller.project_id, request.version_tag, request.version)
-        now = now_ms()
-        return Server(
-            instance_id=str(uuid.uuid4()),
-            project_id=caller.project_id,
-            region=region.id,
-            name=request.name,
-            status="launching",
-            step="queued",
-            compute_size=size.name,
-            build_id=build.build_id,
-            version_tag=build.name,
-            version=build.version,
-            startup_args=request.startup_args,
-            auto_restart=request.auto_restart or size.persistent,
-            ttl=effective_ttl(caller, size, request.ttl),
-            custom_data=request.custom_data,
-            match_id=request.match_id,
-            environment=environment,
-            port_configs=cast("list[dict[str, Any]]", ports),
-            created_at=now,
-            updated_at=now,
-            launched_at=now,
-            step_at=now,
-        )
+        ttl = effective_ttl(caller, size, request.ttl)
+        return Wanted(str(uuid.uuid4()), caller.project_id, region.id, size, build, request, environment, ports, ttl)
 
     def _check(
         self,
@@ -268,22 +246,66 @@ class ServerService:
         return self._regions.follow_logs(server, after)
 
 
-def claim_call(row: Server) -> ClaimCall:
-    """The claim of a warm server that is what this row would become."""
-    spec = pool_spec(row.project_id, row.compute_size, row.build_id, row.environment, row.port_configs)
-    return ClaimCall(
-        op_id=row.instance_id,
-        project_id=row.project_id,
-        compute_size=row.compute_size,
-        build_name=row.version_tag,
-        spec=spec,
-        name=row.name,
-        custom_data=row.custom_data,
-        match_id=row.match_id,
-        ttl=row.ttl,
-        auto_restart=row.auto_restart,
-        request_id=current_request_id(),
-    )
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A start that has been checked. It becomes a claim of a warm server first where there may be one, which is why
+    the row is made only when it is needed."""
+
+    instance_id: str
+    project_id: str
+    region: str
+    size: ComputeSize
+    build: Build
+    request: StartRequest
+    environment: dict[str, str] = field(repr=False)
+    ports: list[PortConfig]
+    ttl: int | None
+
+    @property
+    def auto_restart(self) -> bool:
+        return self.request.auto_restart or self.size.persistent
+
+    def claim(self) -> ClaimCall:
+        """The claim of a warm server that is what the row would become."""
+        return ClaimCall(
+            op_id=self.instance_id,
+            project_id=self.project_id,
+            compute_size=self.size.name,
+            build_name=self.build.name,
+            spec=pool_spec(self.project_id, self.size.name, self.build.build_id, self.environment, self.ports),
+            name=self.request.name,
+            custom_data=self.request.custom_data,
+            match_id=self.request.match_id,
+            ttl=self.ttl,
+            auto_restart=self.auto_restart,
+        )
+
+    def row(self) -> Server:
+        """The server as it begins."""
+        now = now_ms()
+        return Server(
+            instance_id=self.instance_id,
+            project_id=self.project_id,
+            region=self.region,
+            name=self.request.name,
+            status="launching",
+            step="queued",
+            compute_size=self.size.name,
+            build_id=self.build.build_id,
+            version_tag=self.build.name,
+            version=self.build.version,
+            startup_args=self.request.startup_args,
+            auto_restart=self.auto_restart,
+            ttl=self.ttl,
+            custom_data=self.request.custom_data,
+            match_id=self.request.match_id,
+            environment=self.environment,
+            port_configs=cast("list[dict[str, Any]]", self.ports),
+            created_at=now,
+            updated_at=now,
+            launched_at=now,
+            step_at=now,
+        )
 
 
 def effective_ttl(caller: Principal, size: ComputeSize, asked: int | None) -> int | None:

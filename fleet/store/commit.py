@@ -10,15 +10,18 @@ import itertools
 import time
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import structlog
+from sqlalchemy.orm.attributes import instance_dict, manager_of_class
+from sqlmodel import SQLModel
 
 from fleet.store.engine import Store
 from fleet.store.tables import RegionEpoch
 from fleet.store.transact import Statement, Transactions, transactions_of
 
 log = structlog.get_logger(__name__)
+Row = TypeVar("Row", bound=SQLModel)
 
 
 async def take_epoch(store: Store, region: str) -> int:
@@ -160,4 +163,12 @@ def row_values(row: Any) -> dict[str, Any]:
     return {name: getattr(row, name) for name in _columns(cast("type[Any]", type(row)))}
 
 
-__all__ = ["GroupCommit", "Statement", "row_values", "take_epoch"]
+def row_of(table: type[Row], values: dict[str, Any]) -> Row:
+    """The reverse, for values that came from a row: made as a query makes its objects, at a tenth of the cost of the
+    class's own checks."""
+    row = manager_of_class(table).new_instance()
+    instance_dict(row).update(values)
+    return row
+
+
+__all__ = ["GroupCommit", "Statement", "row_of", "row_values", "take_epoch"]

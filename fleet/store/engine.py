@@ -195,12 +195,18 @@ class Store:
 
         Costs microseconds, so a cache of reads can be exact: it is valid while the number stands still.
         """
+        return self.glance("PRAGMA data_version")
+
+    def glance(self, query: str, *values: str | int) -> Any:
+        """The first column of the first row, read here and now in microseconds: for what is asked at every request.
+        None if there is no row, or where that cannot be done (PostgreSQL)."""
         if not self.sqlite:
             return None
         if self._watch is None:
             path = self._url.database or ""
             self._watch = sqlite3.connect(f"file:{path}?mode=ro", uri=True, check_same_thread=False)
-        return int(self._watch.execute("PRAGMA data_version").fetchone()[0])
+        row = self._watch.execute(query, values).fetchone()
+        return row[0] if row else None
 
     async def changed(self, timeout_s: float) -> None:
         """Return soon after another process has committed (PostgreSQL: may have), or at the timeout.

@@ -73,6 +73,11 @@ class TwinNodes:
             raise Unavailable("no agent")
         return getattr(self, method)(*arguments)
 
+    def do(self, orders: list[tuple[str, tuple[Any, ...]]]) -> list[bool]:
+        for method, arguments in orders:
+            getattr(self, method)(*arguments)
+        return [True] * len(orders)
+
     def launch(self, spec: LaunchSpec) -> tuple[Port, ...]:
         if spec.key not in self.containers:
             ports = []
