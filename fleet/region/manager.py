@@ -231,6 +231,7 @@ class RegionManager:
 
     async def stop_all(self, reason: str, detail: str) -> int:
         """Stop every server of the region; returns when none is left or 30 s have passed. How many there were."""
+        self._pools.keeper.closed = True
         alive = [s for s in self._books.live.values() if s.status != "stopped"]
         for server in alive:
             await self.stop(server.instance_id, reason, detail)

@@ -24,6 +24,7 @@ from fleet.pools.shelf import Entry, State
 from fleet.pools.spec import pool_spec
 from fleet.pools.stock import StockState, new_state
 from fleet.region.books import Books
+from fleet.region.metrics import BOOT_FAILURES
 from fleet.region.pool_store import PoolStore, Wished, minute_statements, old_minutes, state_statements
 from fleet.settings import PoolSettings
 from fleet.store.commit import Statement
@@ -36,6 +37,7 @@ Health = Literal["warm", "ailing", "unsure"]
 
 _REMEMBERED_CLAIMS = 100_000
 _REMEMBER_MS = 10 * MINUTE_MS
+_FAULTS = BOOT_FAILURES - {"node_lost"}  # ends that speak against the build
 _YOUNG_MS = 60_000  # an idle game that ends sooner than this after it was ready did not want to wait for players
 
 
@@ -82,6 +84,7 @@ class PoolKeeper:
         self._claims: OrderedDict[str, str] = OrderedDict()
         self._learned: dict[PoolKey, dict[str, Any]] = {}
         self._minute_at = now_ms() // MINUTE_MS * MINUTE_MS
+        self.closed = False  # the region is being emptied: nothing is ordered any more
         self._freed = False  # an entry has left `booting`, so another may boot
 
     async def load(self) -> None:
@@ -215,7 +218,7 @@ class PoolKeeper:
                 self.watch(server, health="unsure")
 
     def _leave(self, server: Server, key: PoolKey | None) -> None:
-        """Off the shelf, if it was there. An end that nobody ordered counts against the pool."""
+        """Off the shelf, if it was there. An end by a fault counts against the pool."""
         if key is None:
             pool = self._pools.get(key_of(server))
             if pool is not None and server.pool_claimed_at is not None and server.step == "stopped":
@@ -225,7 +228,7 @@ class PoolKeeper:
         pool = self._pools[key]
         pool.shelf.drop(server.instance_id)
         self._freed = True
-        if server.pool_claimed_at is None and server.stop_reason not in _ORDERED:
+        if server.pool_claimed_at is None and server.stop_reason in _FAULTS:
             now = now_ms()
             lived = now - (server.started_at or now)
             if server.started_at is None or lived < _YOUNG_MS:
@@ -261,7 +264,7 @@ class PoolKeeper:
             self._refill(key, pool, now)
 
     def _refill(self, key: PoolKey, pool: Pool, now: int) -> None:
-        if now < pool.blocked_until or pool.product is None:
+        if now < pool.blocked_until or pool.product is None or self.closed:
             return
         room = self._settings.refill_at_once - sum(other.shelf.total("booting") for other in self._pools.values())
         if pool.failures:
@@ -360,9 +363,6 @@ class PoolKeeper:
             state={"stock": pool.state.to_json(), "lead": pool.lead.to_json(), "season": pool.season.to_json()},
             updated_at=now,
         )
-
-
-_ORDERED = frozenset({"requested", "pool_surplus", "pool_replaced", "build_deleted", "shutdown"})
 
 
 def key_of(server: Server) -> PoolKey:

@@ -250,3 +250,20 @@ def test_a_build_that_does_not_boot_is_tried_less_and_less_often() -> None:
         assert max(gaps) <= 301_000
     finally:
         machine.teardown()
+
+
+def test_a_region_that_is_emptied_orders_nothing_more() -> None:
+    machine = PoolMachine()
+    machine.begin()
+    try:
+        machine.keeper.closed = True
+        made = machine.made
+        for server in machine.unclaimed("queued"):
+            machine.books.change(server, machine.now, status="stopped", stop_reason="fleet_down")
+            machine.books.step(server, machine.now, "stopped")
+        machine.keeper.refill(machine.now)
+        machine.upkeep()
+        assert machine.made == made
+        assert machine.keeper.pools()[KEY].failures == 0
+    finally:
+        machine.teardown()
