@@ -49,6 +49,7 @@ bench-claim: $(STAMP)  ## Claims of warm servers: in the manager, and through th
 	@$(BIN)/python -m bench.claim
 
 bench-scale: $(STAMP)  ## 10,000 servers on 200 simulated nodes
+	@$(BIN)/python -m bench.scale_plan
 	@$(BIN)/python -m bench.scale
 
 lock:  ## Pin every dependency, with hashes, from pyproject.toml

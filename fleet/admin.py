@@ -43,17 +43,24 @@ class RegionInfo:
 
 @dataclass(frozen=True, slots=True)
 class NodeInfo:
-    """One leased node; memory in MB. `synced`: its agent answers now."""
+    """One node, leased or asked for; memory in MB. `synced`: its agent answers now. `lead_s`: how long a node of its
+    class takes from asked to ready. `drain_until`: when its machine goes (ms), if it drains for that."""
 
     node_id: str
+    node_class: str
+    state: str
     region: str
     host: str
     runtime: str
     memory_mb: int
     memory_free_mb: int | None
     runs: int
+    builds: int
     draining: bool
+    drain_until: int | None
     synced: bool
+    ray_node: str
+    lead_s: float
 
 
 class Fleet:

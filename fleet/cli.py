@@ -11,6 +11,7 @@ from rich.console import Console
 from fleet.cli_api import register, show_table
 from fleet.cli_demo import ask_command, demo
 from fleet.cli_node import node
+from fleet.cli_nodes import nodes
 from fleet.errors import FleetError
 from fleet.ops.home import Home, OpsError, find_home, open_home, read_access
 from fleet.projects.model import KeyKind
@@ -147,32 +148,11 @@ def rotate(kind: Annotated[KeyKind, typer.Argument(help="server or client")]) ->
     console.print(asyncio.run(rotate_key(home, settings, kind)))
 
 
-@app.command()
-def nodes() -> None:
-    """The nodes that regions lease now."""
-    from fleet.admin import Fleet
-
-    _settings()
-    with Fleet("auto") as fleet:
-        found = [node for region in fleet.regions() if region.live for node in fleet.nodes(region.region)]
-    rows = [
-        [
-            n.node_id,
-            n.region,
-            n.runtime,
-            n.runs,
-            f"{n.memory_free_mb}/{n.memory_mb} MB",
-            "draining" if n.draining else "",
-        ]
-        for n in found
-    ]
-    show_table(["node", "region", "runtime", "servers", "free memory", ""], rows)
-
-
 register(app)
 app.command()(demo)
 app.command("ask")(ask_command)
 app.add_typer(keys, name="keys")
+app.add_typer(nodes, name="nodes")
 app.add_typer(node, name="node")
 
 

@@ -1,6 +1,7 @@
 """`fleet node …`: this machine as a node of a fleet whose head is elsewhere."""
 
 import os
+import time
 from typing import Annotated
 
 import typer
@@ -73,3 +74,17 @@ def leave_command() -> None:
     setup_logging("node", home.path)
     left = leave(home, settings, _step)
     console.print("[bold]This machine has left.[/bold]" if left else "This machine was no node.")
+
+
+@node.command("notice")
+def notice_command(
+    seconds: Annotated[int | None, typer.Option("--in", min=0, help="until the machine goes, if that is known")] = None,
+) -> None:
+    """Say that this machine will be taken away: it drains, and its regions look for another at once."""
+    from fleet.node.notice import send
+
+    until = None if seconds is None else int((time.time() + seconds) * 1000)
+    told = send(_own().home / "agents", until)
+    if not told:
+        raise OpsError("No agent listens on this machine. FLEET_HOME names the node's home.")
+    console.print(f"Told {', '.join(told)}.")

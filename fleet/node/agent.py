@@ -23,6 +23,7 @@ from fleet.node.facts import FleetFacts, is_joined, node_settings, own_share
 from fleet.node.logs import LogArchive
 from fleet.node.model import Drain, Hello, NodeShare, Page
 from fleet.node.node import Node
+from fleet.node.notice import SUFFIX, listen
 from fleet.node.runtime import BuildRef, LaunchSpec, LogLine, Port, RunKey
 from fleet.node.slot import take_slot
 from fleet.node.tenure import Tenure
@@ -158,6 +159,7 @@ class NodeAgent(Agent):
         )
         super().__init__(node, archive)
         await node.start()
+        self._deaf = listen(settings.home / "agents" / f"{scope}{SUFFIX}", node.notice)
         self._sweepers = [asyncio.create_task(sweep(archive)), asyncio.create_task(self._keep_bundles())]
         log.info("agent ready", region=region, runtime=runtime.name, home=str(settings.home), pid=os.getpid())
 

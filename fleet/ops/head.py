@@ -60,6 +60,10 @@ def head_environment(home: Home, settings: FleetSettings) -> dict[str, str]:
         # which need little but need it at once.
         "RAY_worker_niceness": "0",
         "DASHBOARD_METRIC_PORT": str(free_ports(1)[0]),
+        # A dead machine is known after about 8 s (15 by Ray's defaults); a stall must last as long to pass for one.
+        "RAY_health_check_period_ms": "2000",
+        "RAY_health_check_timeout_ms": "4000",
+        "RAY_health_check_failure_threshold": "4",
         "PYTHONUNBUFFERED": "1",
     }
     if settings.node_config:

@@ -49,7 +49,7 @@ class NodeOffer(_Strict):
     lead_time_s: float = Field(default=60.0, gt=0, description="from asked to ready, until it has been measured")
     resource: str | None = Field(default=None, description="Ray's name of one such node; {region} is filled in")
     bind_host: str = "127.0.0.1"
-    public_host: str = Field(default="127.0.0.1", description="'auto': the node's FLEET_PUBLIC_HOST, or its address")
+    public_host: str = "127.0.0.1"
     ports: PortRange = PortRange()
 
     @model_validator(mode="after")

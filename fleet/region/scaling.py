@@ -233,6 +233,7 @@ class Scaler:
             "draining": link.drain is not None,
             "drain_until": link.drain.until if link.drain else None,
             "synced": link.synced,
+            "ray_node": hello.ray_node,
             "builds": len(link.builds),
             "runs": sum(not self._runs[key].state.ended for key in self._runs.on(node_id)),
         }
@@ -258,6 +259,7 @@ def _asked_row(name: str, node_class: str, waits_s: float) -> dict[str, Any]:
         "draining": False,
         "drain_until": None,
         "synced": False,
+        "ray_node": "",
         "builds": 0,
         "runs": 0,
     }

@@ -10,7 +10,7 @@ from fleet.region.nodes_config import load_nodes_config
 
 CLASSES = """
 regions: [us-east, eu-west]
-node: {memory_mb: 30000, cores: 8, max_nodes: 20, public_host: auto}
+node: {memory_mb: 30000, cores: 8, max_nodes: 20}
 classes:
   shared: {takes: shared, cost_per_hour: 0.2}
   dedicated: {takes: dedicated, memory_mb: 60000, cores: 16, max_nodes: 5, min_nodes: 1, lead_time_s: 180}
@@ -40,7 +40,6 @@ def test_a_class_inherits_what_it_does_not_say(tmp_path: Path) -> None:
     assert shared.overcommit == 4.0
     assert dedicated.lead_time_s == 180
     assert config.node("eu-west", "dedicated").takes == "dedicated"
-    assert config.node("eu-west", "dedicated").public_host == "auto"
 
 
 @pytest.mark.parametrize(
