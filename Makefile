@@ -52,6 +52,9 @@ bench-scale: $(STAMP)  ## 10,000 servers on 200 simulated nodes
 	@$(BIN)/python -m bench.scale_plan
 	@$(BIN)/python -m bench.scale
 
+bench-pool: $(STAMP)  ## The pool policy against others, in virtual time (--quick: ARGS=--quick)
+	@$(BIN)/python -m bench.pool $(ARGS)
+
 lock:  ## Pin every dependency, with hashes, from pyproject.toml
 	$(BIN)/uv pip compile pyproject.toml --group dev --python-version 3.11 --universal --generate-hashes \
 		--no-emit-index-url --no-header -o requirements.lock

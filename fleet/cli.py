@@ -12,6 +12,7 @@ from fleet.cli_api import register, show_table
 from fleet.cli_demo import ask_command, demo
 from fleet.cli_node import node
 from fleet.cli_nodes import nodes
+from fleet.cli_simulate import simulate
 from fleet.errors import FleetError
 from fleet.ops.home import Home, OpsError, find_home, open_home, read_access
 from fleet.projects.model import KeyKind
@@ -154,6 +155,7 @@ app.command("ask")(ask_command)
 app.add_typer(keys, name="keys")
 app.add_typer(nodes, name="nodes")
 app.add_typer(node, name="node")
+app.add_typer(simulate, name="simulate")
 
 
 def main() -> None:

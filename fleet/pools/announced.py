@@ -29,8 +29,13 @@ class Coverage:
     oldest: float = 0.0  # the last third, as of two bins ago
     bin: list[float] = field(default_factory=lambda: [0.0, 0.0])  # seconds, claims
 
+    @property
+    def active(self) -> bool:
+        """Whether anything was announced lately."""
+        return self.oldest > 0 or max(self.known) > 1e-3 or any(self.ahead) or any(self.before)
+
     def to_json(self) -> dict[str, Any]:
-        if not (any(self.known) or any(self.ahead) or any(self.before)):
+        if not self.active:
             return {}
         return {name: getattr(self, name) for name in self.__slots__}
 

@@ -7,17 +7,19 @@ them: the usual rate times how today compares with it.
 """
 
 from dataclasses import dataclass, field
+from functools import lru_cache
 from math import exp, sqrt
 from typing import Any
 
 from fleet.pools.negbin import log_pmf
 
 LENGTHS = (1.0, 2.5, 6.0, 30.0, 200.0)  # of the memories, in multiples of the shortest
-SHORTEST_S = 90.0
+SHORTEST_S = 60.0
 SEASON_S = 5400.0  # how long the season's level is remembered
 _BINS_PER_LEAD, _LEAST_BIN_S = 3, 3.0
 _FORGET = 0.99  # of the scores, per bin
 _LEAST_WEIGHT = 0.001
+_LEAST_SCORE = -20.0
 _SEASON_PRIOR = 4.0  # claims that stand for "as usual"
 _EXPERTS = len(LENGTHS) + 1
 
@@ -37,6 +39,7 @@ class Rates:
     season_now: float | None = None
     season_ahead: float | None = None
     season_age_s: float = 1e9
+    weights: list[float] = field(default_factory=list[float])  # as of the last bin; empty: to be computed
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -72,27 +75,28 @@ class Expected:
     means: list[float]
 
 
+@lru_cache(maxsize=256)
+def widths(lead_s: float) -> tuple[float, ...]:
+    """The lengths of the memories, in seconds."""
+    return tuple(max(SHORTEST_S, lead_s) * length for length in LENGTHS)
+
+
 def advance(state: Rates, seconds: float, lead_s: float) -> None:
     """Let time pass: the memories fade, and a full bin is scored."""
-    shortest = max(SHORTEST_S, lead_s)
-    rates = state.rates
-    for i, length in enumerate(LENGTHS):
-        rates[i] *= exp(-seconds / (shortest * length))
+    state.rates = [rate * exp(-seconds / width) for rate, width in zip(state.rates, widths(lead_s), strict=True)]
     if state.season_now is not None:
         fade = exp(-seconds / SEASON_S)
         state.level *= fade
         state.usual = state.usual * fade + state.season_now * seconds
         state.season_age_s += seconds
     state.bin_s += seconds
-    if state.bin_s >= max(_LEAST_BIN_S, lead_s / _BINS_PER_LEAD):
+    if state.bin_s >= _LEAST_BIN_S and state.bin_s >= lead_s / _BINS_PER_LEAD:
         _score(state, lead_s)
 
 
 def add(state: Rates, count: int, lead_s: float) -> None:
     """`count` claims came now."""
-    shortest = max(SHORTEST_S, lead_s)
-    for i, length in enumerate(LENGTHS):
-        state.rates[i] += count / (shortest * length)
+    state.rates = [rate + count / width for rate, width in zip(state.rates, widths(lead_s), strict=True)]
     if state.season_now is not None:
         state.level += count
     state.bin_count += count
@@ -100,36 +104,33 @@ def add(state: Rates, count: int, lead_s: float) -> None:
 
 def expected(state: Rates, lead_s: float) -> Expected:
     """The mixture over the next `lead_s`."""
-    shortest = max(SHORTEST_S, lead_s)
     weights = _weights(state)
     mean = square = extra = 0.0
     means: list[float] = []
-    for i, (rate, size, width) in enumerate(_predictions(state, shortest)):
-        mu = (state.season_ahead or 0.0) * _level(state) * lead_s if i == len(LENGTHS) else rate * lead_s
-        shape = size / (1 + lead_s / (3 * width))
-        weight = weights[i]
-        mean += weight * mu
-        extra += weight * mu * mu / shape
-        square += weight * mu * mu
+    for weight, (rate, size, width) in zip(weights, _predictions(state, lead_s, state.season_ahead), strict=True):
+        mu = rate * lead_s
         means.append(mu)
-    over = extra + max(0.0, square - mean * mean)
-    return Expected(mean, mean + over, weights, means)
+        one = weight * mu
+        mean += one
+        square += one * mu
+        extra += one * mu * (1 + lead_s / (3 * width)) / size
+    over = square - mean * mean
+    return Expected(mean, mean + extra + (over if over > 0 else 0.0), weights, means)
 
 
-def _predictions(state: Rates, shortest: float) -> list[tuple[float, float, float]]:
-    """Per expert: its rate, the claims behind it, the seconds behind it."""
+def _predictions(state: Rates, lead_s: float, season: float | None) -> list[tuple[float, float, float]]:
+    """Per expert: its rate, the claims behind it, the seconds behind it. A memory leans on the next slower one."""
+    rates = state.rates
     found: list[tuple[float, float, float]] = []
-    last = len(LENGTHS) - 1
-    for i, length in enumerate(LENGTHS):
-        width = shortest * length
-        own = state.rates[i]
-        slower = state.rates[i + 1] if i < last else own
+    for own, slower, width in zip(rates, [*rates[1:], rates[-1]], widths(lead_s), strict=True):
         count = own * width
-        lent = 0.5 * min(1.0, slower * width)
-        rate = (count + lent) / (width + lent / slower) if slower > 1e-12 else 0.0
-        found.append((rate, count + 0.5, width))
-    if state.season_now is not None:
-        found.append((state.season_now * _level(state), state.level + 0.5, SEASON_S))
+        others = slower * width
+        if others > 1:
+            found.append(((count + 0.5) / (width + 0.5 / slower), count + 0.5, width))
+        else:
+            found.append(((count + 0.5 * others) / (1.5 * width), count + 0.5, width))
+    if season is not None and state.season_now is not None:
+        found.append((season * _level(state), state.level + 0.5, SEASON_S))
     return found
 
 
@@ -139,13 +140,17 @@ def _level(state: Rates) -> float:
 
 def _weights(state: Rates) -> list[float]:
     """By the scores; in the middle of a bin that is full of surprise, by what it has shown so far too."""
-    scores = state.scores
     known = _EXPERTS if state.season_now is not None else _EXPERTS - 1
-    scores = scores[:known]
     if state.bin_count > 1:
         likely = max(state.bin_rates[:known]) * state.bin_s
         if state.bin_count > likely + 2 * sqrt(likely) or state.bin_count < likely - 3 * sqrt(likely):
-            scores = [one + _likelihood(state, i) for i, one in enumerate(scores)]
+            return _normal([one + _likelihood(state, i) for i, one in enumerate(state.scores[:known])])
+    if len(state.weights) != known:
+        state.weights = _normal(state.scores[:known])
+    return state.weights
+
+
+def _normal(scores: list[float]) -> list[float]:
     best = max(scores)
     weights = [exp(score - best) + _LEAST_WEIGHT for score in scores]
     total = sum(weights)
@@ -162,12 +167,16 @@ def _likelihood(state: Rates, i: int) -> float:
 def _score(state: Rates, lead_s: float) -> None:
     """Close the bin, and open the next one with the predictions of now."""
     known = _EXPERTS if state.season_now is not None else _EXPERTS - 1
+    # A bin in which little could be learned makes little be forgotten: a few claims an hour teach as well, in days.
+    told = min(1.0, state.bin_count + max(state.bin_rates[1:known]) * state.bin_s)
+    forget = 1 - (1 - _FORGET) * told
     for i in range(known):
-        state.scores[i] = _FORGET * state.scores[i] + _likelihood(state, i)
+        state.scores[i] = forget * state.scores[i] + _likelihood(state, i)
     if known < _EXPERTS:  # a season that becomes known later begins as an average one
         state.scores[-1] = sum(state.scores[:known]) / known
     best = max(state.scores)
-    state.scores = [max(score - best, -50.0) for score in state.scores]
-    for i, (rate, size, _) in enumerate(_predictions(state, max(SHORTEST_S, lead_s))):
+    state.scores = [max(score - best, _LEAST_SCORE) for score in state.scores]
+    state.weights = []
+    for i, (rate, size, _) in enumerate(_predictions(state, lead_s, state.season_now)):
         state.bin_rates[i], state.bin_sizes[i] = rate, size
     state.bin_s = state.bin_count = 0.0

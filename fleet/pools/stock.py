@@ -11,25 +11,28 @@ is meant to be asked at every claim and every few seconds: a longer silence than
 that jumped or a manager that was down, and nothing is forgotten over it.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from math import exp, sqrt
+from math import exp
 from typing import Any, Literal
 
 from fleet.pools.announced import Announced, Coverage, combine, learn, thirds
 from fleet.pools.negbin import cdf, quantile
-from fleet.pools.rates import LENGTHS, SHORTEST_S, Expected, Rates, add, advance, expected
+from fleet.pools.rates import Expected, Rates, add, advance, expected, widths
 from fleet.pools.season import Season
 
 Explanation = dict[str, "float | list[float]"]
 
 UNSEEN_S = 900.0  # longer silences are not demand of zero: nobody was looking
 JITTER_S = 1.0  # claims may be told slightly out of order
-_CAREFUL = 0.8  # share of the allowed misses that is spent on purpose
-_STEADY = 8.0  # misses that are owed until alpha reaches zero
+_CAREFUL, _BOLD = 0.8, 0.97  # share of the allowed misses that is spent on purpose
+_RESERVE, _RESERVE_OF_WORST = 10.0, 2.0  # misses kept back: so many, and so many times the worst debt of late
+_COUNTED_CLAIMS = 50_000.0
+_STEADY = 12.0  # misses that are owed until alpha reaches zero
 _CREDIT = 40.0  # misses that can be saved up
 _DEBT_S = 3 * 86_400.0  # debts are forgiven, so that one disaster is not paid for by weeks of idle servers
 _LEAST_ALPHA, _MOST_ALPHA = 1e-5, 0.5
-_WIDEN = 2.0  # of the variance beyond Poisson: what drifts, drifts on
+_WIDEN = 1.5  # of the variance beyond Poisson: what drifts, drifts on
 _BATCH_GAP_S = 0.25
 _BATCH_GAIN = 0.02
 _PEAKS = 12
@@ -60,6 +63,8 @@ class StockState:
     debt: float = 0.0
     claims: float = 0.0  # of about the last two thousand
     missed: float = 0.0
+    counted: float = 0.0  # claims of about the last fifty thousand
+    worst: float = 0.0  # the largest debt of late
     batch: float = 0.0  # claims of the batch under way
     batch_at: float = -1e18
     place: float = 1.0  # mean place of a claim in its batch
@@ -73,7 +78,7 @@ class StockState:
             "at": self.at,
             "rates": self.rates.to_json(),
             "coverage": self.coverage.to_json(),
-            "misses": [self.debt, self.claims, self.missed],
+            "misses": [self.debt, self.claims, self.missed, self.counted, self.worst],
             "batch": [self.batch, self.batch_at, self.place, self.place_square],
             "peaks": self.peaks,
             "told": [self.told_at, self.told],
@@ -85,14 +90,48 @@ class StockState:
         state = StockState(float(stored["at"]), told_at=float(stored["at"]))
         try:
             rates, coverage = Rates.from_json(stored["rates"]), Coverage.from_json(stored["coverage"])
-            debt, claims, missed = (float(x) for x in stored["misses"])
+            debt, claims, missed, counted, worst = (float(x) for x in stored["misses"])
             batch, batch_at, place, place_square = (float(x) for x in stored["batch"])
             peaks = [[float(x) for x in peak] for peak in stored["peaks"]]
             told_at, told = (float(x) for x in stored["told"])
         except (KeyError, TypeError, ValueError):
             return state
-        found = (debt, claims, missed, batch, batch_at, place, place_square, peaks, told_at, told)
+        found = (debt, claims, missed, counted, worst, batch, batch_at, place, place_square, peaks, told_at, told)
         return StockState(state.at, rates, coverage, *found)
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """What a decision was made of."""
+
+    found: Expected
+    mean: float
+    variance: float
+    alpha: float
+    lead_s: float
+    announced: Sequence[float]
+    debt: float
+    hit_rate: float
+    rates: Sequence[float]
+    season: float
+    batch: float
+
+    def explain(self) -> Explanation:
+        return {
+            "mean": self.mean,
+            "variance": self.variance,
+            "lead_seconds": self.lead_s,
+            "alpha": self.alpha,
+            "debt": self.debt,
+            "observed_hit_rate": self.hit_rate,
+            "rates_per_minute": [60 * rate for rate in self.rates],
+            "memories_seconds": list(widths(self.lead_s)),
+            "means": list(self.found.means),
+            "weights": list(self.found.weights),
+            "season_per_minute": 60 * self.season,
+            "announced": list(self.announced),
+            "batch": self.batch,
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +143,12 @@ class StockDecision:
     auto_target: int
     expected_hit_rate: float
     expected_claims: float  # in the next lead time
-    explanation: Explanation = field(default_factory=dict[str, "float | list[float]"])
+    inputs: "Inputs"
+
+    @property
+    def explanation(self) -> Explanation:
+        """Why, in numbers. Made when it is asked for: decisions are many, questions few."""
+        return self.inputs.explain()
 
 
 def new_state(at: float) -> StockState:
@@ -120,8 +164,11 @@ def arrived(state: StockState, at: float, count: int, misses: int, lead_s: float
     _pass_time(state, at, lead_s)
     add(state.rates, count, lead_s)
     state.told += count
-    allowed = _CAREFUL * (1 - policy.slo)
+    allowed = _allowed(state, policy)
     state.debt = max(-_CREDIT * min(1.0, 100 * allowed), state.debt + misses - allowed * count)
+    if state.debt > state.worst:
+        state.worst = state.debt
+    state.counted += count - count * min(1.0, state.counted / _COUNTED_CLAIMS)
     fade = exp(-count / _OBSERVED_CLAIMS)
     state.claims = state.claims * fade + count
     state.missed = state.missed * fade + misses
@@ -151,9 +198,9 @@ def decide(
     target = bounded if policy.mode == "auto" else policy.floor
     keep = max(target, _keep(state, target, policy.hold_s))
     keep = keep if policy.ceiling is None else max(target, min(keep, policy.ceiling))
-    explanation = _explain(state, found, mean, spread, alpha, lead_s, known)
+    inputs = _inputs(state, found, mean, spread, alpha, lead_s, known)
     hit_rate = 1 - alpha if target == auto else cdf(target - 1, mean + shift, spread)
-    return state, StockDecision(target, keep, auto, hit_rate, mean, explanation)
+    return state, StockDecision(target, keep, auto, hit_rate, mean, inputs)
 
 
 def _pass_time(state: StockState, at: float, lead_s: float) -> None:
@@ -170,8 +217,10 @@ def _pass_time(state: StockState, at: float, lead_s: float) -> None:
     if seconds > 0:
         state.at = at
         advance(state.rates, seconds, lead_s)
-        if state.debt > 0:
-            state.debt *= exp(-seconds / _DEBT_S)
+        if state.worst > 0:
+            fade = exp(-seconds / _DEBT_S)
+            state.worst *= fade
+            state.debt *= fade if state.debt > 0 else 1.0
 
 
 def _look_up(rates: Rates, season: Season | None, at: float, lead_s: float) -> None:
@@ -184,9 +233,12 @@ def _look_up(rates: Rates, season: Season | None, at: float, lead_s: float) -> N
             rates.season_now = None
 
 
-def _demand(state: StockState, lead_s: float, announced: Announced) -> tuple[float, float, list[float], Expected]:
+def _demand(state: StockState, lead_s: float, announced: Announced) -> tuple[float, float, Sequence[float], Expected]:
     """Mean and variance of the claims of the next lead time; what is announced, and what would be expected without."""
     found = expected(state.rates, lead_s)
+    if not announced and not state.coverage.active:
+        state.told_at, state.told = state.at, 0.0
+        return found.mean, found.variance, (), found
     known = thirds(announced, state.at, lead_s)
     learn(state.coverage, max(0.0, state.at - state.told_at), state.told, known, lead_s / 3)
     state.told_at, state.told = state.at, 0.0
@@ -201,8 +253,15 @@ def _alpha(state: StockState, policy: StockPolicy, mean: float, lead_s: float) -
             mean / lead_s * 3600, 1e-6
         )  # one server more is worth it while it saves more misses than it costs
         return min(_MOST_ALPHA, max(_LEAST_ALPHA, policy.idle_cost_per_hour / (per_hour * policy.miss_cost)))
-    allowed = _CAREFUL * (1 - policy.slo)
+    allowed = _allowed(state, policy)
     return min(_MOST_ALPHA, 6.25 * allowed, max(_LEAST_ALPHA, allowed * (1 - state.debt / _STEADY)))
+
+
+def _allowed(state: StockState, policy: StockPolicy) -> float:
+    """The share of misses that is spent on purpose. After many claims without a bad surprise less is kept back."""
+    share = 1 - policy.slo
+    kept = (_RESERVE + _RESERVE_OF_WORST * state.worst) / (share * state.counted + 1e-9)
+    return share * min(_BOLD, max(_CAREFUL, 1 - kept))
 
 
 def _batch(state: StockState, at: float, count: int) -> None:
@@ -212,7 +271,7 @@ def _batch(state: StockState, at: float, count: int) -> None:
     state.batch, state.batch_at = before + count, at
     mean = before + (count + 1) / 2
     square = before * before + before * (count + 1) + (count + 1) * (2 * count + 1) / 6
-    gain = 1 - (1 - _BATCH_GAIN) ** min(count, 200)
+    gain = _BATCH_GAIN if count == 1 else 1 - (1 - _BATCH_GAIN) ** min(count, 200)
     state.place += gain * (mean - state.place)
     state.place_square += gain * (square - state.place_square)
 
@@ -227,26 +286,21 @@ def _keep(state: StockState, target: int, hold_s: float) -> int:
         peaks.append([at, float(target)])
     while (peaks and at - peaks[0][0] > hold_s) or len(peaks) > _PEAKS + 1:
         del peaks[0]
-    return int(max(size for _, size in peaks)) if peaks else target
+    return int(max([size for _, size in peaks], default=target))
 
 
-def _explain(
-    state: StockState, found: Expected, mean: float, variance: float, alpha: float, lead_s: float, known: list[float]
-) -> Explanation:
-    shortest = max(SHORTEST_S, lead_s)
-    return {
-        "mean": mean,
-        "variance": variance,
-        "lead_seconds": lead_s,
-        "alpha": alpha,
-        "debt": state.debt,
-        "observed_hit_rate": 1 - state.missed / state.claims if state.claims else 1.0,
-        "rates_per_minute": [60 * rate for rate in state.rates.rates],
-        "memories_seconds": [shortest * length for length in LENGTHS],
-        "means": found.means,
-        "weights": found.weights,
-        "season_per_minute": 60 * (state.rates.season_now or 0.0),
-        "announced": known,
-        "batch": state.place,
-        "deviation": sqrt(variance),
-    }
+def _inputs(
+    state: StockState,
+    found: Expected,
+    mean: float,
+    variance: float,
+    alpha: float,
+    lead_s: float,
+    announced: Sequence[float],
+) -> Inputs:
+    rates = state.rates  # its lists are replaced, never changed
+    hit_rate = 1 - state.missed / state.claims if state.claims else 1.0
+    season = rates.season_now or 0.0
+    return Inputs(
+        found, mean, variance, alpha, lead_s, announced, state.debt, hit_rate, rates.rates, season, state.place
+    )

@@ -1,0 +1,74 @@
+"""`fleet simulate`: what-if in virtual time, through the production functions."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from fleet.errors import FleetError
+
+if TYPE_CHECKING:
+    from fleet.simulate.shapes import Demand
+
+simulate = typer.Typer(no_args_is_help=True, help="What-if in virtual time.")
+
+
+@simulate.callback()
+def _group() -> None:
+    """What-if in virtual time, through the functions that run in production."""
+
+
+@simulate.command("pools")
+def pools(
+    arrivals: Annotated[Path | None, typer.Option(help="CSV of start times: epoch seconds or ISO 8601")] = None,
+    column: Annotated[str | None, typer.Option(help="the column to read, by name or number")] = None,
+    counts: Annotated[bool, typer.Option(help="rows are a minute and how many starts came in it")] = False,
+    lead_time: Annotated[float, typer.Option(min=0.1, max=86_400, help="seconds from order to warm")] = 30.0,
+    lead_times: Annotated[Path | None, typer.Option(help="file of measured lead times, drawn by chance")] = None,
+    slo: Annotated[float, typer.Option(min=0.5, max=0.9999, help="share of starts that shall find a server")] = 0.99,
+    session: Annotated[float, typer.Option(min=1, help="seconds a game lasts, for the percentage policy")] = 1200.0,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+    plot: Annotated[Path | None, typer.Option(help="write a plot, .svg or .png")] = None,
+    synthetic: Annotated[str | None, typer.Option(help="a synthetic week instead of a file; 'list' names them")] = None,
+    per_minute: Annotated[float, typer.Option(min=0.001, max=10_000, help="mean starts of a synthetic week")] = 6.0,
+    days: Annotated[float, typer.Option(min=0.05, max=70, help="length of the synthetic time")] = 7.0,
+    seed: Annotated[int, typer.Option(min=0, help="of the synthetic week")] = 0,
+) -> None:
+    """Replay demand through our pool policy and others: hit rate, pool, idle hours, wait."""
+    from fleet.simulate.arrivals import read_arrivals, read_leads
+    from fleet.simulate.compare import Terms, compare
+    from fleet.simulate.show import as_json as json_of
+    from fleet.simulate.show import as_table, draw
+
+    try:
+        if (arrivals is None) == (synthetic is None):
+            raise FleetError("Give either --arrivals FILE.csv or --synthetic SHAPE.", error="No demand")
+        if arrivals is None:
+            demand = _synthetic(str(synthetic), seed, per_minute, days)
+        else:
+            demand = read_arrivals(arrivals, column, counts=counts)
+        leads = read_leads(lead_times) if lead_times else (lead_time,)
+        if plot is not None and plot.suffix not in (".svg", ".png"):
+            raise FleetError(f"{plot} should end in .svg or .png.", error="Bad plot name")
+        terms = Terms(leads=leads, slo=slo, session_s=session, seed=seed)
+        found = compare(demand, terms)
+        title = f"{len(demand.times)} starts, lead {terms.lead_s:g} s, {slo:.2%} wanted"
+        if plot is not None:
+            draw(found, plot, title, slo)
+    except FleetError as error:
+        typer.echo(f"{error.error}: {error.detail}", err=True)
+        raise typer.Exit(2) from None
+    if as_json:
+        typer.echo(json.dumps(json_of(found)))
+    else:
+        Console(highlight=False).print(as_table(found, title))
+
+
+def _synthetic(shape: str, seed: int, per_minute: float, days: float) -> "Demand":
+    from fleet.simulate.shapes import SHAPES, synthetic
+
+    if shape not in SHAPES:
+        raise FleetError(f"'{shape[:40]}' is no shape; there are {', '.join(SHAPES)}.", error="Unknown shape")
+    return synthetic(shape, seed, per_minute, days)
