@@ -26,7 +26,8 @@ Explanation = dict[str, "float | list[float]"]
 UNSEEN_S = 900.0  # longer silences are not demand of zero: nobody was looking
 JITTER_S = 1.0  # claims may be told slightly out of order
 _CAREFUL, _BOLD = 0.8, 0.97  # share of the allowed misses that is spent on purpose
-_RESERVE, _RESERVE_OF_WORST = 10.0, 2.0  # misses kept back: so many, and so many times the worst debt of late
+_RESERVE, _RESERVE_OF_WORST = 10.0, 2.0  # misses kept back: so many, and so many times the worst unusual debt of late
+_USUAL_DEBT = 12.0  # chance alone brings this much
 _COUNTED_CLAIMS = 50_000.0
 _STEADY = 12.0  # misses that are owed until alpha reaches zero
 _CREDIT = 40.0  # misses that can be saved up
@@ -260,7 +261,8 @@ def _alpha(state: StockState, policy: StockPolicy, mean: float, lead_s: float) -
 def _allowed(state: StockState, policy: StockPolicy) -> float:
     """The share of misses that is spent on purpose. After many claims without a bad surprise less is kept back."""
     share = 1 - policy.slo
-    kept = (_RESERVE + _RESERVE_OF_WORST * state.worst) / (share * state.counted + 1e-9)
+    surprise = state.worst - _USUAL_DEBT
+    kept = (_RESERVE + (_RESERVE_OF_WORST * surprise if surprise > 0 else 0.0)) / (share * state.counted + 1e-9)
     return share * min(_BOLD, max(_CAREFUL, 1 - kept))
 
 
