@@ -74,6 +74,7 @@ class NodeSettings(BaseModel):
     warm_networks: int = Field(default=3, ge=0, description="container networks made ahead of launches; 0: none")
     door_port: int = Field(default=7350, ge=0, le=65000, description="where games in containers reach their node")
     health_every_s: float = Field(default=3.0, ge=0, description="how often a running game is looked at; 0: never")
+    usage_every_s: float = Field(default=5.0, ge=0, description="how often what games use is measured; 0: never")
 
 
 class Scaling(BaseModel):

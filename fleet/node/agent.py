@@ -106,6 +106,9 @@ class Agent:
                 return lines
         return await self._archive.page(key, after, since_ms, limit)
 
+    async def usage(self, key: RunKey, period_s: int, step_s: int) -> dict[str, Any]:
+        return self._node.usage(key, period_s, step_s)
+
     async def wait_logs(self, key: RunKey, after: str | None, timeout_s: float) -> tuple[list[LogLine], bool]:
         return await self._node.wait_logs(key, after, timeout_s)
 

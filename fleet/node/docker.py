@@ -11,7 +11,7 @@ import os
 import re
 import resource
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -61,6 +61,7 @@ from fleet.node.runtime import (
     RunKey,
     RuntimePlace,
 )
+from fleet.node.series import Usage
 from fleet.node.server_folder import make_private, server_folder, write_config
 
 log = structlog.get_logger(__name__)
@@ -300,6 +301,12 @@ class DockerRuntime:
         self._inside.forget(key)
         await self._api.shut(key)
         self._locks.pop(key, None)
+
+    async def usage(self, keys: Collection[RunKey]) -> dict[RunKey, Usage]:
+        looks = [(key, await self._inside.pid(key), self._api.connections(key)) for key in keys]
+        read = self._inside.usage
+        seen = await asyncio.to_thread(lambda: {key: read(key, pid, own) for key, pid, own in looks if pid})
+        return {key: usage for key, usage in seen.items() if usage is not None}
 
     async def rewrite_config(self, key: RunKey, config: dict[str, Any]) -> None:
         write_config(server_folder(self._place.servers_dir, key), config)

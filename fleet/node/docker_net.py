@@ -5,9 +5,11 @@ from pathlib import Path
 
 import structlog
 
+from fleet.node.cgroup import Cgroup, cgroup_of, usage_of
 from fleet.node.health import readiness, readiness_of
 from fleet.node.netns import can_enter
 from fleet.node.runtime import Port, Readiness, RunKey
+from fleet.node.series import Usage
 from fleet.node.sock_diag import SocketTables
 
 log = structlog.get_logger(__name__)
@@ -20,6 +22,7 @@ class GameNetworks:
         self._find_pid = find_pid
         self._pids: dict[RunKey, int] = {}
         self._tables: dict[RunKey, SocketTables] = {}
+        self._cgroups: dict[RunKey, Cgroup] = {}
         self.enters = can_enter()
 
     async def pid(self, key: RunKey) -> int:
@@ -56,8 +59,17 @@ class GameNetworks:
             self.enters = False
             return readiness_of(Path(f"/proc/{pid}/net"), ports)
 
+    def usage(self, key: RunKey, pid: int, own_connections: int) -> Usage | None:
+        """None if it ended meanwhile. Reads files only, so it may run in a thread."""
+        try:
+            cgroup = self._cgroups.get(key) or self._cgroups.setdefault(key, cgroup_of(pid))
+            return usage_of(cgroup, Path(f"/proc/{pid}/net"), own_connections)
+        except OSError:
+            return None
+
     def forget(self, key: RunKey) -> None:
         self._pids.pop(key, None)
+        self._cgroups.pop(key, None)
         if (tables := self._tables.pop(key, None)) is not None:
             tables.close()
 

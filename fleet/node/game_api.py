@@ -54,6 +54,11 @@ class GameApi:
     def door(self, key: RunKey) -> Door | None:
         return self._doors.get(key)
 
+    def connections(self, key: RunKey) -> int:
+        """How many the game has to us now."""
+        door = self._doors.get(key)
+        return door.connections() if door is not None else 0
+
     def add(self, key: RunKey, folder: Path) -> Door:
         """A door without a listener of its own (see `enter`), to the config in `folder`."""
         return self._doors.setdefault(key, Door(key, folder / CONFIG_FILE))

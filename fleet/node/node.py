@@ -30,6 +30,7 @@ from fleet.node.runtime import (
     RunKey,
     Runtime,
 )
+from fleet.node.sampler import Sampler
 from fleet.node.tenure import Tenure
 from fleet.node.vigil import Vigil
 from fleet.node.warm_networks import WarmNetworks
@@ -64,6 +65,7 @@ class Node:
         self._habits = habits
         self._outbox = Outbox()
         self._launcher = Launcher(runtime, self._ports, fetch, self)
+        self._sampler = Sampler(self._running, runtime.usage, habits.usage_every_s)
         self._warm = WarmNetworks(runtime.networks, self._ports, habits.warm_networks, self._busy, self._spawn)
         self._boot_id = secrets.token_hex(8)
         self._epoch = 0
@@ -78,6 +80,7 @@ class Node:
         for observed in seen:
             self._adopt(observed)
         self._spawn(self._warm.run())
+        self._spawn(self._sampler.run())
         if self._habits.health_every_s:
             every_s = self._habits.health_every_s
             vigil = Vigil(lambda: list(self._runs.values()), self._runtime.readiness, self._health, every_s)
@@ -202,6 +205,14 @@ class Node:
 
     async def logs(self, key: RunKey, after: str | None, since_ms: int | None, limit: int) -> list[LogLine]:
         return await self._runtime.logs(key, after, since_ms, limit)
+
+    def usage(self, key: RunKey, period_s: int, step_s: int) -> dict[str, Any]:
+        """What a run used over time (see `Sampler.read`)."""
+        return self._sampler.read(key, period_s, step_s)
+
+    def _running(self) -> list[RunKey]:
+        alive = (RunState.BOOTING, RunState.RUNNING)
+        return [key for key, run in self._runs.items() if run.view.state in alive]
 
     def has(self, key: RunKey) -> bool:
         return key in self._runs

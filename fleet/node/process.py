@@ -14,7 +14,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ from fleet.node.process_folder import (
     socket_inodes,
 )
 from fleet.node.process_logs import follow_lines, read_lines, tail_of
+from fleet.node.process_usage import usage_of_all
 from fleet.node.runtime import (
     BuildRef,
     Exited,
@@ -49,6 +50,7 @@ from fleet.node.runtime import (
     RunKey,
     RuntimePlace,
 )
+from fleet.node.series import Usage
 from fleet.node.server_folder import make_private, server_folder, write_config
 from fleet.times import now_ms
 
@@ -244,6 +246,10 @@ class ProcessRuntime:
     async def rewrite_config(self, key: RunKey, config: dict[str, Any]) -> None:
         write_config(self._folder(key).config_folder(), config)
         self._api.changed(key)
+
+    async def usage(self, keys: Collection[RunKey]) -> dict[RunKey, Usage]:
+        roots = {key: self._folder(key).game_pid() for key in keys}
+        return await asyncio.to_thread(usage_of_all, {key: pid for key, pid in roots.items() if pid})
 
     async def serve(self, key: RunKey) -> None:
         run = self._folder(key)

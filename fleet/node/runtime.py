@@ -5,10 +5,12 @@ Two implementations pass one contract suite (`tests/contract/test_runtime.py`): 
 the containers are the truth, and `list()` after any crash tells all of it.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
+
+from fleet.node.series import Usage
 
 Proto = Literal["udp", "tcp"]
 
@@ -233,6 +235,10 @@ class Runtime(Protocol):
 
     async def thaw(self, key: RunKey) -> None:
         """Let a frozen run go on, as if no time had passed. NotFound unless it runs. `stop` thaws by itself."""
+        ...
+
+    async def usage(self, keys: Collection[RunKey]) -> dict[RunKey, Usage]:
+        """What these runs use now; those that have ended are left out."""
         ...
 
     async def serve(self, key: RunKey) -> None:

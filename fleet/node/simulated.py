@@ -12,7 +12,7 @@ import asyncio
 import math
 import os
 import random
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Collection, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from fleet.node.runtime import (
     RunKey,
     RuntimePlace,
 )
+from fleet.node.series import Usage
 from fleet.settings import SIMULATED, SimulatedSettings
 from fleet.times import now_ms
 
@@ -305,6 +306,10 @@ class SimulatedRuntime:
         self._file.drop(key, self._runs)
         if waiting := self._changed.pop(key, None):
             waiting.set()
+
+    async def usage(self, keys: Collection[RunKey]) -> dict[RunKey, Usage]:
+        """What does not run uses nothing."""
+        return {}
 
     async def serve(self, key: RunKey) -> None:
         """Nobody asks."""

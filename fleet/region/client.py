@@ -14,13 +14,14 @@ from sqlmodel import col, select
 
 from fleet.errors import FleetError, Unavailable
 from fleet.node.runtime import LogLine, RunKey
+from fleet.node.series import empty
 from fleet.pools.claim import ClaimCall
 from fleet.pools.config import pooled_regions
 from fleet.region.coalesce import Coalescer
 from fleet.region.manager import RegionManager
 from fleet.region.names import NAMESPACE, manager_name
 from fleet.region.watch import RegionWatch
-from fleet.servers.model import LogPage, RestartChanges
+from fleet.servers.model import LogPage, RestartChanges, UsageSeries
 from fleet.store.commit import row_of, row_values
 from fleet.store.engine import Store
 from fleet.store.tables import Project, Server
@@ -133,6 +134,17 @@ class RegionClient:
         more = len(lines) >= limit or not ended
         last = lines[-1].token if lines else after
         return LogPage(lines, server.node_id, last if more else None)
+
+    async def usage(self, server: Server, period_s: int, step_s: int) -> UsageSeries:
+        """What the server's present run used. Empty where nobody knows (any more)."""
+        key = RunKey(server.instance_id, server.generation)
+        try:
+            found = await self._call(server.region, "usage", key, period_s, step_s)
+        except Unavailable:
+            if server.status != "stopped":
+                raise
+            found = None
+        return UsageSeries(**found) if found else UsageSeries(step_s, empty())
 
     async def follow_logs(self, server: Server, after: str | None) -> AsyncIterator[list[LogLine]]:
         """What is there already, then lines as they come, until the present run has ended."""

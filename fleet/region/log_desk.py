@@ -37,6 +37,15 @@ class LogDesk:
         node = await self._keeper_of(key)
         return await self._leases.call(node, method, key, *arguments, timeout_s=_CALL_S) if node else None
 
+    async def ask_now(self, key: RunKey, method: str, *arguments: Any) -> Any:
+        """The same of a node that is there now; None if it is not."""
+        run = self._runs.get(key)
+        server = None if run else await self._find(key.instance_id)
+        node = run.node_id if run else (server.node_id if server else None)
+        if node is None or node not in self._leases.views():
+            return None
+        return await self._leases.call(node, method, key, *arguments, timeout_s=_CALL_S)
+
     async def _keeper_of(self, key: RunKey) -> str | None:
         run = self._runs.get(key)
         server = None if run else await self._find(key.instance_id)

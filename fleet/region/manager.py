@@ -268,6 +268,9 @@ class RegionManager:
     async def wait_logs(self, key: RunKey, after: str | None, timeout_s: float) -> tuple[list[LogLine], bool]:
         return await self._logs.wait_logs(key, after, timeout_s)
 
+    async def usage(self, key: RunKey, period_s: int, step_s: int) -> dict[str, Any] | None:
+        return await self._logs.ask_now(key, "usage", period_s, step_s)
+
     async def _find(self, instance_id: str) -> Server | None:
         return self._books.live.get(instance_id) or await self._stored(instance_id)
 

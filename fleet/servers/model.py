@@ -65,6 +65,14 @@ class LogPage:
 
 
 @dataclass(frozen=True, slots=True)
+class UsageSeries:
+    """Points `[unix seconds, mean over the step]` by name. `step` is coarser than asked where no finer is kept."""
+
+    step: int
+    series: dict[str, list[tuple[int, float]]]
+
+
+@dataclass(frozen=True, slots=True)
 class ListQuery:
     """Which servers to list; running ones unless `statuses` says otherwise."""
 

@@ -20,7 +20,15 @@ from fleet.pools.spec import pool_spec
 from fleet.projects.model import PortConfig, Principal, project_ports
 from fleet.projects.scope import count_of, owned
 from fleet.servers import limits as check
-from fleet.servers.model import ListQuery, LogPage, RestartChanges, RestartRequest, RestartValues, StartRequest
+from fleet.servers.model import (
+    ListQuery,
+    LogPage,
+    RestartChanges,
+    RestartRequest,
+    RestartValues,
+    StartRequest,
+    UsageSeries,
+)
 from fleet.settings import ServerLimits
 from fleet.store.engine import Store
 from fleet.store.tables import Build, Server, ServerEvent
@@ -67,6 +75,8 @@ class Regions(Protocol):
         ...
 
     async def logs(self, server: Server, after: str | None, since_ms: int | None, limit: int) -> LogPage: ...
+
+    async def usage(self, server: Server, period_s: int, step_s: int) -> UsageSeries: ...
 
     def follow_logs(self, server: Server, after: str | None) -> AsyncIterator[list[LogLine]]:
         """Lines as they come; ends when the server's run has ended."""
@@ -240,6 +250,10 @@ class ServerService:
         """Up to `limit` lines after the token, else from `since_ms`, else from the beginning."""
         server = await self.get(caller, instance_id)
         return server, await self._regions.logs(server, after, since_ms, limit)
+
+    async def usage(self, caller: Principal, instance_id: str, period_s: int, step_s: int) -> UsageSeries:
+        """What the server's present run used over the last `period_s`."""
+        return await self._regions.usage(await self.get(caller, instance_id), period_s, step_s)
 
     def follow(self, server: Server, after: str | None) -> AsyncIterator[list[LogLine]]:
         """Lines of a server that `get` gave, as they come."""

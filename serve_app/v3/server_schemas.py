@@ -199,6 +199,28 @@ class LogListOut(BaseModel):
     next_token: str | None = Field(description="Send it back as start_time to go on")
 
 
+Points = Annotated[
+    list[tuple[int, float]], Field(description="`[unix seconds, mean over the step]`, oldest first; gaps are left out")
+]
+
+
+class UsageSeriesOut(BaseModel):
+    cpu_percent: Points = Field(description="100 is one CPU, used fully")
+    memory_mb: Points
+    network_rx_bytes_per_s: Points = Field(description="Empty where games share the machine's network")
+    network_tx_bytes_per_s: Points
+    connections: Points = Field(description="Established TCP connections and open UDP sockets")
+
+
+class ServerMetricsOut(BaseModel):
+    """What the server's present run used. Series are kept for a day, and for an hour after the run's end."""
+
+    instance_id: str
+    period: Literal["5m", "15m", "1h", "6h", "24h"]
+    step: str = Field(description="As asked, or the finest that is kept for such a period: 15s for 1h, 60s for 6h")
+    series: UsageSeriesOut
+
+
 def port_view(port: dict[str, Any]) -> dict[str, Any]:
     return {name: port[name] for name in NetworkPort.model_fields}
 

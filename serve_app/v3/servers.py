@@ -1,4 +1,4 @@
-"""Servers: list, start, get, update, restart, stop, events and logs."""
+"""Servers: list, start, get, update, restart, stop, events, logs and metrics."""
 
 from typing import Annotated, Literal
 
@@ -19,6 +19,7 @@ from serve_app.v3.server_schemas import (
     LogListOut,
     RestartIn,
     ServerListOut,
+    ServerMetricsOut,
     ServerOut,
     StartIn,
     StoppedOut,
@@ -35,6 +36,7 @@ WaitFor = Annotated[
     Query(description="Answer only once the server has this status or has stopped (an extension)"),
 ]
 MaxWait = Annotated[float, Query(alias="timeout", ge=0, le=120, description="Longest wait, seconds")]
+PERIODS = {"5m": 300, "15m": 900, "1h": 3600, "6h": 21_600, "24h": 86_400}
 Offset = Annotated[int, Query(ge=0, le=2**31 - 1)]
 
 
@@ -219,3 +221,21 @@ async def server_logs(
             "next_token": encode_token(page.next_token) if page.next_token else None,
         }
     )
+
+
+@router.get(
+    "/{instance_id}/metrics",
+    response_model=ServerMetricsOut,
+    responses=errors(401, 403, 404),
+    summary="CPU, memory, network and connections of a server over time",
+)
+async def server_metrics(
+    instance_id: str,
+    caller: ServerKey,
+    context: Context,
+    period: Literal["5m", "15m", "1h", "6h", "24h"] = "1h",
+    step: Literal["15s", "30s", "60s", "300s"] = "60s",
+) -> Response:
+    """Of the server's present run; empty for a server that has none."""
+    seen = await context.servers.usage(caller, instance_id, PERIODS[period], int(step[:-1]))
+    return json_response({"instance_id": instance_id, "period": period, "step": f"{seen.step}s", "series": seen.series})

@@ -18,7 +18,7 @@ from tests import games
 from tests.contract.runtime_stage import HOST, PATIENCE, Stage, engine_problem
 
 FIRST, LAST = 30400, 30500
-HABITS = NodeSettings(health_every_s=0.1, warm_networks=0)
+HABITS = NodeSettings(health_every_s=0.1, warm_networks=0, usage_every_s=0.2)
 
 
 class Bench:

@@ -151,3 +151,19 @@ async def test_a_frozen_game_is_left_alone(bench: Bench) -> None:
     await asyncio.to_thread(eventually, lambda: looks.count(other) > 10, PATIENCE, "others are looked at")
     assert ports
     assert key not in looks
+
+
+async def test_what_a_game_used_is_kept_for_a_while_after_its_end(bench: Bench) -> None:
+    key, ports = await bench.running(games.busy())
+
+    def percent() -> list[float]:
+        return [value for _, value in bench.node.usage(key, 300, 15)["series"]["cpu_percent"]]
+
+    await asyncio.to_thread(eventually, lambda: percent() and max(percent()) > 20, PATIENCE, "its CPU is seen")
+    assert ports
+    bench.node.stop(1, key, 5)
+    await bench.until(lambda v: v.key == key and v.state.ended)
+    bench.node.forget(1, key)
+    await asyncio.to_thread(eventually, lambda: not bench.node.has(key), PATIENCE, "the run is removed")
+    assert max(percent()) > 20
+    assert bench.node.usage(RunKey("unknown", 1), 300, 15)["series"]["memory_mb"] == []

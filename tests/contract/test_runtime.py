@@ -354,3 +354,42 @@ async def test_what_does_not_run_is_neither_frozen_nor_thawed(stage: Stage) -> N
             await stage.runtime.freeze(key)
         with pytest.raises(NotFound):
             await stage.runtime.thaw(key)
+
+
+async def test_usage_tells_what_a_game_uses(stage: Stage) -> None:
+    idle, busy = await stage.running(games.demo()), await stage.running(games.busy())
+    unknown = RunKey("unknown", 1)
+    keys = [idle.key, busy.key, unknown]
+    first = await stage.runtime.usage(keys)
+    assert first.keys() == {idle.key, busy.key}
+    assert all(1 << 20 < usage.memory_bytes < 256 << 20 for usage in first.values())
+    assert [first[key].connections for key in keys[:2]] == [1, 1], "one bound socket each"
+    payload = "say " + "x" * 1000
+    await asyncio.to_thread(ask, idle, payload)
+
+    async def a_second_later() -> bool:
+        return (await stage.runtime.usage(keys))[busy.key].cpu_ns > first[busy.key].cpu_ns + 10**9
+
+    await until(a_second_later)
+    later = await stage.runtime.usage(keys)
+    assert later[idle.key].cpu_ns - first[idle.key].cpu_ns < 5 * 10**8
+    if stage.kind == "docker":
+        assert (later[idle.key].rx_bytes or 0) - (first[idle.key].rx_bytes or 0) >= 1000
+    else:
+        assert later[idle.key].rx_bytes is None
+
+
+async def test_the_conversation_with_the_node_is_no_connection_of_a_player(stage: Stage) -> None:
+    spec = await stage.running(games.long_poller())
+    async with asyncio.timeout(PATIENCE):
+        async for line in stage.runtime.follow(spec.key, None):
+            if line.message.startswith("{"):
+                break
+
+    async def waits_again() -> bool:
+        api = stage.runtime._api  # type: ignore[attr-defined]
+        return stage.kind == "process" or api.connections(spec.key) == 1
+
+    await until(waits_again)
+    if stage.kind == "docker":
+        assert (await stage.runtime.usage([spec.key]))[spec.key].connections == 1

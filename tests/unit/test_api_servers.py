@@ -8,6 +8,7 @@ import pytest
 from sqlmodel import select
 
 from fleet.node.runtime import LogLine
+from fleet.node.series import FIELDS as SERIES
 from fleet.store.tables import Project, Server
 from fleet.times import now_ms
 from tests.unit.api_kit import Api
@@ -369,3 +370,19 @@ async def test_followed_logs_are_server_sent_events(api: Api) -> None:
     resumed = await api.call("GET", path, headers={"last-event-id": events[2][1].removeprefix("id: ")})
     assert resumed.text.count("event: log") == 1
     assert "line 2" in resumed.text
+
+
+async def test_metrics_are_series_over_a_period(api: Api) -> None:
+    server = await api.running()
+    path = f"/api/v3/servers/{server['instance_id']}/metrics"
+    seen = (await api.call("GET", f"{path}?period=6h&step=15s")).json()
+    assert seen["instance_id"] == server["instance_id"]
+    assert (seen["period"], seen["step"]) == ("6h", "60s"), "the step is what is kept for such a period"
+    assert set(seen["series"]) == set(SERIES)
+    assert seen["series"]["cpu_percent"] == [[60, 12.5]]
+    assert api.regions.asked_usage == (1, 21_600, 15)
+    assert (await api.call("GET", path)).json()["period"] == "1h"
+    for query in ("period=2h", "step=1s", "step=15"):
+        assert (await api.call("GET", f"{path}?{query}")).status_code == 422
+    assert (await api.call("GET", "/api/v3/servers/nobody/metrics")).status_code == 404
+    assert (await api.call("GET", path, key=api.project.client_key)).status_code == 403
