@@ -28,6 +28,7 @@ log = structlog.get_logger(__name__)
 _POLL_S = 25.0
 _CALL_S = 20.0
 _RETRY_S, _RETRY_MOST_S = 0.2, 2.0
+_STILLBORN_S = 10.0  # an agent that cannot even begin: another is not asked for at once
 _LOST_KEPT_MS = 600_000  # by then every server of a dead node has been dealt with
 
 
@@ -236,7 +237,7 @@ class Leases:
             except ActorDiedError as error:
                 log.error("agent gone for good", agent=link.name, error=str(error))
                 self._silent(link)
-                await asyncio.sleep(delay if link.hello else _RETRY_MOST_S)
+                await asyncio.sleep(delay if link.hello else _STILLBORN_S)
                 self._bury(link)
                 return
             except RayActorError as error:

@@ -141,6 +141,8 @@ class Parts:
         )
         self.forecasting = Forecasting(self.memory, catalog, self.pools.keeper.pools(), self.scaler.lead_seconds)
         self.scaler.headroom, self.scaler.orders = self.forecasting.headroom, self.forecasting.orders
+        kept = self.pools.keeper.pools()
+        self.preparation.favourites = lambda: [p.product.build_id for p in kept.values() if p.product is not None]
         self.report = Report(
             region,
             epoch,

@@ -71,7 +71,7 @@ class Preparation:
                     break
 
     async def _bounded(self, node_id: str, builds: list[str], ready: Callable[[], None]) -> None:
-        fetching = asyncio.gather(*(self._fetch(node_id, build, waits=True) for build in builds))
+        fetching = asyncio.create_task(self._fetch_all(node_id, builds))
         try:
             async with asyncio.timeout(_WAIT_S):
                 await asyncio.shield(fetching)
@@ -80,6 +80,11 @@ class Preparation:
             self._leases.prepared(node_id, preparing=frozenset())
         ready()
         await fetching
+
+    async def _fetch_all(self, node_id: str, builds: list[str]) -> None:
+        """One after another, so that the likeliest is there first."""
+        for build in builds:
+            await self._fetch(node_id, build, waits=True)
 
     async def _fetch(self, node_id: str, build_id: str, *, waits: bool = False) -> None:
         """A build that cannot be had now does not make the node useless: its servers say why when they start."""
