@@ -8,7 +8,7 @@ from fleet.catalog import load_catalog
 from fleet.region.client import RegionClient
 from fleet.region.scrape import ManagerScrape, ray_targets
 from fleet.settings import FleetSettings, get_settings
-from fleet.store.engine import Store
+from fleet.store.engine import Store, may_pass
 from fleet.telemetry.logs import setup_logging
 from fleet.telemetry.metrics import HttpMetrics
 from serve_app.context import AppContext
@@ -58,7 +58,11 @@ class Api:
     async def check_health(self) -> None:
         """Called by Serve; a replica that cannot read its database is replaced."""
         if self._context is not None:
-            await self._context.check()
+            try:
+                await self._context.check()
+            except Exception as error:
+                if not may_pass(error):  # else a new replica could not read it either
+                    raise
 
 
 app = Api.bind()

@@ -2,15 +2,22 @@
 
 from typing import Any
 
+import structlog
+from asyncpg import PostgresError
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
 from fleet.errors import FleetError
 from fleet.servers.limits import Unprocessable
+from fleet.store.engine import DATABASE_UNAVAILABLE, may_pass
 from serve_app.json import json_response
+
+log = structlog.get_logger(__name__)
 
 NAMES = {404: "Not found", 405: "Method not allowed", 413: "Payload too large", 400: "Bad request"}
 
@@ -74,7 +81,19 @@ def _plain(part: object) -> str | int:
     return part if isinstance(part, int) else str(part)[:200]
 
 
+def _database_error(_request: Request, error: Exception) -> Response:
+    """The database restarts or is out of reach: that is said, and not taken for a fault of the request or of ours."""
+    if not may_pass(error):
+        raise error
+    log.warning("database_unavailable", error=repr(error))
+    return error_response(
+        503, DATABASE_UNAVAILABLE, "The database does not answer now. Try again.", {"retry-after": "2"}
+    )
+
+
 def install_error_handlers(app: FastAPI) -> None:
+    for kind in (DBAPIError, PoolTimeout, PostgresError, ConnectionError):
+        app.add_exception_handler(kind, _database_error)
     app.add_exception_handler(FleetError, _fleet_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _validation_error)

@@ -11,6 +11,7 @@ from fleet.catalog import CONFIGS
 from fleet.ops.head import Head, run_module, tail
 from fleet.ops.home import Home, OpsError, write_private
 from fleet.settings import FleetSettings
+from fleet.store.engine import DATABASE_UNAVAILABLE
 
 DEPLOY_TIMEOUT_S = 180.0
 HEALTH_PATH = "/api/health"
@@ -52,6 +53,15 @@ def healthy(url: str, timeout_s: float = 5.0) -> bool:
         return httpx.get(url + HEALTH_PATH, timeout=timeout_s, trust_env=False).is_success
     except httpx.HTTPError:
         return False
+
+
+def lives(url: str, timeout_s: float = 5.0) -> bool:
+    """Whether the API answers at all sensibly: without its database it is not healthy, but no restart would help."""
+    try:
+        answer = httpx.get(url + HEALTH_PATH, timeout=timeout_s, trust_env=False)
+    except httpx.HTTPError:
+        return False
+    return answer.is_success or (answer.status_code == 503 and DATABASE_UNAVAILABLE in answer.text)
 
 
 def wait_healthy(url: str, timeout_s: float) -> bool:

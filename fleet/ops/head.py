@@ -43,32 +43,38 @@ class Head:
 def head_environment(home: Home, settings: FleetSettings) -> dict[str, str]:
     """What the head, and so each of its workers, gets on top of the caller's environment."""
     environment = {
-        MARKER: str(home.path),
-        "FLEET_HOME": str(home.path),
         "FLEET_PORT": str(settings.port),
         "FLEET_RUNTIME": settings.runtime,
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN_PATH": str(token_file(home, settings)),
-        "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
         # Ray ends idle workers after 1 s; a build's pipeline then pays a new worker's start of seconds each time.
         "RAY_idle_worker_killing_time_threshold_ms": "60000",
+        "DASHBOARD_METRIC_PORT": str(free_ports(1)[0]),
+    }
+    if settings.node_config:
+        environment["FLEET_NODE_CONFIG"] = str(settings.node_config.resolve())
+    return ray_environment(home, settings) | environment | proxy_environment(home.run_dir / "proxy")
+
+
+def ray_environment(home: Home, settings: FleetSettings) -> dict[str, str]:
+    """What Ray needs on the head and on every node."""
+    return {
+        MARKER: str(home.path),
+        "FLEET_HOME": str(home.path),
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(token_file(home, settings)),
+        "RAY_USAGE_STATS_ENABLED": "0",
         # Ray would tell the head's metadata store of every call's every state, for a list that nobody here reads.
         "RAY_task_events_report_interval_ms": "0",
         "RAY_event_stats": "0",
         # Ray's default is nice 15: any busy game or neighbour would starve the API, the managers and the agents,
         # which need little but need it at once.
         "RAY_worker_niceness": "0",
-        "DASHBOARD_METRIC_PORT": str(free_ports(1)[0]),
         # A dead machine is known after about 8 s (15 by Ray's defaults); a stall must last as long to pass for one.
         "RAY_health_check_period_ms": "2000",
         "RAY_health_check_timeout_ms": "4000",
         "RAY_health_check_failure_threshold": "4",
         "PYTHONUNBUFFERED": "1",
     }
-    if settings.node_config:
-        environment["FLEET_NODE_CONFIG"] = str(settings.node_config.resolve())
-    return environment | proxy_environment(home.run_dir / "proxy")
 
 
 def child_environment(additions: dict[str, str]) -> dict[str, str]:

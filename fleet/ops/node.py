@@ -18,10 +18,10 @@ from pathlib import Path
 import structlog
 
 from fleet.ops.engine import ensure_engine
-from fleet.ops.head import OBJECT_STORE_BYTES, START_TIMEOUT_S, child_environment, tail
+from fleet.ops.head import OBJECT_STORE_BYTES, START_TIMEOUT_S, child_environment, ray_environment, tail
 from fleet.ops.home import Home, OpsError, free_ports, make_run_dir, read_json, write_private
 from fleet.ops.left_games import stop_left_games
-from fleet.ops.processes import MARKER, command_of, end_supervised, held, supervised, wait_ended
+from fleet.ops.processes import command_of, end_supervised, held, supervised, wait_ended
 from fleet.settings import FleetSettings
 
 log = structlog.get_logger(__name__)
@@ -74,17 +74,9 @@ def _command(home: Home, address: str, resources: dict[str, float], node_ip: str
 
 
 def _start(home: Home, settings: FleetSettings, command: list[str], output: int) -> int:
-    environment = {
-        MARKER: str(home.path),
-        "FLEET_HOME": str(home.path),
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN_PATH": str((settings.ray_token or home.token_file).expanduser().resolve()),
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "PYTHONUNBUFFERED": "1",
-    }
     process = subprocess.Popen(
         command,
-        env=child_environment(environment),
+        env=child_environment(ray_environment(home, settings)),
         stdin=subprocess.DEVNULL,
         stdout=output,
         stderr=subprocess.STDOUT,

@@ -210,7 +210,7 @@ class Supervisor:
         silent = 0
         while True:
             await asyncio.sleep(HEALTH_EVERY_S)
-            silent = 0 if await asyncio.to_thread(api.healthy, self._url) else silent + 1
+            silent = 0 if await asyncio.to_thread(api.lives, self._url) else silent + 1
             if silent < SILENT_LIMIT:
                 continue
             log.error("api_silent", url=self._url)

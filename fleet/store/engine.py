@@ -18,6 +18,7 @@ from sqlalchemy import Dialect, Engine, String, create_engine, event, text
 from sqlalchemy.dialects.postgresql.asyncpg import AsyncpgString
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlmodel import Session
 from sqlmodel.ext.asyncio.session import AsyncSession
@@ -51,6 +52,9 @@ def _storable(value: Any) -> Any:
     return value.replace("\x00", "\ufffd").encode(errors="replace").decode()
 
 
+DATABASE_UNAVAILABLE = "Database unavailable"
+
+
 class OutcomeUnknown(Exception):
     """The connection broke during the commit: it may or may not be done, so it must not be repeated blindly."""
 
@@ -66,7 +70,7 @@ def database_url(given: str) -> URL:
 
 def may_pass(error: BaseException) -> bool:
     """Whether the same work may go through later: the database was locked, restarting or out of reach."""
-    if isinstance(error, OSError | OperationalError):
+    if isinstance(error, OSError | OperationalError | PoolTimeout):
         return True
     cause = error.orig if isinstance(error, DBAPIError) else error
     broken = isinstance(error, DBAPIError) and error.connection_invalidated
