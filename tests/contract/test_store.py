@@ -23,13 +23,6 @@ from tests.postgres import PostgresServer
 from tests.unit.test_commit import *  # noqa: F403  the same tests again, over each database
 from tests.unit.test_commit import names, project
 
-# Of SQLite alone: its file, its lock, its thread.
-del test_a_full_disk_is_waited_for_and_nothing_is_lost  # noqa: F821
-del test_a_disk_that_stays_full_is_fatal_and_later_writes_fail_at_once  # noqa: F821
-del test_a_commit_waits_for_another_writer  # noqa: F821
-del test_a_writer_without_its_thread_is_fatal  # noqa: F821
-del test_what_nobody_waits_for_any_more_is_written_all_the_same  # noqa: F821
-
 
 @pytest.fixture(scope="module")
 def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
