@@ -21,7 +21,7 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from bench.launch_floor import bare_engine_at_once, bare_engine_launch
+from bench.launch_floor import bare_engine_at_once, bare_engine_launch, compare
 from fleet.ops.home import Home, find_home, read_access
 from fleet.ops.processes import command_of, supervised
 from fleet.settings import get_settings
@@ -218,6 +218,7 @@ def main() -> None:
     studio.stop(timed_start(studio)[1])  # makes the region's manager and agent
     figures: dict[str, Figures] = {
         "cold start": cold_starts(studio, home, arguments.rounds),
+        "runtime alone": asyncio.run(compare(arguments.rounds)),
         f"{AT_ONCE} at once": at_once(studio, 3),
         "exit seen": ends(studio, arguments.rounds, "quit"),
         "crash seen": ends(studio, arguments.rounds, "crash 3"),

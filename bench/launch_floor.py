@@ -1,7 +1,8 @@
 """The floor of a cold start: the bare engine's create + start of the same game until its port is open.
 
-`python -m bench.launch_floor [n]` compares DockerRuntime.launch + readiness with it, one after the other in one run,
-and prints JSON: medians in ms, their ratio, and the CPU of this process per launch.
+`python -m bench.launch_floor [n]` compares DockerRuntime.launch + readiness with it, with a network of its own and on
+one made ahead, one after the other in one run, and prints JSON: medians in ms, their ratio, and the CPU of this
+process per launch.
 """
 
 import asyncio
@@ -98,24 +99,31 @@ async def _bare(engine: Engine, image: str, bundle: Path, port: int) -> Sample:
         await engine.call("DELETE", f"/containers/{name}", params={"v": "1", "force": "1"})
 
 
-async def _ours(runtime: DockerRuntime, port: int) -> Sample:
+async def _ours(runtime: DockerRuntime, port: int, *, warm: bool = False) -> Sample:
+    """A launch until its port is open. `warm`: on a network made before the clock runs, as nodes keep some."""
     key = RunKey(secrets.token_hex(8), 1)
+    network = f"fleet-net-bench-{key.instance_id}" if warm else None
     ports = (Port("game", 7777, port, "udp"),)
     spec = LaunchSpec(
         key=key, region="bench", project_id="bench", build=BuildRef("bench", "zip", "bundle"), memory_mb=256, cpus=1,
         dedicated=False, ports=ports, bind_host=HOST, startup_args=None, environment={},
-        config={"instance_id": key.instance_id}, labels={},
+        config={"instance_id": key.instance_id}, labels={}, network=network,
     )  # fmt: skip
 
     async def launch() -> None:
         await runtime.launch(spec)
         assert (await until_ready(lambda: runtime.readiness(ports, key), 60)).ready
 
+    if network is not None:
+        await runtime.networks.make(network, HOST, ports)
+        runtime.networks.take(network)
     try:
         return await _timed(launch)
     finally:
         await runtime.stop(key, 0)
         await runtime.remove(key)
+        if network is not None:
+            await runtime.networks.drop(network)
 
 
 async def _timed(work: Callable[[], Awaitable[None]]) -> Sample:
@@ -125,7 +133,7 @@ async def _timed(work: Callable[[], Awaitable[None]]) -> Sample:
 
 
 async def compare(n: int) -> dict[str, float]:
-    """Both, alternating so that the machine's moods meet both alike. The first of each does not count."""
+    """All three, alternating so that the machine's moods meet both alike. The first of each does not count."""
     with tempfile.TemporaryDirectory() as folder:
         bundle = games.make_bundle(Path(folder) / "bundles" / "bundle", games.demo())
         place = RuntimePlace(f"bench{secrets.token_hex(4)}", "bench", Path(folder) / "servers", bundle.parent)
@@ -134,23 +142,28 @@ async def compare(n: int) -> dict[str, float]:
         image = await ensure_base_image(engine, "auto", Path(folder))
         bare: list[Sample] = []
         ours: list[Sample] = []
-        for number in range(n + 1):
-            bare.append(await _bare(engine, image, bundle, FIRST_PORT + 2 * number))
-            ours.append(await _ours(runtime, FIRST_PORT + 2 * number + 1))
+        warm: list[Sample] = []
+        for port in range(FIRST_PORT, FIRST_PORT + 3 * (n + 1), 3):
+            bare.append(await _bare(engine, image, bundle, port))
+            ours.append(await _ours(runtime, port + 1))
+            warm.append(await _ours(runtime, port + 2, warm=True))
         await runtime.close()
         await engine.close()
-    return _summary(bare[1:], ours[1:])
+    return _summary(bare[1:], ours[1:], warm[1:])
 
 
-def _summary(bare: list[Sample], ours: list[Sample]) -> dict[str, float]:
+def _summary(bare: list[Sample], ours: list[Sample], warm: list[Sample]) -> dict[str, float]:
     floor = statistics.median(sample.wall_s for sample in bare)
     mine = statistics.median(sample.wall_s for sample in ours)
+    ahead = statistics.median(sample.wall_s for sample in warm)
     cpu = statistics.median(sample.cpu_s for sample in ours)
     return {
         "launches": len(ours),
         "bare_engine_ms": round(floor * 1000, 1),
         "docker_runtime_ms": round(mine * 1000, 1),
         "ratio": round(mine / floor, 3),
+        "warm_network_ms": round(ahead * 1000, 1),
+        "warm_network_ratio": round(ahead / floor, 3),
         "cpu_ms_per_launch": round(cpu * 1000, 2),
     }
 
