@@ -52,6 +52,7 @@ def cluster(gcs_address: str) -> dict[str, Any]:
             "gcs_address": gcs_address,
             "launch_multiple": True,
             "use_node_id_as_ip": True,
+            "head_node_id": FAKE_HEAD_NODE_ID,
         },
         "available_node_types": {
             "ray.head.default": head,
@@ -81,8 +82,8 @@ class Cluster:
     environment: dict[str, str]
 
 
-@pytest.fixture
-def scaling_cluster(tmp_path: Path) -> Iterator[Cluster]:
+@pytest.fixture(params=["0", "1"], ids=["v1", "v2"])
+def scaling_cluster(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Cluster]:
     """A Ray head that offers no node itself, with the autoscaler beside it; all of it ends with the test."""
     home = open_home(tmp_path / "home")
     nodes, config = tmp_path / "nodes.yaml", tmp_path / "cluster.yaml"
@@ -97,6 +98,7 @@ def scaling_cluster(tmp_path: Path) -> Iterator[Cluster]:
             "FLEET_SCALING__UNNEEDED_S": "6",
             "AUTOSCALER_UPDATE_INTERVAL_S": "1",
             "RAY_FAKE_CLUSTER": "1",
+            "RAY_enable_autoscaler_v2": request.param,
             "RAY_OVERRIDE_NODE_ID_FOR_TESTING": FAKE_HEAD_NODE_ID,
             "RAY_CLOUD_INSTANCE_ID": FAKE_HEAD_NODE_ID,
             "RAY_health_check_period_ms": "1000",
@@ -143,7 +145,8 @@ def test_nodes_of_the_region_come_and_go_and_players_notice_nothing(scaling_clus
         check=False,
     )
     assert done.returncode == 0, f"{done.stderr[-3000:]}\n{logs_of(scaling_cluster)}"
-    seen = json.loads(done.stdout.splitlines()[-1])
+    # The autoscaler of v2 says things on the driver's output too.
+    seen = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("{")))
     print(seen)
     assert seen["nodes_after_growth"] == {"us-east": 2}
     assert seen["asked_s"] <= 2.0  # a tenth of a second where nothing else runs
