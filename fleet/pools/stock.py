@@ -13,12 +13,12 @@ that jumped or a manager that was down, and nothing is forgotten over it.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from math import exp
+from math import ceil, exp
 from typing import Any, Literal
 
 from fleet.pools.announced import Announced, Coverage, combine, learn, thirds
 from fleet.pools.negbin import cdf, quantile
-from fleet.pools.rates import Expected, Rates, add, advance, expected, widths
+from fleet.pools.rates import Expected, Rates, add, advance, expected, repeated_peak, widths
 from fleet.pools.season import Season
 
 Explanation = dict[str, "float | list[float]"]
@@ -30,6 +30,7 @@ _RESERVE, _RESERVE_OF_WORST = 10.0, 2.0  # misses kept back: so many, and so man
 _USUAL_DEBT = 12.0  # chance alone brings this much
 _COUNTED_CLAIMS = 50_000.0
 _STEADY = 12.0  # misses that are owed until alpha reaches zero
+_PATIENCE = 24.0  # misses owed beyond that until the stock is that of the last bursts
 _CREDIT = 40.0  # misses that can be saved up
 _DEBT_S = 3 * 86_400.0  # debts are forgiven, so that one disaster is not paid for by weeks of idle servers
 _LEAST_ALPHA, _MOST_ALPHA = 1e-5, 0.5
@@ -194,7 +195,7 @@ def decide(
     shift = max(0.0, state.place - 1)
     wide = mean + _WIDEN * (variance - mean) if variance > mean else variance
     spread = wide + max(0.0, state.place_square - state.place**2)
-    auto = max(1, 1 + quantile(mean + shift, spread, alpha))
+    auto = max(1, 1 + quantile(mean + shift, spread, alpha), _repeated(state, policy))
     bounded = max(policy.floor, auto if policy.ceiling is None else min(auto, policy.ceiling))
     target = bounded if policy.mode == "auto" else policy.floor
     keep = max(target, _keep(state, target, policy.hold_s))
@@ -264,6 +265,14 @@ def _allowed(state: StockState, policy: StockPolicy) -> float:
     surprise = state.worst - _USUAL_DEBT
     kept = (_RESERVE + (_RESERVE_OF_WORST * surprise if surprise > 0 else 0.0)) / (share * state.counted + 1e-9)
     return share * min(_BOLD, max(_CAREFUL, 1 - kept))
+
+
+def _repeated(state: StockState, policy: StockPolicy) -> int:
+    """What is owed for bursts that nothing foretells is met by being ready for the last ones again."""
+    if policy.miss_cost is not None:
+        return 1
+    owed = (state.debt - _STEADY) / _PATIENCE
+    return ceil(repeated_peak(state.rates) * min(1.0, owed)) if owed > 0 else 1
 
 
 def _batch(state: StockState, at: float, count: int) -> None:

@@ -102,6 +102,17 @@ def test_misses_are_paid_back() -> None:
     assert decide(bad, bad.at, 30.0, (), AUTO)[1].target > decide(good, good.at, 30.0, (), AUTO)[1].target
 
 
+def test_bursts_that_repeat_are_met_though_nothing_foretells_them() -> None:
+    path: Steps = []
+    for _ in range(16):
+        path += [(0.5, 1, True)] * 30 + [(10.0, 0, False)] * 90
+    state = fed(path, 30.0)
+    assert state.debt > 36
+    assert decide(state, state.at, 30.0, (), AUTO)[1].target >= 30
+    once = fed([(0.5, 1, True)] * 90 + [(10.0, 0, False)] * 360, 30.0)
+    assert decide(once, once.at, 30.0, (), AUTO)[1].target < 15
+
+
 def test_shadow_shows_and_fixed_keeps_the_floor() -> None:
     for mode in ("shadow", "fixed"):
         policy = StockPolicy(floor=3, mode=mode)
