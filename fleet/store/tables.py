@@ -2,8 +2,11 @@
 
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, Column, Index
+from sqlalchemy import JSON, BigInteger, Column, Index, Integer
 from sqlmodel import Field, SQLModel
+
+# SQLite counts by itself only in a column of exactly this type, which has 64 bits there.
+_Counting: Any = BigInteger().with_variant(Integer, "sqlite")
 
 
 def _time(**kwargs: Any) -> Any:
@@ -62,7 +65,7 @@ class Build(SQLModel, table=True):
 
 
 class BuildLog(SQLModel, table=True):
-    id: int | None = Field(default=None, primary_key=True)
+    id: int | None = Field(default=None, primary_key=True, sa_type=_Counting)
     build_id: str = Field(foreign_key="build.build_id", index=True)
     at: int = _time()
     level: str
@@ -169,7 +172,7 @@ class ServerEvent(SQLModel, table=True):
     """The append-only journal: history, usage and the events endpoint are computed from it."""
 
     __table_args__ = (Index("server_event_server", "instance_id", "id"),)
-    id: int | None = Field(default=None, primary_key=True)
+    id: int | None = Field(default=None, primary_key=True, sa_type=_Counting)
     instance_id: str = Field(foreign_key="server.instance_id")
     project_id: str
     region: str
