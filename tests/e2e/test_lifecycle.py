@@ -8,6 +8,7 @@ import pytest
 
 from tests import games
 from tests.player import Studio, ask, stopped_after
+from tests.waiting import eventually
 
 pytestmark = [pytest.mark.fleet, pytest.mark.docker]
 
@@ -44,6 +45,18 @@ def test_a_player_reaches_the_server_and_the_game_knows_its_match(studio: Studio
         while json.loads(state := ask(server, "state"))["custom_data"] != {"map": "aztec"}:
             assert time.monotonic() < end, state
     assert studio.server(server)["status"] == "stopped"
+
+
+def test_what_a_server_uses_is_seen_over_time(studio: Studio) -> None:
+    server = studio.start(push(studio, "life-busy", games.busy()))
+    path = f"/servers/{server['instance_id']}/metrics"
+    with stopped_after(studio, server):
+
+        def seen() -> bool:
+            series = studio.call("GET", path, params={"period": "5m", "step": "15s"})["series"]
+            return any(value > 20 for _, value in series["cpu_percent"]) and bool(series["memory_mb"])
+
+        eventually(seen, 60, "the server's CPU shows in its metrics")
 
 
 def test_the_journal_has_every_step_in_order(studio: Studio, demo: str) -> None:
