@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 
 from fleet.errors import FleetError
+from fleet.settings import get_settings
 
 if TYPE_CHECKING:
     from fleet.simulate.shapes import Demand
@@ -25,6 +26,7 @@ def pools(
     arrivals: Annotated[Path | None, typer.Option(help="CSV of start times: epoch seconds or ISO 8601")] = None,
     column: Annotated[str | None, typer.Option(help="the column to read, by name or number")] = None,
     counts: Annotated[bool, typer.Option(help="rows are a minute and how many starts came in it")] = False,
+    pool: Annotated[str | None, typer.Option(help="recorded demand of a pool here: REGION/SIZE[/BUILD]")] = None,
     lead_time: Annotated[float, typer.Option(min=0.1, max=86_400, help="seconds from order to warm")] = 30.0,
     lead_times: Annotated[Path | None, typer.Option(help="file of measured lead times, drawn by chance")] = None,
     slo: Annotated[float, typer.Option(min=0.5, max=0.9999, help="share of starts that shall find a server")] = 0.99,
@@ -39,16 +41,19 @@ def pools(
     """Replay demand through our pool policy and others: hit rate, pool, idle hours, wait."""
     from fleet.simulate.arrivals import read_arrivals, read_leads
     from fleet.simulate.compare import Terms, compare
+    from fleet.simulate.recorded import recorded
     from fleet.simulate.show import as_json as json_of
     from fleet.simulate.show import as_table, draw
 
     try:
-        if (arrivals is None) == (synthetic is None):
-            raise FleetError("Give either --arrivals FILE.csv or --synthetic SHAPE.", error="No demand")
-        if arrivals is None:
-            demand = _synthetic(str(synthetic), seed, per_minute, days)
-        else:
+        if [arrivals, synthetic, pool].count(None) != 2:
+            raise FleetError("Give one of --arrivals FILE.csv, --pool and --synthetic SHAPE.", error="No demand")
+        if pool is not None:
+            demand = recorded(get_settings(), pool)
+        elif arrivals is not None:
             demand = read_arrivals(arrivals, column, counts=counts)
+        else:
+            demand = _synthetic(str(synthetic), seed, per_minute, days)
         leads = read_leads(lead_times) if lead_times else (lead_time,)
         if plot is not None and plot.suffix not in (".svg", ".png"):
             raise FleetError(f"{plot} should end in .svg or .png.", error="Bad plot name")

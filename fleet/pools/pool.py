@@ -137,13 +137,15 @@ class Pool:
 def scheduled(wish: PoolWish, now: int, lead_s: float) -> list[tuple[float, float]]:
     """The scheduled events' starts that fall into the time that an order made now, or soon, is for.
 
-    A pair is (time in epoch seconds, expected number), in steps of 10 s or of a tenth of the event.
+    A pair is (time in epoch seconds, expected number), one for each ten seconds of an event.
     """
     begins, ends = now / 1000, now / 1000 + 2 * lead_s + 2 * STEP_S
     found: list[tuple[float, float]] = []
     for event in wish.schedule:
-        first, step = event.at.timestamp(), max(STEP_S, event.duration_seconds / 10)
-        steps = max(1, round(event.duration_seconds / step))
-        times = (first + i * step for i in range(steps))
-        found += [(at, event.count / steps) for at in times if begins <= at + step and at <= ends]
+        first, last = event.at.timestamp(), event.at.timestamp() + event.duration_seconds
+        at = max(first, first + (begins - first) // STEP_S * STEP_S)
+        while at < min(last, ends):
+            share = min(STEP_S, last - at) / event.duration_seconds
+            found.append((at, event.count * share))
+            at += STEP_S
     return found

@@ -131,7 +131,6 @@ def _number(path: Path, line: int, text: str) -> float:
 
 
 def _from_counts(path: Path, rows: list[tuple[int, list[str]]], when: int, place: int) -> Demand:
-    """Starts spread over their minutes by chance, the same chance each time."""
     minutes: list[float] = []
     counts: list[int] = []
     for k, (line, row) in enumerate(rows):
@@ -141,6 +140,12 @@ def _from_counts(path: Path, rows: list[tuple[int, list[str]]], when: int, place
         if count < 0 or count != int(count):
             raise BadArrivals(f"{path}, line {line}: '{count:g}' is no count.")
         counts.append(int(count))
+    return from_minutes(path, list(zip(minutes, counts, strict=True)))
+
+
+def from_minutes(path: Path, found: list[tuple[float, int]]) -> Demand:
+    """Starts from (minute's beginning, number in it), spread over their minutes by chance, the same each time."""
+    minutes, counts = [at for at, _ in found], [count for _, count in found]
     if sum(counts) > MAX_CLAIMS:
         raise BadArrivals(f"{path} holds {sum(counts)} starts; at most {MAX_CLAIMS} can be replayed.")
     begins = np.repeat(np.array(minutes), np.array(counts, dtype=np.int64))

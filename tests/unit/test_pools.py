@@ -1,5 +1,6 @@
 """Pools: what may be wished, what a shelf gives, what is ordered and retired."""
 
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from pydantic import ValidationError
 
 from fleet.pools.config import PoolConfig, is_pooled, pooled_regions, wishes
 from fleet.pools.plan import AILING_MS, Levels, order, upkeep
+from fleet.pools.pool import scheduled
 from fleet.pools.shelf import Entry, Shelf
 
 NOW = 10_000_000
@@ -68,6 +70,20 @@ def test_a_fixed_pool_never_grows() -> None:
 def test_what_makes_no_sense_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         PoolConfig.model_validate(config(**wrong)["pool_config"])
+
+
+def test_scheduled_starts_are_announced_as_they_come_near() -> None:
+    at = datetime(2030, 6, 1, 18, tzinfo=UTC)
+    event = {"region": "us-east", "compute_size": "small", "at": at.isoformat(), "count": 600, "duration_seconds": 600}
+    [wish] = wishes("p", config(schedule=[event]), "us-east")
+    start = at.timestamp()
+    assert scheduled(wish, int((start - 3600) * 1000), 30.0) == []
+    near = scheduled(wish, int((start - 20) * 1000), 30.0)
+    assert near[0] == (start, pytest.approx(10.0))
+    assert max(when for when, _ in near) < start - 20 + 80
+    whole = scheduled(wish, int((start - 1) * 1000), 3600.0)
+    assert sum(count for _, count in whole) == pytest.approx(600)
+    assert scheduled(wish, int((start + 700) * 1000), 30.0) == []
 
 
 def warm(name: str, *, spec: str = "s", since: int = NOW, **values: Any) -> Entry:
