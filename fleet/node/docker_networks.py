@@ -69,11 +69,23 @@ class DockerNetworks:
     def __init__(self, engine: Engine, place: RuntimePlace) -> None:
         self._engine, self._place = engine, place
         self._folder = hold_folder(place)
+        self._making: set[str] = set()
         self.image = ""
 
     async def make(self, name: str, bind_host: str, ports: tuple[Port, ...]) -> None:
         await self.alive()
+        # The engine carries out what it was asked, whether or not the caller waits: so it is seen through, then undone.
+        work = asyncio.create_task(self._make(name, bind_host, ports))
+        try:
+            await asyncio.shield(work)
+        except asyncio.CancelledError:
+            await asyncio.wait({work})
+            await self.drop(name)
+            raise
+
+    async def _make(self, name: str, bind_host: str, ports: tuple[Port, ...]) -> None:
         config = sandbox_config(self._place, self.image, name, bind_host, ports)
+        self._making.add(name)
         try:
             await self._engine.call("POST", "/containers/create", params={"name": name}, json=config)
             await self._engine.call("POST", f"/containers/{name}/start")
@@ -82,6 +94,8 @@ class DockerNetworks:
             if is_port_taken(error.message):
                 raise PortTaken(taken_ports(error.message, ports), error.message) from error
             raise EngineUnavailable(error.message) from error
+        finally:
+            self._making.discard(name)
 
     def take(self, name: str) -> None:
         (self._folder / name).touch()
@@ -104,13 +118,17 @@ class DockerNetworks:
 
     # Last, since inside the class its name hides the built-in one.
     async def list(self) -> list[Network]:
-        filters = {"label": [*fleet_filter(self._place.fleet_id, self._place.region), ROLE], "status": ["running"]}
+        filters = {"label": [*fleet_filter(self._place.fleet_id, self._place.region), ROLE]}
         try:
-            params = {"filters": orjson.dumps(filters).decode()}
+            params = {"all": "1", "filters": orjson.dumps(filters).decode()}
             rows = await self._engine.call("GET", "/containers/json", params=params)
         except EngineError as error:
             raise EngineUnavailable(error.message) from error
-        return [self._network(row["Labels"]) for row in rows if row["Names"] == [f"/{row['Labels'][ROLE]}"]]
+        ours = [row for row in rows if row["Names"] == [f"/{row['Labels'][ROLE]}"]]
+        for row in ours:  # made by an agent that was killed before it had started it
+            if row["State"] == "created" and row["Labels"][ROLE] not in self._making:
+                await self.drop(row["Labels"][ROLE])
+        return [self._network(row["Labels"]) for row in ours if row["State"] == "running"]
 
     def _network(self, labels: dict[str, str]) -> Network:
         ports = tuple(Port("", *fields) for fields in orjson.loads(labels["fleet.ports"]))

@@ -165,7 +165,7 @@ class WarmNetworks:
                 self._ports.exclude(port.external)
             self._ports.release(name)
             return
-        except BaseException:
+        except Exception:
             self.drop(name)
             raise
         self._ready[name] = Network(name, shape.bind_host, ports, taken=False)

@@ -12,7 +12,7 @@ import orjson
 import pytest
 
 from fleet.node.docker_exits import CUT_OFF
-from fleet.node.docker_networks import hold_folder
+from fleet.node.docker_networks import ROLE, hold_folder
 from fleet.node.docker_spec import container_name
 from fleet.node.engine import Engine
 from fleet.node.model import RunState
@@ -183,6 +183,25 @@ async def test_without_any_agent_only_those_in_use_stay(bench: Bench, engine: En
     await until(left)
     assert games.udp_ask(HOST, ports[0].external, b"ping 1").startswith(b"pong " + key.instance_id[:8].encode())
     await bench.open()
+
+
+async def test_one_that_was_never_started_is_not_left(bench: Bench, engine: Engine) -> None:
+    """As after kill -9 of an agent between the engine's create and its start."""
+    await bench.running(games.demo())
+    network = await one_ready(bench)
+    details = await engine.call("GET", f"/containers/{network.name}/json")
+    name = f"{network.name}-half"
+    labels = details["Config"]["Labels"] | {ROLE: name}
+    half = {"Image": details["Config"]["Image"], "Cmd": ["true"], "Labels": labels}
+    await engine.call("POST", "/containers/create", params={"name": name}, json=half)
+    await bench.node.close()
+    await bench.open()
+
+    async def gone() -> bool:
+        filters = orjson.dumps({"name": [name]}).decode()
+        return not await engine.call("GET", "/containers/json", params={"all": "1", "filters": filters})
+
+    await until(gone)
 
 
 async def look_again(engine: Engine, name: str) -> None:
