@@ -59,8 +59,11 @@ class Agent:
 
     async def do(self, epoch: int, orders: list[Order]) -> list[bool]:
         """Several commands in one call; whether each was carried out. What failed is in this node's log."""
-        work = [getattr(self, method)(epoch, *arguments) for method, arguments in orders]
-        results = await asyncio.gather(*work, return_exceptions=True)
+
+        async def one(method: str, arguments: tuple[Any, ...]) -> None:
+            await getattr(self, method)(epoch, *arguments)
+
+        results = await asyncio.gather(*(one(*order) for order in orders), return_exceptions=True)
         for (method, arguments), result in zip(orders, results, strict=True):
             if isinstance(result, Fenced):
                 raise result

@@ -9,12 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fleet.errors import Fenced
+from fleet.node.agent import Agent, Order
+from fleet.node.logs import LogArchive
 from fleet.node.model import NodeShare, RunState, RunView
 from fleet.node.node import Node
 from fleet.node.runtime import BuildRef, LaunchSpec, Port, RunKey, RuntimePlace
 from fleet.node.simulated import SimulatedRuntime, fate_of, run_file
 from fleet.node.simulated_host import simulated_nodes
-from fleet.settings import NodeSettings, SimulatedSettings
+from fleet.settings import LogLimits, NodeSettings, SimulatedSettings
 
 HABITS = SimulatedSettings(create_s=0.01, boot_s=0.02, stop_s=0.01)
 SPEC = LaunchSpec(
@@ -51,14 +54,15 @@ def test_whatever_the_environment_says_there_is_a_fate(text: str) -> None:
 class Region:
     """Follows a node as a region does."""
 
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: Node, epoch: int = 1) -> None:
         self.node = node
-        self.hello = node.hello(1)
-        self.seq = self.hello.seq
+        self.epoch = epoch
+        self.hello = node.hello(epoch)
+        self.seq = 0
 
     async def until(self, state: RunState) -> RunView:
         while True:
-            page = await self.node.poll(1, self.hello.boot_id, self.seq, 5)
+            page = await self.node.poll(self.epoch, self.hello.boot_id, self.seq, 5)
             assert page is not None
             self.seq = page.seq
             for view in page.events:
@@ -118,3 +122,18 @@ async def test_the_file_stays_short(tmp_path: Path) -> None:
     rows = run_file(tmp_path, "us-east", "0").read_bytes().splitlines()
     await runtime.close()
     assert len(rows) < 600
+
+
+async def test_several_orders_in_one_call_are_each_carried_out_or_told(node: Node, tmp_path: Path) -> None:
+    agent = Agent(node, LogArchive(tmp_path / "logs", LogLimits()))
+    await agent.launch(2, SPEC)
+    await Region(node, 2).until(RunState.RUNNING)
+    orders: list[Order] = [
+        ("rewrite_config", (SPEC.key, {"custom_data": 1})),
+        ("rewrite_config", (SPEC.key,)),  # what a newer manager might say that this agent does not understand
+        ("stop", (SPEC.key, 1.0)),
+    ]
+    assert await agent.do(2, orders) == [True, False, True]
+    assert (await Region(node, 2).until(RunState.EXITED)).exit_code == 0
+    with pytest.raises(Fenced):
+        await agent.do(1, orders[:1])
