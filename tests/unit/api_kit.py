@@ -1,8 +1,10 @@
 """The API in this process: the real app over a real SQLite file, with region managers that only keep the books."""
 
 import asyncio
+import tempfile
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -189,10 +191,19 @@ class Api:
         return build
 
 
+@cache
+def _empty_database() -> bytes:
+    """A database file with all tables, made once: creating them takes longer than most tests."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "empty.db")
+        engine = create_engine(f"sqlite:///{path}")
+        SQLModel.metadata.create_all(engine)
+        engine.dispose()
+        return path.read_bytes()
+
+
 def make_schema(path: Path) -> None:
-    engine = create_engine(f"sqlite:///{path}")
-    SQLModel.metadata.create_all(engine)
-    engine.dispose()
+    path.write_bytes(_empty_database())
 
 
 async def open_api(folder: Path, database_url: str | None = None) -> Api:
