@@ -94,9 +94,12 @@ def test_what_is_drained_is_not_needed(
     if plan.drain:
         assert not plan.ask
         assert not plan.undrain
-        rest = [n.room for n in nodes if n.cause is None and n.ready and n.room.node_id not in plan.drain]
+        ready = [n.room for n in nodes if n.cause is None and n.ready]
+        rest = [room for room in ready if room.node_id not in plan.drain]
         moving = [d for name in plan.drain for d in by_id[name].movable]
-        assert len(place([*wanted, *headroom, *moving], rest)) == len(wanted) + len(headroom) + len(moving)
+        # What waits for a silent node, or for one that was asked for, does not count: it needs none of these.
+        needed = len(place([*wanted, *headroom], ready))
+        assert len(place([*wanted, *headroom, *moving], rest)) >= needed + len(moving)
 
 
 @given(demands(), node_states())
