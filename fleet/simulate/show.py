@@ -36,6 +36,7 @@ def draw(found: dict[str, Outcome], path: Path, title: str, slo: float) -> None:
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
+    from matplotlib.ticker import NullFormatter, StrMethodFormatter
 
     figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
     for number, (name, one) in enumerate(found.items()):
@@ -52,6 +53,11 @@ def draw(found: dict[str, Outcome], path: Path, title: str, slo: float) -> None:
     axes.set_yscale("log")
     axes.set_xscale("log")
     axes.invert_yaxis()
+    for axis, text in ((axes.xaxis, "{x:g}"), (axes.yaxis, "{x:.3%}")):
+        axis.set_major_formatter(StrMethodFormatter(text))
+        few = max(axis.get_view_interval()) < 20 * min(axis.get_view_interval())
+        axis.set_minor_formatter(StrMethodFormatter(text) if few else NullFormatter())
+        axis.set_tick_params(which="minor", labelsize=7)
     axes.set_xlabel("mean pool (ready + booting servers)")
     axes.set_ylabel("share of starts that found no warm server")
     axes.set_title(title, loc="left", fontsize=10)
