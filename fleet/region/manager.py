@@ -70,21 +70,16 @@ class RegionManager:
         self._commits, self._books, self._runs = parts.commits, parts.books, parts.runs
         self._bell, self._deadlines, self._logs = parts.bell, parts.deadlines, parts.logs
         self._leases, self._scaler, self._preparation = parts.leases, parts.scaler, parts.preparation
-        self._executor, self._pools, self._memory = parts.executor, parts.pools, parts.memory
-        self._forecasting = parts.forecasting
+        self._executor, self._pools, self._forecasting = parts.executor, parts.pools, parts.forecasting
+        self._memory = parts.memory
         await self._load()
         self._leases.adopt()
         self._scaler.begin()
-        self._repair_s = 0.0  # what the last full pass took
+        self._repair_s = 0.0  # of the last full pass
         self._repairer = asyncio.create_task(self._repair())
         self._pool_keeper = asyncio.create_task(self._pools.run())
-        log.info(
-            "manager ready",
-            region=region,
-            epoch=self._epoch,
-            live=len(self._books.live),
-            pid=os.getpid(),
-        )
+        live, pid = len(self._books.live), os.getpid()
+        log.info("manager ready", region=region, epoch=self._epoch, live=live, pid=pid)
 
     async def _load(self) -> None:
         rows = select(Server).where(col(Server.region) == self._region, col(Server.step) != "stopped")
@@ -120,6 +115,8 @@ class RegionManager:
         placed = await self._wait_for_room(server)
         now = now_ms()
         server.step, server.step_at, server.launched_at, server.start_kind = "queued", now, now, "cold"
+        # Repeated after a crash: the first try's run had no row, so it has been told to stop. It is not this one.
+        server.generation += max((key.generation for key in self._runs.of(server.instance_id)), default=0)
         self._executor.clear_ports(server)
         self._books.add(server, now)
         if placed:
@@ -154,8 +151,7 @@ class RegionManager:
         """Warm servers for many starts at once (see `pool_desk.py`); None where the start must go cold."""
         rows = await self._pools.claim(calls)
         for call, row in zip(calls, rows, strict=True):
-            if row is not None:  # the others come again as cold starts
-                self._forecasting.started(call.compute_size)
+            self._forecasting.started(call.compute_size, int(row is not None))  # the others come again, cold
         return rows
 
     async def pools_changed(self, project_id: str) -> None:
