@@ -42,6 +42,7 @@ class Principal:
     plan: str
     valid_until: float
     settings: dict[str, Any] = field(default_factory=dict[str, Any], repr=False)
+    changed_at: int = 0
 
     @property
     def is_server(self) -> bool:

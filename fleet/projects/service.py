@@ -22,6 +22,7 @@ from fleet.times import now_ms
 
 PREFIX: dict[KeyKind, str] = {"server": "pf_", "client": "pfclient_"}
 MAX_KEY_LENGTH = 128
+_CHANGED_AT = "SELECT updated_at FROM project WHERE id = ?"
 
 
 def new_key(kind: KeyKind) -> str:
@@ -54,7 +55,7 @@ class ProjectService:
     async def _remembered(self, key: str) -> Principal | None:
         digest, now = hash_key(key), time.monotonic()
         found = self._known.get(digest)
-        if found and found[0] > now:
+        if found and found[0] > now and self._still(found[1]):
             return found[1]
         principal = await self._look_up(digest, now + self._memory_s)
         if len(self._known) >= self._max:
@@ -62,6 +63,14 @@ class ProjectService:
         self._known.pop(digest, None)
         self._known[digest] = (principal.valid_until if principal else now + self._memory_s, principal)
         return principal
+
+    def _still(self, principal: Principal | None) -> bool:
+        """False if the project has changed since: then a start would miss a pool that was just made.
+
+        PostgreSQL cannot tell for free, so there a change is noticed when the memory ends.
+        """
+        changed_at = self._store.glance(_CHANGED_AT, principal.project_id) if principal else None
+        return principal is None or changed_at is None or changed_at == principal.changed_at
 
     async def _look_up(self, digest: str, until: float) -> Principal | None:
         query = select(ApiKey, Project).join(Project).where(col(ApiKey.hash) == digest)
@@ -75,7 +84,8 @@ class ProjectService:
             if left_s <= 0:
                 return None
             until = min(until, time.monotonic() + left_s)
-        return Principal(project.id, cast(KeyKind, key.kind), project.plan, until, project.settings or {})
+        kind = cast(KeyKind, key.kind)
+        return Principal(project.id, kind, project.plan, until, project.settings or {}, project.updated_at)
 
     async def rotate(self, project_id: str, kind: KeyKind) -> str:
         """Replace the project's key of that kind; the old one stops working at once here, in seconds elsewhere."""
@@ -105,7 +115,7 @@ class ProjectService:
                 raise NotFound(f"There is no project {project_id}.")
             before = project.settings or {}
             project.settings = changed(before, change)
-            project.updated_at = now_ms()
+            project.updated_at = max(now_ms(), project.updated_at + 1)  # another number, whatever the clock does
             session.add(project)
         self._known.clear()
         return project, before

@@ -114,3 +114,14 @@ async def test_what_is_remembered_is_bounded(api: Api) -> None:
 
 async def test_the_default_project_is_made_once(api: Api) -> None:
     assert await ensure_default_project(api.store) is None
+
+
+async def test_another_replicas_change_of_settings_is_seen_at_the_next_request(api: Api) -> None:
+    other = ProjectService(api.store)  # as another replica has it
+    before = await other.authenticate(api.project.server_key)
+    assert before.settings == {}
+    pools = {"enabled": True, "regions": {"us-east": {"small": 1}}}
+    answer = await api.call("POST", "/api/v3/projects/settings", json={"pool_config": pools})
+    assert answer.status_code == 200
+    after = await other.authenticate(api.project.server_key)
+    assert after.settings["pool_config"]["enabled"] is True
