@@ -80,7 +80,7 @@ class Shelf:
         while heap:
             ticket = heapq.heappop(heap)
             entry = self._entries.get(ticket[3])
-            if entry is not None and entry.state == "warm" and entry.ticket == ticket:
+            if entry is not None and (entry.state, entry.spec, entry.ticket) == ("warm", spec, ticket):
                 self.drop(entry.instance_id)
                 return entry
         self._ready.pop(spec, None)
