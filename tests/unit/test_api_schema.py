@@ -41,5 +41,5 @@ def served(tmp_path: Path) -> Iterator[Served]:
 
 def test_every_operation_answers_as_documented(served: Served, subtests: pytest.Subtests) -> None:
     schema = schemathesis.openapi.from_url(f"{served.url}/api/doc")
-    labels = check_operations(schema, served.key, 6, subtests)
+    labels = check_operations(schema, served.key, 12, subtests)
     assert len(labels) >= 16
