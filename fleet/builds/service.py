@@ -3,7 +3,6 @@
 import asyncio
 import re
 import time
-import uuid
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from fleet.builds.executable import DEFAULT_EXECUTABLE
 from fleet.builds.pipeline import note, submit
 from fleet.builds.secrets import fleet_secret, hide_credentials, sign_upload, verify_upload
 from fleet.errors import BadRequest, Conflict, FleetError, NotFound
+from fleet.operation import new_id
 from fleet.projects.scope import count_of, owned
 from fleet.settings import FleetSettings
 from fleet.store.engine import Store
@@ -98,7 +98,7 @@ class BuildService:
 
     def _new(self, project_id: str, name: str, kind: str, status: str, now: int) -> Build:
         return Build(
-            build_id=str(uuid.uuid4()),
+            build_id=new_id(),
             project_id=project_id,
             name=name,
             version=0,

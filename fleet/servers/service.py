@@ -4,7 +4,6 @@ Nothing here writes a server. A command is checked here (bounds, build, ownershi
 writer of that region, behind `Regions`.
 """
 
-import uuid
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Protocol, cast
@@ -14,6 +13,7 @@ from sqlmodel import col, or_
 from fleet.catalog import Catalog, ComputeSize
 from fleet.errors import Conflict, Forbidden, NotFound
 from fleet.node.runtime import LogLine
+from fleet.operation import new_id
 from fleet.pools.claim import ClaimCall
 from fleet.pools.config import is_pooled
 from fleet.pools.spec import pool_spec
@@ -162,7 +162,7 @@ class ServerService:
         self._check(request.startup_args, request.custom_data, environment, ports, request.ttl)
         build = await self._builds.resolve(caller.project_id, request.version_tag, request.version)
         ttl = effective_ttl(caller, size, request.ttl)
-        return Wanted(str(uuid.uuid4()), caller.project_id, region.id, size, build, request, environment, ports, ttl)
+        return Wanted(new_id(), caller.project_id, region.id, size, build, request, environment, ports, ttl)
 
     def _check(
         self,
@@ -196,7 +196,7 @@ class ServerService:
         if server.status == "stopped":
             raise Conflict("The server has stopped; start a new one.", error="Server stopped")
         changes = RestartChanges(await self._changes(caller, server, request.given))
-        return await self._regions.restart(server.region, instance_id, changes, str(uuid.uuid4()))
+        return await self._regions.restart(server.region, instance_id, changes, new_id())
 
     async def _changes(self, caller: Principal, server: Server, given: dict[str, Any]) -> RestartValues:
         values = cast(RestartValues, {k: v for k, v in given.items() if k in RestartValues.__annotations__})

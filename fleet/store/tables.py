@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, Column, Index, Integer
+from sqlalchemy import JSON, BigInteger, Column, Index, Integer, LargeBinary
 from sqlmodel import Field, SQLModel
 
 # SQLite counts by itself only in a column of exactly this type, which has 64 bits there.
@@ -24,6 +24,8 @@ class Project(SQLModel, table=True):
     settings: dict[str, Any] | None = _json()
     created_at: int = _time()
     updated_at: int = _time()
+    suspended_at: int | None = _time(default=None)  # its keys are refused from then on
+    deleted_at: int | None = _time(default=None)  # asked to go: its servers drain, then its rows do
 
 
 class ApiKey(SQLModel, table=True):
@@ -32,6 +34,7 @@ class ApiKey(SQLModel, table=True):
     hash: str = Field(primary_key=True)
     project_id: str = Field(foreign_key="project.id", index=True)
     kind: str  # server | client
+    hint: str | None = None  # its last characters, so that people can tell keys apart
     created_at: int = _time()
     expires_at: int | None = _time(default=None)
 
@@ -180,3 +183,131 @@ class ServerEvent(SQLModel, table=True):
     at: int = _time()
     type: str
     data: dict[str, Any] | None = _json()
+
+
+class ProjectEvent(SQLModel, table=True):
+    """The append-only journal of what is not a server: builds, pools, lobbies, budgets, the project itself."""
+
+    __table_args__ = (Index("project_event_project", "project_id", "id"),)
+    id: int | None = Field(default=None, primary_key=True, sa_type=_Counting)
+    project_id: str
+    kind: str  # build | pool | lobby | budget | project
+    subject: str  # the thing's id within its kind
+    type: str  # e.g. build.ready
+    at: int = _time()
+    data: dict[str, Any] | None = _json()
+
+
+class AdminEvent(SQLModel, table=True):
+    """Who administered what: the audit log. Outlives the project it speaks of."""
+
+    id: int | None = Field(default=None, primary_key=True, sa_type=_Counting)
+    at: int = _time()
+    actor: str  # which admin key, by its hint, or "cli"
+    action: str  # e.g. project.suspend
+    project_id: str | None = Field(default=None, index=True)
+    request_id: str | None = None
+    data: dict[str, Any] | None = _json()
+
+
+class Idempotency(SQLModel, table=True):
+    """A write that came with an Idempotency-Key, and what it was answered. No status: it is under way."""
+
+    scope: str = Field(primary_key=True)  # the project, or "admin"
+    key_hash: str = Field(primary_key=True)
+    fingerprint: str  # of method, path, query and body: the same key with another is refused
+    op_id: str  # whoever repeats the write uses the same, so that it has one effect
+    status: int | None = None
+    headers: dict[str, str] | None = _json()
+    body: bytes | None = Field(default=None, sa_column=Column(LargeBinary, nullable=True))
+    owner: str | None = None
+    lease_until: int | None = _time(default=None)  # then another may carry on
+    created_at: int = _time()
+    expires_at: int = _time(index=True)
+
+
+class MatchStart(SQLModel, table=True):
+    """Which server a match has, where the project's setting `unique_match` allows it one."""
+
+    project_id: str = Field(primary_key=True)
+    match_id: str = Field(primary_key=True)
+    instance_id: str
+    created_at: int = _time()
+
+
+class StartReservation(SQLModel, table=True):
+    """A start of a project whose plan counts servers, from its check until its row is there."""
+
+    instance_id: str = Field(primary_key=True)
+    project_id: str = Field(index=True)
+    at: int = _time()
+
+
+class Webhook(SQLModel, table=True):
+    """Where a project wants its events sent."""
+
+    id: str = Field(primary_key=True)
+    project_id: str = Field(foreign_key="project.id", index=True)
+    url: str
+    secret: str  # sealed; signs what is sent
+    events: list[str] | None = _json()  # kinds or types; none: all
+    enabled: bool = True
+    disabled_reason: str | None = None
+    created_at: int = _time()
+    updated_at: int = _time()
+
+
+class WebhookDelivery(SQLModel, table=True):
+    """One event on its way to one webhook. Delivered ones are kept a while, dead ones until sent again."""
+
+    __table_args__ = (
+        Index("webhook_delivery_due", "state", "next_at"),
+        Index("webhook_delivery_event", "webhook_id", "event_id", unique=True),
+    )
+    id: int | None = Field(default=None, primary_key=True, sa_type=_Counting)
+    webhook_id: str = Field(foreign_key="webhook.id")
+    project_id: str
+    event_id: str
+    type: str
+    payload: dict[str, Any] | None = _json()
+    state: str  # pending | delivered | dead
+    attempts: int = 0
+    next_at: int = _time()
+    last_status: int | None = None
+    last_error: str | None = None
+    created_at: int = _time()
+    updated_at: int = _time()
+
+
+class Job(SQLModel, table=True):
+    """Work that one replica at a time does for all: how far it is, and who has it now."""
+
+    name: str = Field(primary_key=True)
+    position: int = Field(default=0, sa_type=BigInteger)
+    state: dict[str, Any] | None = _json()
+    owner: str | None = None
+    lease_until: int | None = _time(default=None)
+    updated_at: int = _time()
+
+
+class UsageHour(SQLModel, table=True):
+    """Milliseconds that servers ran within one hour. Computed from the journal, and computable again."""
+
+    project_id: str = Field(primary_key=True)
+    hour: int = _time(primary_key=True)  # its beginning
+    region: str = Field(primary_key=True)
+    compute_size: str = Field(primary_key=True)
+    kind: str = Field(primary_key=True)  # used | idle (a pool entry that nobody has claimed)
+    ms: int = Field(sa_type=BigInteger)
+
+
+class Budget(SQLModel, table=True):
+    """What a project may cost in a month, in millionths of the currency of configs/prices.yaml."""
+
+    project_id: str = Field(primary_key=True, foreign_key="project.id")
+    month_limit: int = Field(sa_type=BigInteger)
+    alerts: list[int] | None = _json()  # percentages
+    hard_stop: bool = False  # no new starts once it is used up
+    stopped: bool = False  # it is used up now
+    told: dict[str, Any] | None = _json()  # which alerts of which month have been sent
+    updated_at: int = _time()
