@@ -1,20 +1,19 @@
 """The one place where rows are tied to a project. A query of tenant data starts here, so none forgets the tenant."""
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from sqlmodel import col, func, select
+from sqlmodel import SQLModel, col, func, select
 from sqlmodel.sql.expression import SelectOfScalar
 
-from fleet.store.tables import Build, Server, ServerEvent
-
-Owned = TypeVar("Owned", Server, Build, ServerEvent)
+Owned = TypeVar("Owned", bound=SQLModel)
 
 
 def owned(model: type[Owned], project_id: str) -> SelectOfScalar[Owned]:
     """Select the rows of `model` that belong to the project."""
-    return select(model).where(col(model.project_id) == project_id)
+    mine: Any = model
+    return select(model).where(col(mine.project_id) == project_id)
 
 
-def count_of(query: SelectOfScalar[Owned]) -> SelectOfScalar[int]:
+def count_of(query: SelectOfScalar[Any]) -> SelectOfScalar[int]:
     """The number of rows that `query` would give without limit and order."""
     return select(func.count()).select_from(query.order_by(None).subquery())

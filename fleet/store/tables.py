@@ -232,6 +232,8 @@ class MatchStart(SQLModel, table=True):
     project_id: str = Field(primary_key=True)
     match_id: str = Field(primary_key=True)
     instance_id: str
+    region: str  # the id is given to that region's manager only, who makes one server of it however often it is asked
+    holders: int = 1  # starts that have not failed for certain; with the last of them the match is free again
     created_at: int = _time()
 
 

@@ -59,6 +59,8 @@ def upgrade() -> None:
         sa.Column("project_id", sqlmodel.sql.sqltypes.AutoString(), nullable=False),
         sa.Column("match_id", sqlmodel.sql.sqltypes.AutoString(), nullable=False),
         sa.Column("instance_id", sqlmodel.sql.sqltypes.AutoString(), nullable=False),
+        sa.Column("region", sqlmodel.sql.sqltypes.AutoString(), nullable=False),
+        sa.Column("holders", sa.Integer(), nullable=False),
         sa.Column("created_at", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("project_id", "match_id"),
     )
