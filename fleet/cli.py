@@ -13,6 +13,7 @@ from fleet.cli_demo import ask_command, demo
 from fleet.cli_node import node
 from fleet.cli_nodes import nodes
 from fleet.cli_simulate import simulate
+from fleet.cli_tls import tls
 from fleet.errors import FleetError
 from fleet.ops.home import Home, OpsError, find_home, open_home, read_access
 from fleet.projects.model import KeyKind
@@ -156,6 +157,7 @@ app.add_typer(keys, name="keys")
 app.add_typer(nodes, name="nodes")
 app.add_typer(node, name="node")
 app.add_typer(simulate, name="simulate")
+app.add_typer(tls, name="tls")
 
 
 def main() -> None:

@@ -77,6 +77,13 @@ class NodeSettings(BaseModel):
     usage_every_s: float = Field(default=5.0, ge=0, description="how often what games use is measured; 0: never")
 
 
+class TlsSettings(BaseModel):
+    """The certificate for players and API clients. Without one, a development CA in home signs it."""
+
+    certificate: Path | None = Field(default=None, description="PEM: certificate and chain; a new file is taken up")
+    key: Path | None = Field(default=None, description="PEM: its private key")
+
+
 class Scaling(BaseModel):
     """How slowly a region gives nodes back. It grows at once."""
 
@@ -124,6 +131,7 @@ class FleetSettings(BaseSettings):
     servers: ServerLimits = ServerLimits()
     restarts: RestartPolicy = RestartPolicy()
     node: NodeSettings = NodeSettings()
+    tls: TlsSettings = TlsSettings()
     logs: LogLimits = LogLimits()
     scaling: Scaling = Scaling()
     bundle_limits: BundleLimits = BundleLimits()

@@ -1,0 +1,1 @@
+"""TLS certificates: the operator's own, or those of a development CA."""
