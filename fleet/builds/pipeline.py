@@ -33,6 +33,7 @@ from fleet.builds.images import resolve_image
 from fleet.builds.object_store import open_artefacts
 from fleet.builds.secrets import registry_credentials
 from fleet.errors import FleetError, Unavailable
+from fleet.events.journal import build_event
 from fleet.region.tell import tell_regions
 from fleet.settings import FleetSettings, get_settings
 from fleet.store.engine import Store
@@ -221,6 +222,9 @@ async def _finish(store: Store, build: Build, status: str, level: str, message: 
         result = await session.exec(update(Build).where(*mine).values(values))
         if result.rowcount:
             note(session, build.build_id, level, message)
+            for name, value in values.items():
+                setattr(build, name, value)
+            session.add(build_event(build, status))
     log.info("build processed", build_id=build.build_id, status=status, message=message, kept=bool(result.rowcount))
     return bool(result.rowcount)
 

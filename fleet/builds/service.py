@@ -17,6 +17,7 @@ from fleet.builds.executable import DEFAULT_EXECUTABLE
 from fleet.builds.pipeline import note, submit
 from fleet.builds.secrets import fleet_secret, hide_credentials, sign_upload, verify_upload
 from fleet.errors import BadRequest, Conflict, FleetError, NotFound
+from fleet.events.journal import build_event
 from fleet.operation import new_id
 from fleet.projects.scope import count_of, owned
 from fleet.settings import FleetSettings
@@ -114,6 +115,8 @@ class BuildService:
             last = (await session.exec(select(func.max(Build.version)).where(*mine))).one()
             build.version = (last or 0) + 1
             session.add(build)
+            if build.status == "processing":  # an image: there is nothing to upload
+                session.add(build_event(build, "processing"))
         return build
 
     # Uploading --------------------------------------------------------------------------------------------------
@@ -152,6 +155,7 @@ class BuildService:
             build = self._takes_upload(await session.get(Build, build_id))
             build.status, build.packed_bytes, build.updated_at = "processing", size, now_ms()
             note(session, build_id, "info", f"Received {size} bytes.")
+            session.add_all([build_event(build, "uploaded"), build_event(build, "processing")])
         return build
 
     def _takes_upload(self, build: Build | None) -> Build:
@@ -173,18 +177,20 @@ class BuildService:
             with UploadLock(self._upload_file(build_id)):
                 if not self._upload_file(build_id).exists():
                     raise Conflict("Nothing has been uploaded yet: PUT the ZIP to the upload_url first.")
-                await self._restart(build_id, "uploading")
+                await self._restart(build, "uploading")
         elif build.status == "failed":
             if build.build_type == "zip" and not self._upload_file(build_id).exists():
                 raise Conflict(f"The build failed: {build.error} Ask for a new upload URL and upload it again.")
-            await self._restart(build_id, "failed")
+            await self._restart(build, "failed")
         return await self.get(project_id, build_id)
 
-    async def _restart(self, build_id: str, status: str) -> None:
+    async def _restart(self, build: Build, status: str) -> None:
+        values = {"status": "processing", "error": None, "lease_until": None}
         async with self._store.write() as session:
-            found = (col(Build.build_id) == build_id, col(Build.status) == status)
-            await session.exec(update(Build).where(*found).values(status="processing", error=None, lease_until=None))
-        self._begin(build_id)
+            found = (col(Build.build_id) == build.build_id, col(Build.status) == status)
+            if (await session.exec(update(Build).where(*found).values(values))).rowcount:
+                session.add(build_event(build, "processing"))
+        self._begin(build.build_id)
 
     # Reading ----------------------------------------------------------------------------------------------------
 
@@ -249,6 +255,7 @@ class BuildService:
             if build is None or build.status == "deleted":
                 raise NotFound(f"There is no build '{build_id[:64]}' in this project.", error="Build not found")
             build.status, build.updated_at = "deleted", now_ms()
+            session.add(build_event(build, "deleted"))
         self._begin(build_id)  # for a deleted build the pipeline collects garbage
 
     async def expire_uploads(self) -> int:
@@ -274,6 +281,7 @@ class BuildService:
                 build.status, build.updated_at = "failed", now
                 build.error = "No upload was completed before the link expired. Ask for a new upload URL."
                 note(session, build_id, "error", build.error)
+                session.add(build_event(build, "failed"))
         drop_upload(file)
         return True
 

@@ -14,6 +14,7 @@ from sqlalchemy import delete
 from sqlmodel import col, select
 
 from fleet.errors import NotFound, Unauthorized
+from fleet.events.journal import project_event
 from fleet.projects.model import KeyKind, NewProject, Principal
 from fleet.projects.settings import SettingsChange, changed
 from fleet.store.engine import Store
@@ -117,6 +118,8 @@ class ProjectService:
             project.settings = changed(before, change)
             project.updated_at = max(now_ms(), project.updated_at + 1)  # another number, whatever the clock does
             session.add(project)
+            told = {"parts": sorted(change)}
+            session.add(project_event(project_id, "project", project_id, "project.settings_changed", told))
         self._known.clear()
         return project, before
 

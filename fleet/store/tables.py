@@ -3,10 +3,32 @@
 from typing import Any
 
 from sqlalchemy import JSON, BigInteger, Column, Index, Integer, LargeBinary
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.expression import FunctionElement
 from sqlmodel import Field, SQLModel
 
 # SQLite counts by itself only in a column of exactly this type, which has 64 bits there.
 _Counting: Any = BigInteger().with_variant(Integer, "sqlite")
+
+
+class _Transaction(FunctionElement[int]):
+    """The number of the transaction that inserts a row, where rows may appear in another order than their ids."""
+
+    inherit_cache = True
+
+
+@compiles(_Transaction)
+def _no_transaction(_element: Any, _compiler: Any, **_: Any) -> str:
+    return "NULL"
+
+
+@compiles(_Transaction, "postgresql")
+def _transaction(_element: Any, _compiler: Any, **_: Any) -> str:
+    return "(pg_current_xact_id()::text::bigint)"
+
+
+def _tx() -> Any:
+    return Field(default=None, sa_column=Column(BigInteger, server_default=_Transaction(), nullable=True))
 
 
 def _time(**kwargs: Any) -> Any:
@@ -174,7 +196,10 @@ class RegionDemand(SQLModel, table=True):
 class ServerEvent(SQLModel, table=True):
     """The append-only journal: history, usage and the events endpoint are computed from it."""
 
-    __table_args__ = (Index("server_event_server", "instance_id", "id"),)
+    __table_args__ = (
+        Index("server_event_server", "instance_id", "id"),
+        Index("server_event_project", "project_id", "id"),
+    )
     id: int | None = Field(default=None, primary_key=True, sa_type=_Counting)
     instance_id: str = Field(foreign_key="server.instance_id")
     project_id: str
@@ -183,6 +208,7 @@ class ServerEvent(SQLModel, table=True):
     at: int = _time()
     type: str
     data: dict[str, Any] | None = _json()
+    tx: int | None = _tx()  # PostgreSQL: the order in which entries may be read without missing one
 
 
 class ProjectEvent(SQLModel, table=True):
@@ -196,6 +222,7 @@ class ProjectEvent(SQLModel, table=True):
     type: str  # e.g. build.ready
     at: int = _time()
     data: dict[str, Any] | None = _json()
+    tx: int | None = _tx()
 
 
 class AdminEvent(SQLModel, table=True):

@@ -1,0 +1,1 @@
+"""What happened, told to those outside: the journals, one stream of them, webhooks."""
