@@ -127,6 +127,7 @@ class FleetSettings(BaseSettings):
     serve_config: Path | None = Field(default=None, description="default: configs/serve.yaml")
     metrics_token: str | None = Field(default=None, description="/metrics wants it as bearer token, from everyone")
     metrics_public: bool = Field(default=False, description="/metrics without token from anywhere, not only loopback")
+    storage_hook_secret: str | None = Field(default=None, description="an object store's hook sends it; none: no hook")
     upload: UploadLimits = UploadLimits()
     servers: ServerLimits = ServerLimits()
     restarts: RestartPolicy = RestartPolicy()

@@ -23,6 +23,7 @@ log = structlog.get_logger(__name__)
 MAX_BODY = 1024 * 1024
 KEEP = "fleet.keep_until"  # set in the scope by handlers whose answer depends on the database alone
 UPLOAD_PREFIX = "/upload/"
+UPLOAD_V2 = "/api/v2/builds/builds/upload"
 CLIENT_HEADER = "x-fleet-client"  # the address that HAProxy saw, set by it alone (fleet/ops/haproxy_shim.py)
 _LIVE = (b"wait_for", b"follow")  # reads that wait for what comes
 
@@ -68,7 +69,7 @@ class Edge:
         scope = exchange.scope
         _strip_slash(scope)
         bind_request_id(exchange.request_id)
-        if not scope["path"].startswith(UPLOAD_PREFIX):
+        if not scope["path"].startswith(UPLOAD_PREFIX) and scope["path"] != UPLOAD_V2:
             receive = _bounded(receive)
         try:
             await self.app(scope, receive, exchange.send)

@@ -36,10 +36,13 @@ _PAGE = """<!doctype html>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <link rel="icon" href="/api/reference/favicon.png">
 <link rel="stylesheet" href="/api/reference/swagger-ui.css"></head>
-<body><div id="page"></div>
+<body><p style="margin:1em auto;max-width:1460px;padding:0 20px;font-family:sans-serif">
+<a href="/api/reference">v3</a> · <a href="/api/reference?v2">v2, for older clients</a></p><div id="page"></div>
 <script src="/api/reference/swagger-ui-bundle.js"></script>
-<script>SwaggerUIBundle({url: "/api/doc", dom_id: "#page", deepLinking: true, persistAuthorization: false,
-  tryItOutEnabled: true, defaultModelsExpandDepth: 0});</script>
+<script>
+const old = location.search === "?v2";
+SwaggerUIBundle({url: old ? "/api/v2/doc" : "/api/doc", dom_id: "#page", deepLinking: true,
+  persistAuthorization: false, tryItOutEnabled: true, defaultModelsExpandDepth: 0});</script>
 </body></html>
 """
 

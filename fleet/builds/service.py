@@ -124,6 +124,14 @@ class BuildService:
     async def receive_upload(self, build_id: str, expires: int, signature: str, chunks: AsyncIterator[bytes]) -> Build:
         """Take the ZIP's bytes and begin processing. A transfer that breaks off changes nothing: PUT again."""
         verify_upload(fleet_secret(self._settings.home), build_id, expires, signature, time.time())
+        return await self._take_upload(build_id, chunks)
+
+    async def upload(self, project_id: str, name: str, chunks: AsyncIterator[bytes]) -> Build:
+        """A new version from bytes that the caller's own request brings. If they break off, it will fail."""
+        build = await self.request_upload(project_id, name, None)
+        return await self._take_upload(build.build_id, chunks)
+
+    async def _take_upload(self, build_id: str, chunks: AsyncIterator[bytes]) -> Build:
         file = self._upload_file(build_id)
         # Held until the commit, and the state is looked at inside: nobody can change a file that is being processed.
         with UploadLock(file):
@@ -183,6 +191,23 @@ class BuildService:
                 raise Conflict(f"The build failed: {build.error} Ask for a new upload URL and upload it again.")
             await self._restart(build, "failed")
         return await self.get(project_id, build_id)
+
+    async def stored(self, build_id: str) -> bool:
+        """An object store says that a build's ZIP is complete: process it, unless that has begun. True if it did now.
+
+        Not scoped to a project: who calls this knows the fleet's own secret.
+        """
+        async with self._store.read() as session:
+            build = await session.get(Build, build_id)
+        if build is None or build.status != "uploading" or not self._upload_file(build_id).exists():
+            return False
+        try:
+            lock = UploadLock(self._upload_file(build_id))
+        except Conflict:  # its upload is still coming in, and will begin the processing
+            return False
+        with lock:
+            await self._restart(build, "uploading")
+        return True
 
     async def _restart(self, build: Build, status: str) -> None:
         values = {"status": "processing", "error": None, "lease_until": None}

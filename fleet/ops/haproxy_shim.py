@@ -21,7 +21,8 @@ from pathlib import Path
 PR_SET_PDEATHSIG = 1
 # Serve's 16 KB make an upload cost one wake-up of the replica for each.
 BUFFER_BYTES = 131072
-BACK_PRESSURE = "    http-request set-header x-request-disconnect-disabled ?1 if { path_beg /upload/ }"
+UPLOADS = "{ path_beg /upload/ } or { path_end /v2/builds/builds/upload /v2/builds/builds/upload/ }"
+BACK_PRESSURE = f"    http-request set-header x-request-disconnect-disabled ?1 if {UPLOADS}"
 # Replicas see only this proxy; what a client sends under that name is replaced.
 CLIENT = "    http-request set-header x-fleet-client %[src]"
 

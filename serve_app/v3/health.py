@@ -16,7 +16,6 @@ class HealthOut(BaseModel):
 
 
 @router.get("/api/health", response_model=HealthOut, responses=errors(), summary="Health")
-@router.get("/health", include_in_schema=False)
 async def health(context: Context) -> Response:
     """`ok` while this replica can read its database. Needs no key."""
     await context.check()

@@ -1,0 +1,43 @@
+"""All routes of v2, and their own description at /api/v2/doc: version 3's does not name them."""
+
+from functools import cache
+from typing import Any
+
+from fastapi import APIRouter
+from fastapi.openapi.utils import get_openapi
+from starlette.responses import Response
+
+from serve_app.json import json_response
+from serve_app.v2 import builds, projects, servers, storage
+from serve_app.v2.face import PREFIX
+
+TITLE = "Fleet API, version 2"
+DESCRIPTION = """\
+For clients that speak PlayFlow's version 2; new ones should use version 3 (`/api/doc`). Each path answers under `/v2/…`
+too, with or without a trailing slash. Every answer carries `Deprecation` and a `Link` to the call that replaces it.
+
+An error is `{"error","detail","status","message"}`, a 422 `{"detail":[{"loc","msg","type"}]}`.
+"""
+
+described = APIRouter()
+for _part in (servers, builds, storage, projects):
+    described.include_router(_part.router)
+
+all_routes = APIRouter()
+all_routes.include_router(described)
+
+
+@cache
+def openapi() -> dict[str, Any]:
+    return get_openapi(
+        title=TITLE,
+        version="2.0.0",
+        description=DESCRIPTION,
+        routes=described.routes,
+        separate_input_output_schemas=False,
+    )
+
+
+@all_routes.get(f"{PREFIX}/doc")
+async def document() -> Response:
+    return json_response(openapi())
