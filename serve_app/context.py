@@ -9,6 +9,7 @@ from sqlmodel import literal, select
 from fleet.builds.service import BuildService
 from fleet.catalog import Catalog
 from fleet.pools.service import PoolService
+from fleet.projects.plans import plan_book
 from fleet.projects.service import ProjectService
 from fleet.servers.service import Regions, ServerService
 from fleet.settings import FleetSettings
@@ -35,9 +36,10 @@ class AppContext:
     def make(
         cls, settings: FleetSettings, store: Store, catalog: Catalog, builds: BuildService, regions: Regions
     ) -> "AppContext":
-        servers = ServerService(store, regions, builds, catalog, settings.servers)
+        plans = plan_book(settings.plans_config)
+        servers = ServerService(store, regions, builds, catalog, settings.servers, plans)
         projects = ProjectService(store)
-        pools = PoolService(projects, regions, catalog, settings.servers)
+        pools = PoolService(projects, regions, catalog, settings.servers, plans)
         return cls(settings, store, catalog, projects, builds, servers, regions, pools)
 
     async def check(self) -> None:

@@ -52,6 +52,8 @@ def head_environment(home: Home, settings: FleetSettings) -> dict[str, str]:
     }
     if settings.node_config:
         environment["FLEET_NODE_CONFIG"] = str(settings.node_config.resolve())
+    if settings.plans_config:
+        environment["FLEET_PLANS_CONFIG"] = str(settings.plans_config.resolve())
     return ray_environment(home, settings) | environment | proxy_environment(home.run_dir / "proxy")
 
 

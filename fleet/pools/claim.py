@@ -7,7 +7,7 @@ from typing import Any
 @dataclass(frozen=True, slots=True)
 class ClaimCall:
     """A start that a warm server may serve. `op_id` makes it one effect however often it is sent; `request_id` is for
-    the journal."""
+    the journal. `once`: others may send the same op and go cold with it meanwhile, so look for that too."""
 
     op_id: str
     project_id: str
@@ -20,3 +20,4 @@ class ClaimCall:
     ttl: int | None = None
     auto_restart: bool = False
     request_id: str = ""
+    once: bool = False

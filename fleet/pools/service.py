@@ -8,11 +8,12 @@ import structlog
 
 from fleet.catalog import Catalog
 from fleet.errors import FleetError, NotFound
-from fleet.pools.config import PoolConfig, pooled_regions
+from fleet.pools.config import pooled_regions
 from fleet.projects.model import Principal
+from fleet.projects.plans import PlanBook, check_pools
 from fleet.projects.service import ProjectService
 from fleet.projects.settings import SettingsChange
-from fleet.servers.limits import Unprocessable, check_environment, check_ports
+from fleet.servers.limits import check_environment, check_ports
 from fleet.settings import ServerLimits
 from fleet.store.tables import Project
 
@@ -29,8 +30,11 @@ class PoolRegions(Protocol):
 class PoolService:
     """All calls are scoped to the caller's project."""
 
-    def __init__(self, projects: ProjectService, regions: PoolRegions, catalog: Catalog, limits: ServerLimits) -> None:
+    def __init__(
+        self, projects: ProjectService, regions: PoolRegions, catalog: Catalog, limits: ServerLimits, plans: PlanBook
+    ) -> None:
         self._projects = projects
+        self._plans = plans
         self._regions = regions
         self._catalog = catalog
         self._limits = limits
@@ -41,7 +45,7 @@ class PoolService:
         check_environment(change.get("environment_variables") or {}, self._limits)
         config = change.get("pool_config")
         if config is not None:
-            check_pool_plan(caller, config)
+            check_pools(self._plans.get(caller.plan), config)
         project, before = await self._projects.change_settings(caller.project_id, change)
         concerned = pooled_regions(before) | pooled_regions(project.settings)
         await self._regions.pools_changed(sorted(concerned), caller.project_id)
@@ -71,9 +75,3 @@ class PoolService:
                 if pool["compute_size"] == size and build in (None, pool["build"]):
                     return pool
         raise NotFound(f"The project has no pool {where}/{size[:64]}. Pools are set in pool_config.", error="No pool")
-
-
-def check_pool_plan(caller: Principal, config: PoolConfig) -> None:
-    """What the caller's plan forbids of pools. The one place where pools meet plans."""
-    if caller.plan == "free" and config.enabled:
-        raise Unprocessable("The free plan has no pools. Send enabled false, or change the plan.", field="pool_config")

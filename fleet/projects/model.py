@@ -43,6 +43,8 @@ class Principal:
     valid_until: float
     settings: dict[str, Any] = field(default_factory=dict[str, Any], repr=False)
     changed_at: int = 0
+    suspended: bool = False
+    out_of_budget: bool = False  # and set to stop new starts then
 
     @property
     def is_server(self) -> bool:

@@ -11,14 +11,14 @@ import uuid
 from typing import Any, cast
 
 from sqlalchemy import delete
-from sqlmodel import col, select
+from sqlmodel import col, exists, select
 
-from fleet.errors import NotFound, Unauthorized
+from fleet.errors import Forbidden, NotFound, Unauthorized
 from fleet.events.journal import project_event
 from fleet.projects.model import KeyKind, NewProject, Principal
 from fleet.projects.settings import SettingsChange, changed
 from fleet.store.engine import Store
-from fleet.store.tables import ApiKey, Project
+from fleet.store.tables import ApiKey, Budget, Project
 from fleet.times import now_ms
 
 PREFIX: dict[KeyKind, str] = {"server": "pf_", "client": "pfclient_"}
@@ -51,6 +51,8 @@ class ProjectService:
         principal = await self._remembered(key) if len(key) <= MAX_KEY_LENGTH else None
         if principal is None:
             raise Unauthorized("This key is unknown. Copy it again from the project.", error="Invalid API key")
+        if principal.suspended:
+            raise Forbidden("This project is suspended by the fleet's operator. Ask there.", error="Project suspended")
         return principal
 
     async def _remembered(self, key: str) -> Principal | None:
@@ -74,19 +76,29 @@ class ProjectService:
         return principal is None or changed_at is None or changed_at == principal.changed_at
 
     async def _look_up(self, digest: str, until: float) -> Principal | None:
-        query = select(ApiKey, Project).join(Project).where(col(ApiKey.hash) == digest)
+        used_up = col(Budget.stopped) & col(Budget.hard_stop)
+        spent = exists(select(Budget.project_id).where(col(Budget.project_id) == col(Project.id), used_up))
+        query = select(ApiKey, Project, spent).join(Project).where(col(ApiKey.hash) == digest)
         async with self._store.read() as session:
             row = (await session.exec(query)).first()
         if row is None:
             return None
-        key, project = row
+        key, project, out_of_budget = row
         if key.expires_at is not None:
             left_s = (key.expires_at - now_ms()) / 1000
             if left_s <= 0:
                 return None
             until = min(until, time.monotonic() + left_s)
-        kind = cast(KeyKind, key.kind)
-        return Principal(project.id, kind, project.plan, until, project.settings or {}, project.updated_at)
+        return Principal(
+            project_id=project.id,
+            kind=cast(KeyKind, key.kind),
+            plan=project.plan,
+            valid_until=until,
+            settings=project.settings or {},
+            changed_at=project.updated_at,
+            suspended=project.suspended_at is not None or project.deleted_at is not None,
+            out_of_budget=bool(out_of_budget),
+        )
 
     async def rotate(self, project_id: str, kind: KeyKind) -> str:
         """Replace the project's key of that kind; the old one stops working at once here, in seconds elsewhere."""

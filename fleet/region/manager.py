@@ -25,6 +25,7 @@ from fleet.node.model import Drain, Hello, RunView
 from fleet.node.runtime import LogLine, RunKey
 from fleet.pools.claim import ClaimCall
 from fleet.region.feed import Want
+from fleet.region.once import Once
 from fleet.region.parts import Hooks, Parts
 from fleet.region.plan import current, plan, plan_server
 from fleet.settings import get_settings
@@ -72,6 +73,8 @@ class RegionManager:
         self._leases, self._scaler, self._preparation = parts.leases, parts.scaler, parts.preparation
         self._executor, self._pools, self._forecasting = parts.executor, parts.pools, parts.forecasting
         self._memory = parts.memory
+        self._starts = Once[dict[str, Any]]()
+        self._pools.starting = self._starts.__contains__
         await self._load()
         self._leases.adopt()
         self._scaler.begin()
@@ -102,7 +105,11 @@ class RegionManager:
         return await getattr(self, method)(*arguments)
 
     async def start(self, values: dict[str, Any]) -> dict[str, Any]:
-        """Accept a server; answers once its row, with host ports where a node has them, is on disk."""
+        """Accept a server; answers once its row, with host ports where a node has them, is on disk. One id, one
+        server: a replica, and others for the same match, may ask again at any time."""
+        return await self._starts.do(values["instance_id"], lambda: self._start(values))
+
+    async def _start(self, values: dict[str, Any]) -> dict[str, Any]:
         server = row_of(Server, values)
         known = self._books.live.get(server.instance_id)
         if known is not None:
@@ -113,6 +120,8 @@ class RegionManager:
         self._preparation.started(server.build_id)
         self._forecasting.started(server.compute_size)
         placed = await self._wait_for_room(server)
+        if (claimed := await self._pools.claimed_by(server.instance_id)) is not None:
+            return claimed
         now = now_ms()
         server.step, server.step_at, server.launched_at, server.start_kind = "queued", now, now, "cold"
         # Repeated after a crash: the first try's run had no row, so it has been told to stop. It is not this one.
@@ -188,13 +197,7 @@ class RegionManager:
         server = self._alive(instance_id)
         if server.last_op != op_id:
             self._executor.new_generation(
-                server,
-                now_ms(),
-                "restart_requested",
-                {},
-                last_op=op_id,
-                crashes=[],
-                **values,
+                server, now_ms(), "restart_requested", {}, last_op=op_id, crashes=[], **values
             )
             if self._executor.find_node(server) is not None:
                 await self._executor.place_and_launch(server)
@@ -212,15 +215,7 @@ class RegionManager:
                 raise NotFound(f"There is no server '{instance_id}'.", error="Server not found")
             return row_values(stored)
         if server.status != "stopped":
-            self._executor.end(
-                server,
-                now_ms(),
-                reason,
-                "SHUTDOWN_SIGNAL",
-                detail or "",
-                None,
-                gone=False,
-            )
+            self._executor.end(server, now_ms(), reason, "SHUTDOWN_SIGNAL", detail or "", None, gone=False)
         await self._commit()
         self._reconcile(server)
         return row_values(server)

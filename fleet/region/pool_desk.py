@@ -20,6 +20,7 @@ from fleet.node.model import RunView
 from fleet.pools.claim import ClaimCall
 from fleet.pools.explain import explain
 from fleet.pools.pool import Pool
+from fleet.projects.plans import plan_book
 from fleet.region.books import Books
 from fleet.region.execute import Executor
 from fleet.region.metrics import RegionMetrics
@@ -67,7 +68,11 @@ class PoolDesk:
         self._draining = draining
         self._plan_one = plan_one
         self._metrics = metrics
-        self.keeper = PoolKeeper(region, PoolStore(store, region), books, settings.pools, self, executor.queued.append)
+        self.starting: Callable[[str], bool] = lambda _: False  # whether a cold start of that id is under way
+        plans = plan_book(settings.plans_config)
+        self.keeper = PoolKeeper(
+            region, PoolStore(store, region, plans), books, settings.pools, self, executor.queued.append
+        )
 
     async def load(self) -> None:
         """Before the first command: the pools, and where each of their servers stands."""
@@ -76,7 +81,8 @@ class PoolDesk:
     async def claim(self, calls: list[ClaimCall]) -> list[dict[str, Any] | None]:
         """The row of the warm server that each call has now, on disk; None where none fits."""
         began = time.perf_counter()
-        given = self.keeper.claim(calls, now_ms())
+        ended = {call.op_id for call in calls if call.once and await self._stored(call.op_id) is not None}
+        given = self._claim(calls, ended)
         crash_point("claim.decided")
         await self._commit()
         crash_point("claim.committed")
@@ -88,6 +94,26 @@ class PoolDesk:
                 self._metrics.started("hot")
                 self._metrics.claimed("frozen" if one.frozen else "hot", time.perf_counter() - began)
         return rows
+
+    def _claim(self, calls: list[ClaimCall], ended: set[str]) -> list[Given | None]:
+        """Nothing for those that have gone cold: their server is the one of their own id."""
+        if not any(call.once for call in calls):
+            return self.keeper.claim(calls, now_ms())
+        cold = {
+            call.op_id
+            for call in calls
+            if call.once and (call.op_id in ended or call.op_id in self._books.live or self.starting(call.op_id))
+        }
+        given = iter(self.keeper.claim([call for call in calls if call.op_id not in cold], now_ms()))
+        return [None if call.op_id in cold else next(given) for call in calls]
+
+    async def claimed_by(self, op_id: str) -> dict[str, Any] | None:
+        """The row of the warm server that a start of this id has been given, if it has."""
+        instance_id = self.keeper.claims.get(op_id)
+        if instance_id is None:
+            return None
+        server = self._books.live.get(instance_id) or await self._stored(instance_id)
+        return row_values(server) if server is not None else None
 
     async def _hand_over(self, call: ClaimCall, given: Given | None) -> dict[str, Any] | None:
         """Wake the game if it is frozen, and tell it whose it is.

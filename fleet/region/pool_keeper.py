@@ -81,7 +81,7 @@ class PoolKeeper:
         self._new_id = new_id
         self._pools: dict[PoolKey, Pool] = {}
         self._where: dict[str, PoolKey] = {}  # unclaimed entries
-        self._claims: OrderedDict[str, str] = OrderedDict()
+        self.claims: OrderedDict[str, str] = OrderedDict()  # op id -> instance id, the newest
         self._learned: dict[PoolKey, dict[str, Any]] = {}
         self._minute_at = now_ms() // MINUTE_MS * MINUTE_MS
         self.closed = False  # the region is being emptied: nothing is ordered any more
@@ -90,7 +90,7 @@ class PoolKeeper:
     async def load(self) -> None:
         """What earlier managers learned, recent claims, the wishes, and the entries among the live rows."""
         self._learned = await self._store.learned()
-        self._claims.update(await self._store.recent_claims(now_ms()))
+        self.claims.update(await self._store.recent_claims(now_ms()))
         await self._read(None)
         for server in list(self._books.live.values()):
             if server.is_pool_server:
@@ -133,7 +133,7 @@ class PoolKeeper:
         given: list[Given | None] = []
         met: dict[PoolKey, list[bool]] = {}
         for call in calls:
-            known = self._claims.get(call.op_id)
+            known = self.claims.get(call.op_id)
             key = (call.project_id, call.compute_size, call.build_name)
             if known is not None or key not in self._pools:
                 given.append(Given(known) if known else None)
@@ -158,15 +158,15 @@ class PoolKeeper:
                 continue
             self._mark(server, call, now)
             pool.claimed += 1
-            self._claims[call.op_id] = server.instance_id
-            while len(self._claims) > _REMEMBERED_CLAIMS:
-                self._claims.popitem(last=False)
+            self.claims[call.op_id] = server.instance_id
+            while len(self.claims) > _REMEMBERED_CLAIMS:
+                self.claims.popitem(last=False)
             return Given(server.instance_id, entry.frozen)
         return None
 
     def give_up(self, op_id: str) -> None:
         """What this call was given cannot be used: it may be given another."""
-        self._claims.pop(op_id, None)
+        self.claims.pop(op_id, None)
 
     def _mark(self, server: Server, call: ClaimCall, now: int) -> None:
         idle_ms = now - (server.started_at or now)

@@ -8,8 +8,10 @@ from pydantic import ValidationError
 from sqlalchemy import delete, insert
 from sqlmodel import and_, col, func, select
 
+from fleet.errors import FleetError
 from fleet.pools.config import PoolKey, PoolWish, wishes
 from fleet.projects.model import project_ports
+from fleet.projects.plans import PlanBook, plan_book
 from fleet.store.commit import Statement, row_values
 from fleet.store.engine import Store
 from fleet.store.tables import Build, PoolMemory, PoolMinute, Project, Server
@@ -32,13 +34,16 @@ class Wished:
 class PoolStore:
     """Reads for one region."""
 
-    def __init__(self, store: Store, region: str) -> None:
+    def __init__(self, store: Store, region: str, plans: PlanBook | None = None) -> None:
         self._store = store
+        self._plans = plans or plan_book()
         self._region = region
 
     async def wished(self, project_id: str | None = None) -> dict[PoolKey, Wished]:
-        """Every project's pools here, or one project's."""
-        query = select(Project).where(col(Project.settings).is_not(None))
+        """Every project's pools here, or one project's: what its settings wish and its plan has, while it may start."""
+        query = select(Project).where(
+            col(Project.settings).is_not(None), col(Project.suspended_at).is_(None), col(Project.deleted_at).is_(None)
+        )
         if project_id is not None:
             query = query.where(col(Project.id) == project_id)
         async with self._store.read() as session:
@@ -47,16 +52,20 @@ class PoolStore:
         for project in projects:
             settings = project.settings or {}
             ports: list[dict[str, Any]] = [dict(port) for port in project_ports(settings)]
-            for wish in self._wishes(project.id, settings):
+            for wish in self._wishes(project):
                 found[wish.key] = Wished(wish, settings.get("environment_variables") or {}, ports)
         return found
 
-    def _wishes(self, project_id: str, settings: dict[str, Any]) -> list[PoolWish]:
+    def _wishes(self, project: Project) -> list[PoolWish]:
         try:
-            return wishes(project_id, settings, self._region)
+            plan = self._plans.get(project.plan)
+            found = wishes(project.id, project.settings, self._region) if plan.pools else []
+            return [wish for wish in found if plan.has_size(wish.compute_size)]
         except (ValidationError, ValueError) as error:  # stored by another version of this software
-            log.error("pool_config is not valid any more", project=project_id, error=str(error))
-            return []
+            log.error("pool_config is not valid any more", project=project.id, error=str(error))
+        except FleetError as error:
+            log.error("the project's plan is not known", project=project.id, plan=project.plan, error=error.detail)
+        return []
 
     async def newest_builds(self, names: set[tuple[str, str]]) -> dict[tuple[str, str], tuple[str, int]]:
         """(project, build name) -> (id, version) of the newest ready build."""

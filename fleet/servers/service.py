@@ -4,22 +4,24 @@ Nothing here writes a server. A command is checked here (bounds, build, ownershi
 writer of that region, behind `Regions`.
 """
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Protocol, cast
 
 from sqlmodel import col, or_
 
 from fleet.catalog import Catalog, ComputeSize
-from fleet.errors import Conflict, Forbidden, NotFound
+from fleet.errors import Conflict, FleetError, NotFound
 from fleet.node.runtime import LogLine
 from fleet.operation import new_id
 from fleet.pools.claim import ClaimCall
 from fleet.pools.config import is_pooled
 from fleet.pools.spec import pool_spec
 from fleet.projects.model import PortConfig, Principal, project_ports
+from fleet.projects.plans import Plan, PlanBook, check_start, effective_ttl
 from fleet.projects.scope import count_of, owned
 from fleet.servers import limits as check
+from fleet.servers.admission import Admission
 from fleet.servers.model import (
     ListQuery,
     LogPage,
@@ -95,9 +97,17 @@ class ServerService:
     """All calls are scoped to the caller's project: another project's server is `NotFound`."""
 
     def __init__(
-        self, store: Store, regions: Regions, builds: BuildResolver, catalog: Catalog, limits: ServerLimits
+        self,
+        store: Store,
+        regions: Regions,
+        builds: BuildResolver,
+        catalog: Catalog,
+        limits: ServerLimits,
+        plans: PlanBook,
     ) -> None:
         self._store = store
+        self._plans = plans
+        self._admission = Admission(store)
         self._regions = regions
         self._builds = builds
         self._catalog = catalog
@@ -124,10 +134,13 @@ class ServerService:
             return list(servers.all()), total
 
     async def start(self, caller: Principal, request: StartRequest) -> Server:
-        """Check the request; returns a warm server of the region's pool, else a launching one with its ports."""
-        check_plan(caller, request)
-        wanted = await self._prepare(caller, request)
-        if not request.startup_args and is_pooled(caller.settings, wanted.region, wanted.size.name):
+        """Check the request; returns a warm server of the region's pool, else a launching one with its ports.
+
+        With the setting `unique_match` and a match_id: the match's server, if it has one already."""
+        return await self._admitted(caller, request, self._begin)
+
+    async def _begin(self, wanted: "Wanted", pooled: bool) -> Server:
+        if pooled and not wanted.request.startup_args:
             warm = await self._regions.claim(wanted.region, wanted.claim())
             if warm is not None:
                 return warm
@@ -135,10 +148,11 @@ class ServerService:
 
     async def claim(self, caller: Principal, request: StartRequest) -> Server:
         """A warm server or nothing: Conflict if none stands ready."""
-        check_plan(caller, request)
-        wanted = await self._prepare(caller, request)
+        return await self._admitted(caller, request, self._claim)
+
+    async def _claim(self, wanted: "Wanted", pooled: bool) -> Server:
         where = f"{wanted.region}/{wanted.size.name}"
-        if not is_pooled(caller.settings, wanted.region, wanted.size.name):
+        if not pooled:
             raise Conflict(
                 f"The project has no pool in {where}. Set pool_config in the project's settings, or use "
                 "POST /servers/start.",
@@ -153,7 +167,30 @@ class ServerService:
             )
         return warm
 
-    async def _prepare(self, caller: Principal, request: StartRequest) -> "Wanted":
+    async def _admitted(
+        self, caller: Principal, request: StartRequest, begin: Callable[["Wanted", bool], Awaitable[Server]]
+    ) -> Server:
+        """Begin what the plan allows and the project's match does not have yet."""
+        plan = self._plans.get(caller.plan)
+        check_start(plan, request.compute_size, out_of_budget=caller.out_of_budget)
+        wanted = await self._prepare(caller, request, plan)
+        counted = plan.max_servers is not None or wanted.once
+        if counted:
+            admitted = await self._admission.admit(wanted, plan)
+            if admitted.server is not None:
+                return admitted.server
+            wanted = admitted.wanted
+        try:
+            server = await begin(wanted, plan.pools and is_pooled(caller.settings, wanted.region, wanted.size.name))
+        except FleetError as error:
+            if counted and error.status < 500:  # else it may have begun
+                await self._admission.failed(wanted)
+            raise
+        if counted:
+            await self._admission.became(wanted, server)
+        return server
+
+    async def _prepare(self, caller: Principal, request: StartRequest, plan: Plan) -> "Wanted":
         region = self._catalog.region(request.region)
         size = self._catalog.size(request.compute_size)
         project_environment: dict[str, str] = caller.settings.get("environment_variables") or {}
@@ -161,8 +198,18 @@ class ServerService:
         ports = request.port_configs if request.port_configs is not None else project_ports(caller.settings)
         self._check(request.startup_args, request.custom_data, environment, ports, request.ttl)
         build = await self._builds.resolve(caller.project_id, request.version_tag, request.version)
-        ttl = effective_ttl(caller, size, request.ttl)
-        return Wanted(new_id(), caller.project_id, region.id, size, build, request, environment, ports, ttl)
+        return Wanted(
+            instance_id=new_id(),
+            project_id=caller.project_id,
+            region=region.id,
+            size=size,
+            build=build,
+            request=request,
+            environment=environment,
+            ports=ports,
+            ttl=effective_ttl(plan, size, request.ttl),
+            once=bool(request.match_id) and bool(caller.settings.get("unique_match")),
+        )
 
     def _check(
         self,
@@ -207,11 +254,12 @@ class ServerService:
             values.get("port_configs"),
             values.get("ttl"),
         )
-        size = self._catalog.size(server.compute_size)
+        size, plan = self._catalog.size(server.compute_size), self._plans.get(caller.plan)
+        check_start(plan, size.name, out_of_budget=False)  # it has its place already, so only what it is counts
         if size.persistent:
             values["auto_restart"] = True
-        if "ttl" in values:
-            values["ttl"] = effective_ttl(caller, size, values["ttl"])
+        if "ttl" in values or plan.ttl is not None:
+            values["ttl"] = effective_ttl(plan, size, values.get("ttl"))
         if "version_tag" in values or "version" in values:
             tag = values.get("version_tag") or server.version_tag
             build = await self._builds.resolve(caller.project_id, tag, values.get("version"))
@@ -274,6 +322,7 @@ class Wanted:
     environment: dict[str, str] = field(repr=False)
     ports: list[PortConfig]
     ttl: int | None
+    once: bool = False  # the project's match may have one server only
 
     @property
     def auto_restart(self) -> bool:
@@ -292,6 +341,7 @@ class Wanted:
             match_id=self.request.match_id,
             ttl=self.ttl,
             auto_restart=self.auto_restart,
+            once=self.once,
         )
 
     def row(self) -> Server:
@@ -319,19 +369,4 @@ class Wanted:
             updated_at=now,
             launched_at=now,
             step_at=now,
-        )
-
-
-def effective_ttl(caller: Principal, size: ComputeSize, asked: int | None) -> int | None:
-    """Seconds until the server is stopped, or None: persistent sizes never are, the free plan always after 1 h."""
-    if size.persistent:
-        return None
-    return 3600 if caller.plan == "free" else asked
-
-
-def check_plan(caller: Principal, request: StartRequest) -> None:
-    """What the caller's plan forbids. The one place where starts meet plans."""
-    if caller.plan == "free" and request.compute_size != "small":
-        raise Forbidden(
-            f"The free plan is limited to compute_size 'small', not '{request.compute_size[:64]}'.", error="Plan limit"
         )

@@ -206,9 +206,9 @@ def make_schema(path: Path) -> None:
     path.write_bytes(_empty_database())
 
 
-async def open_api(folder: Path, database_url: str | None = None) -> Api:
+async def open_api(folder: Path, database_url: str | None = None, plans: Path | None = None) -> Api:
     """An app of its own in `folder`, with two projects and one ready build in each; default: over SQLite."""
-    settings = FleetSettings(home=folder, database_url=database_url)
+    settings = FleetSettings(home=folder, database_url=database_url, plans_config=plans)
     (folder / "fleet-id").write_text("unit")
     if database_url is None:
         make_schema(folder / "fleet.db")

@@ -108,17 +108,6 @@ async def test_wrong_settings_change_nothing(api: Api, wrong: dict[str, Any]) ->
     assert api.regions.told == []
 
 
-async def test_the_free_plan_has_no_pools(api: Api) -> None:
-    async with api.store.write() as session:
-        project = await session.get(type(await api.app.state.context.projects.settings(api.project.project_id)),
-                                    api.project.project_id)  # fmt: skip
-        assert project is not None
-        project.plan = "free"
-    answer = await api.call("POST", SETTINGS, json={"pool_config": POOL})
-    assert answer.status_code == 422
-    assert "free plan" in answer.text
-
-
 async def test_settings_are_for_the_server_key(api: Api) -> None:
     for method, path in (
         ("GET", SETTINGS),

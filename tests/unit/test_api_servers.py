@@ -160,15 +160,6 @@ async def test_a_build_that_is_not_ready_is_a_conflict(api: Api) -> None:
     assert answer.status_code == 409
 
 
-async def test_the_free_plan_is_limited(api: Api) -> None:
-    async with api.store.write() as session:
-        project = (await session.exec(select(Project).where(Project.id == api.project.project_id))).one()
-        project.plan = "free"
-    refused = await api.call("POST", "/api/v3/servers/start", json={**api.start_body, "compute_size": "large"})
-    assert refused.status_code == 403
-    assert (await api.start(ttl=7200))["ttl"] == 3600
-
-
 async def test_the_list_shows_running_servers_in_pages(api: Api) -> None:
     launching = await api.start()
     ids = {(await api.running(name=f"match {n}"))["instance_id"] for n in range(5)}
