@@ -52,6 +52,14 @@ class RestartPolicy(BaseModel):
     window_s: float = 300.0
 
 
+class RateLimits(BaseModel):
+    """How often a key may ask, in any second. 0: as often as it likes. A project's plan may say otherwise."""
+
+    reads_per_s: int = Field(default=100, ge=0)
+    writes_per_s: int = Field(default=10, ge=0)
+    unknown_keys_per_minute: int = Field(default=60, ge=0, description="that one address may try")
+
+
 class PoolSettings(BaseModel):
     refill_at_once: int = Field(default=8, description="pool servers of a region that boot at the same time")
 
@@ -138,6 +146,7 @@ class FleetSettings(BaseSettings):
     scaling: Scaling = Scaling()
     bundle_limits: BundleLimits = BundleLimits()
     pools: PoolSettings = PoolSettings()
+    limits: RateLimits = RateLimits()
     simulated: SimulatedSettings = SimulatedSettings()
 
     @property

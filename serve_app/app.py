@@ -5,6 +5,9 @@ from ray import serve
 
 from fleet.builds.service import BuildService
 from fleet.catalog import load_catalog
+from fleet.limits.door import windows_of_this_node
+from fleet.limits.limiter import open_limiter
+from fleet.limits.windows import counts_folder
 from fleet.region.client import RegionClient
 from fleet.region.scrape import ManagerScrape, ray_targets
 from fleet.settings import FleetSettings, get_settings
@@ -52,6 +55,7 @@ class Api:
             metrics=HttpMetrics(settings.home / "metrics"),
             managers=ManagerScrape(),
             ray_targets=ray_targets,
+            limiter=open_limiter(settings, windows_of_this_node(settings), counts_folder(settings.home)),
             echo_request_id=False,
         )
 

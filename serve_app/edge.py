@@ -1,7 +1,8 @@
 """The outermost layer, plain ASGI so that streams stay streams.
 
-It gives each request its id, answers repeated reads from the cache, bounds JSON bodies while they stream in, takes
-paths with a trailing slash, counts, logs, and turns a fault into the one error shape.
+It gives each request its id, counts it against its key's limit, answers repeated reads from the cache, bounds JSON
+bodies while they stream in, takes paths with a trailing slash, measures, logs, and turns a fault into the one error
+shape.
 """
 
 import time
@@ -10,12 +11,14 @@ from typing import Any
 import structlog
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fleet.projects.model import Principal
 from fleet.telemetry.metrics import HttpMetrics
 from fleet.telemetry.request_id import accept_request_id, bind_request_id
 from serve_app.errors import error_response
+from serve_app.limits import FREE, Gatekeeper
 from serve_app.read_cache import Kept, Key, ReadCache
 
 log = structlog.get_logger(__name__)
@@ -24,16 +27,23 @@ MAX_BODY = 1024 * 1024
 KEEP = "fleet.keep_until"  # set in the scope by handlers whose answer depends on the database alone
 UPLOAD_PREFIX = "/upload/"
 UPLOAD_V2 = "/api/v2/builds/builds/upload"
-CLIENT_HEADER = "x-fleet-client"  # the address that HAProxy saw, set by it alone (fleet/ops/haproxy_shim.py)
+_SAFE = [
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+    (b"referrer-policy", b"no-referrer"),
+]
 _LIVE = (b"wait_for", b"follow")  # reads that wait for what comes
 
 
 class Edge:
     """`echo_id`: put x-request-id on the response; off where the server before us (Ray Serve) does."""
 
-    def __init__(self, app: ASGIApp, cache: ReadCache, metrics: HttpMetrics, echo_id: bool) -> None:
+    def __init__(
+        self, app: ASGIApp, cache: ReadCache, metrics: HttpMetrics, gatekeeper: Gatekeeper, echo_id: bool
+    ) -> None:
         self.app = app
         self.cache = cache
+        self.gatekeeper = gatekeeper
         self.metrics = metrics
         self.echo_id = echo_id
 
@@ -42,7 +52,16 @@ class Edge:
             await self.app(scope, receive, send)
             return
         exchange = _Exchange(scope, send, self.metrics, self.echo_id)
-        key = _cache_key(scope)
+        key = _header(scope, b"api-key")
+        if key is not None and not scope["path"].startswith(FREE):
+            _, refusal = await self.gatekeeper.admit(scope, key, exchange.extra)
+            if refusal is not None:
+                await exchange.refuse(refusal)
+                return
+        await self._answer(exchange, receive, key)
+
+    async def _answer(self, exchange: "_Exchange", receive: Receive, api_key: bytes | None) -> None:
+        key = _cache_key(exchange.scope, api_key)
         version = self.cache.look() if key else None
         if key is None or version is None:
             await self._serve(exchange, receive)
@@ -83,11 +102,11 @@ class _Exchange:
 
     def __init__(self, scope: Scope, send: Send, metrics: HttpMetrics, echo_id: bool) -> None:
         self.scope = scope
-        self.request_id = accept_request_id(_header(scope, b"x-request-id"))
+        self.request_id = accept_request_id((_header(scope, b"x-request-id") or b"").decode("latin-1"))
         self.status = 0
         self._send = send
         self._metrics = metrics
-        self._echo = [(b"x-request-id", self.request_id.encode())] if echo_id else []
+        self.extra = [*_SAFE, (b"x-request-id", self.request_id.encode())] if echo_id else [*_SAFE]
         self._started = time.perf_counter()
         self._headers: list[tuple[bytes, bytes]] = []
         self._body: bytes | None = None
@@ -96,7 +115,7 @@ class _Exchange:
         if message["type"] == "http.response.start":
             self.status = message["status"]
             self._headers = list(message.get("headers", []))
-            message = {**message, "headers": [*self._headers, *self._echo]}
+            message = {**message, "headers": [*self._headers, *self.extra]}
         elif message["type"] == "http.response.body" and not message.get("more_body"):
             self._body = message.get("body", b"")
         await self._send(message)
@@ -109,9 +128,14 @@ class _Exchange:
 
     async def replay(self, kept: Kept) -> None:
         self.status = 200
-        await self._send({"type": "http.response.start", "status": 200, "headers": [*kept.headers, *self._echo]})
+        await self._send({"type": "http.response.start", "status": 200, "headers": [*kept.headers, *self.extra]})
         await self._send({"type": "http.response.body", "body": kept.body})
         self._metrics.observe(self.scope["method"], kept.route, 200, time.perf_counter() - self._started)
+
+    async def refuse(self, response: Response) -> None:
+        """Answer without serving. Not logged: a key that asks too often would fill the disk."""
+        await response(self.scope, _no_receive, self.send)
+        self._metrics.observe(self.scope["method"], "refused", self.status, time.perf_counter() - self._started)
 
     async def fault(self, error: Exception) -> None:
         log.error("request_failed", path=self.scope["path"], method=self.scope["method"], exc_info=error)
@@ -129,20 +153,17 @@ class _Exchange:
             log.info("request", method=method, route=route, status=self.status, ms=round(seconds * 1000, 2))
 
 
-def _cache_key(scope: Scope) -> Key | None:
+def _cache_key(scope: Scope, api_key: bytes | None) -> Key | None:
     query = scope["query_string"]
-    if scope["method"] != "GET" or any(word in query for word in _LIVE):
+    if api_key is None or scope["method"] != "GET" or any(word in query for word in _LIVE):
         return None
-    for name, value in scope["headers"]:
-        if name == b"api-key":
-            return value, scope["path"], query
-    return None
+    return api_key, scope["path"], query
 
 
-def _header(scope: Scope, wanted: bytes) -> str | None:
+def _header(scope: Scope, wanted: bytes) -> bytes | None:
     for name, value in scope["headers"]:
         if name == wanted:
-            return value.decode("latin-1")
+            return value
     return None
 
 

@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager, suppress
 
 from fastapi import APIRouter, FastAPI
 
+from fleet.limits.limiter import Limiter, open_limiter
 from fleet.telemetry.metrics import HttpMetrics
 from fleet.telemetry.scrape import Managers, NoManagers, Scrape
 from serve_app import metrics as metrics_routes
@@ -13,6 +14,7 @@ from serve_app import reference
 from serve_app.context import AppContext
 from serve_app.edge import Edge
 from serve_app.errors import install_error_handlers
+from serve_app.limits import Gatekeeper
 from serve_app.metrics import Targets
 from serve_app.read_cache import ReadCache
 from serve_app.v2 import document
@@ -40,6 +42,7 @@ def create_app(
     metrics: HttpMetrics | None = None,
     managers: Managers | None = None,
     ray_targets: Targets = list,
+    limiter: Limiter | None = None,
     echo_request_id: bool = True,
 ) -> FastAPI:
     """The ASGI app over the services of `context`, which it closes when it ends.
@@ -63,7 +66,8 @@ def create_app(
     app.state.scrape = Scrape(metrics, context.store, context.catalog, managers or NoManagers(), home)
     app.state.ray_targets = ray_targets
     cache = ReadCache(context.store.data_version)
-    app.add_middleware(Edge, cache=cache, metrics=metrics, echo_id=echo_request_id)
+    gatekeeper = Gatekeeper(limiter or open_limiter(context.settings), context.projects)
+    app.add_middleware(Edge, cache=cache, metrics=metrics, gatekeeper=gatekeeper, echo_id=echo_request_id)
     install_error_handlers(app)
     app.add_middleware(LegacyFace)  # the last one added is outermost
     return app

@@ -5,10 +5,12 @@ left (no manager answered) are stopped by their labels; the next start finds the
 4. The run folder goes, its logs are kept. 5. The container engine stops, if this fleet started it.
 """
 
+import shutil
 from collections.abc import Callable
 
 import structlog
 
+from fleet.limits.windows import counts_folder
 from fleet.ops.engine import stop_engine
 from fleet.ops.head import forget_head, read_head, run_module, tail
 from fleet.ops.home import Home
@@ -31,6 +33,7 @@ def shut_down(home: Home, settings: FleetSettings, report: Callable[[str], None]
         log.warning("left_games_stopped", count=left)
     forget_head(home)
     keep_ray_logs(home)
+    shutil.rmtree(counts_folder(home.path), ignore_errors=True)
     engine = stop_engine(home, report)
     log.info("fleet_down", processes=ended, left_games=left, engine_stopped=engine)
     return found or bool(left) or bool(ended) or engine

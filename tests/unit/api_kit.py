@@ -22,7 +22,7 @@ from fleet.pools.claim import ClaimCall
 from fleet.projects.model import NewProject
 from fleet.projects.service import create_project
 from fleet.servers.model import LogPage, RestartChanges, UsageSeries
-from fleet.settings import FleetSettings
+from fleet.settings import FleetSettings, RateLimits
 from fleet.store.engine import Store
 from fleet.store.tables import Build, Server, ServerEvent
 from fleet.times import now_ms
@@ -206,9 +206,15 @@ def make_schema(path: Path) -> None:
     path.write_bytes(_empty_database())
 
 
-async def open_api(folder: Path, database_url: str | None = None, plans: Path | None = None) -> Api:
+# Tests of other things ask faster than the defaults allow.
+GENEROUS = RateLimits(reads_per_s=100_000, writes_per_s=100_000, unknown_keys_per_minute=100_000)
+
+
+async def open_api(
+    folder: Path, database_url: str | None = None, plans: Path | None = None, limits: RateLimits = GENEROUS
+) -> Api:
     """An app of its own in `folder`, with two projects and one ready build in each; default: over SQLite."""
-    settings = FleetSettings(home=folder, database_url=database_url, plans_config=plans)
+    settings = FleetSettings(home=folder, database_url=database_url, plans_config=plans, limits=limits)
     (folder / "fleet-id").write_text("unit")
     if database_url is None:
         make_schema(folder / "fleet.db")

@@ -1,0 +1,91 @@
+"""How often a key may ask, at the door: before the cache, so that kept answers count too and say what is left."""
+
+import math
+
+import structlog
+from starlette.responses import Response
+from starlette.types import Scope
+
+from fleet.errors import FleetError, Unauthorized
+from fleet.limits.limiter import Gate, Limiter
+from fleet.limits.windows import Taken
+from fleet.projects.service import ProjectService
+from serve_app.errors import error_response
+
+log = structlog.get_logger(__name__)
+
+Headers = list[tuple[bytes, bytes]]
+CLIENT_HEADER = "x-fleet-client"  # the address that HAProxy saw, set by it alone (fleet/ops/haproxy_shim.py)
+# These need no project's key; whoever sends one all the same is not counted.
+FREE = ("/api/health", "/health", "/metrics", "/api/doc", "/api/reference", "/upload/", "/api/admin/")
+_CLIENT = CLIENT_HEADER.encode()
+_READS = frozenset({"GET", "HEAD", "OPTIONS"})
+
+
+class Gatekeeper:
+    """Lets a request in, or says why not."""
+
+    def __init__(self, limiter: Limiter, projects: ProjectService) -> None:
+        self._limiter = limiter
+        self._projects = projects
+
+    async def admit(self, scope: Scope, key: bytes, extra: Headers) -> tuple[Gate | None, Response | None]:
+        """The key's gate, none if nobody's (the app then says so), and the refusal if there is one. Headers that tell
+        the limit go into `extra`."""
+        gate = self._limiter.gate(key)
+        if gate is None:
+            address = client_of(scope)
+            wait = self._limiter.tried_too_often(key, address)
+            if wait:
+                return None, _refusal(scope, wait, "Too many unknown keys have come from this address.")
+            gate = await self._look_up(key, address)
+            if gate is None:
+                return None, None
+        write = scope["method"] not in _READS
+        limit = gate.quota.writes if write else gate.quota.reads
+        if not limit:
+            return gate, None
+        taken = self._limiter.try_take(gate, write) or await self._limiter.take(gate, write)
+        extra += limit_headers(limit, taken)
+        if taken.granted:
+            return gate, None
+        what = "writes" if write else "reads"
+        return gate, _refusal(scope, taken.retry_s, f"This key may send {limit} {what} per second.")
+
+    async def _look_up(self, key: bytes, address: str) -> Gate | None:
+        try:
+            caller = await self._projects.authenticate(key.decode("latin-1"))
+        except Unauthorized:
+            self._limiter.shut(key)
+            self._limiter.failed(address)
+        except FleetError:
+            self._limiter.shut(key)
+        except Exception as error:
+            # The app looks the key up too, and answers what then goes wrong.
+            log.warning("key_not_looked_up", error=repr(error))
+        else:
+            return self._limiter.open(key, caller)
+        return None
+
+
+def limit_headers(limit: int, taken: Taken) -> Headers:
+    return [
+        (b"x-ratelimit-limit", b"%d" % limit),
+        (b"x-ratelimit-remaining", b"%d" % taken.remaining),
+        (b"x-ratelimit-reset", b"%d" % math.ceil(taken.reset_s)),
+    ]
+
+
+def client_of(scope: Scope) -> str:
+    """The address that calls, as the proxy before us saw it."""
+    for name, value in scope["headers"]:
+        if name == _CLIENT:
+            return value.decode("latin-1")
+    client = scope.get("client")
+    return client[0] if client else ""
+
+
+def _refusal(scope: Scope, wait_s: float, why: str) -> Response:
+    seconds = max(1, math.ceil(wait_s))
+    headers = {"retry-after": str(seconds)}
+    return error_response(429, "Too many requests", f"{why} Try again in {seconds} s.", headers)
