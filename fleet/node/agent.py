@@ -7,6 +7,7 @@ pending agent and takes it back when the agent is gone. All work is in `fleet.no
 import asyncio
 import os
 import socket
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,9 @@ from fleet.node.notice import SUFFIX, listen
 from fleet.node.runtime import BuildRef, LaunchSpec, LogLine, Port, RunKey
 from fleet.node.slot import take_slot
 from fleet.node.tenure import Tenure
-from fleet.settings import get_settings
+from fleet.node.tls_proxy import ProxyPlace, TlsProxy, tls_folder
+from fleet.ops.haproxy import find_haproxy
+from fleet.settings import FleetSettings, get_settings
 from fleet.telemetry.logs import setup_logging
 
 log = structlog.get_logger(__name__)
@@ -139,6 +142,7 @@ class NodeAgent(Agent):
         slot = await asyncio.to_thread(take_slot, settings.home / "agents", region, str(ray_context.get_actor_id()))
         scope = region if slot == 0 else f"{region}+{slot}"
         runtime = await choose_runtime(settings, scope)
+        share, tls = tls_of(share, settings, scope, runtime.name)
         store = open_artefacts(settings)
         self._bundles = BundleCache(settings.bundles, scope, settings.bundle_limits)
 
@@ -162,6 +166,7 @@ class NodeAgent(Agent):
             keep_log,
             settings.node,
             tenure=Tenure(str(ray_context.get_node_id()), scope),
+            tls=tls,
         )
         super().__init__(node, archive)
         await node.start()
@@ -183,6 +188,14 @@ class NodeAgent(Agent):
                 await asyncio.to_thread(self._bundles.make_room)
             except OSError:  # the next round tries again
                 log.exception("bundles could not be looked after")
+
+
+def tls_of(share: NodeShare, settings: FleetSettings, scope: str, runtime: str) -> tuple[NodeShare, TlsProxy | None]:
+    """What ends TLS for a node's games, and the share without TLS ports where nothing can."""
+    binary = find_haproxy() if runtime != "simulated" and share.tls_ports else None
+    if binary is None:
+        return (share if runtime == "simulated" else replace(share, tls_ports=0)), None
+    return share, TlsProxy(ProxyPlace(tls_folder(settings.home, scope), settings.home, binary, settings.tls), share)
 
 
 async def sweep(archive: LogArchive) -> None:

@@ -27,7 +27,7 @@ def sandbox_config(
     place: RuntimePlace, image: str, name: str, bind_host: str, ports: tuple[Port, ...]
 ) -> dict[str, Any]:
     """Body of the engine's create call. Every wall that a game has, and smaller."""
-    told = [[port.internal, port.external, port.protocol] for port in ports]
+    told = [port.numbers() for port in ports]
     memory = 16 << 20
     return {
         "Image": image,

@@ -18,6 +18,7 @@ from fleet.node.runtime import LaunchSpec, Port, RunKey
 GAME, BUNDLE, CONFIG, TMP = "/game", "/bundle", "/playflow", "/tmp"
 NETWORK = "fleet.network"  # label: the sandbox whose network a game has joined
 DOOR = "fleet.door"  # label: where the game finds its node
+LOOPBACK = "127.0.0.1"  # where a game is published whose TLS the node ends
 SOCKET, UNIX = "agent.sock", "unix"
 GAME_USER = "1000:1000"
 _PORT_TAKEN = ("port is already allocated", "address already in use")
@@ -87,7 +88,7 @@ def container_config(spec: LaunchSpec, image: ImageFacts, host: Host) -> dict[st
 
 
 def labels_of(spec: LaunchSpec, fleet_id: str) -> dict[str, str]:
-    ports = [[port.name, port.internal, port.external, port.protocol] for port in spec.ports]
+    ports = [[port.name, *port.numbers()] for port in spec.ports]
     network = {NETWORK: spec.network} if spec.network else {}
     return (
         spec.labels
@@ -183,7 +184,9 @@ def _network(spec: LaunchSpec) -> dict[str, Any]:
 
 
 def port_bindings(ports: tuple[Port, ...], host: str) -> dict[str, Any]:
-    return {port_key(port): [{"HostIp": host, "HostPort": str(port.external)}] for port in ports}
+    return {
+        port_key(port): [{"HostIp": LOOPBACK if port.tls else host, "HostPort": str(port.published)}] for port in ports
+    }
 
 
 def is_port_taken(message: str) -> bool:
@@ -194,7 +197,7 @@ def is_port_taken(message: str) -> bool:
 def taken_ports(message: str, ports: tuple[Port, ...]) -> tuple[Port, ...]:
     """The ports of the spec that the engine's message names; all of them if it names none."""
     numbers = {int(number) for number in re.findall(r":(\d+)(?=[ :])", message)}
-    return tuple(port for port in ports if port.external in numbers) or ports
+    return tuple(port for port in ports if port.published in numbers) or ports
 
 
 def _limit(name: str, value: int) -> dict[str, Any]:

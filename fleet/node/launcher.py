@@ -1,7 +1,7 @@
 """A run's way from the order to open ports: the build, the container on free ports, the wait for the game."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from dataclasses import replace
 from typing import Any, Protocol, TypeVar
 
@@ -9,7 +9,7 @@ import structlog
 
 from fleet.errors import FleetError
 from fleet.node.model import RunState
-from fleet.node.ports import PortAllocator
+from fleet.node.node_ports import NodePorts
 from fleet.node.prepare import Preparer
 from fleet.node.run import Run, waiting_for
 from fleet.node.runtime import (
@@ -43,16 +43,37 @@ class Told(Protocol):
     def leave_network(self, run: Run) -> None: ...
 
 
+class TlsEnd(Protocol):
+    """What ends TLS for games (`tls_proxy.py`)."""
+
+    def serves(self, port: int) -> bool: ...
+
+    async def open(self, ports: Iterable[Port]) -> None: ...
+
+    async def adopt(self, needed: bool) -> None: ...
+
+    async def close(self) -> None: ...
+
+    async def end(self) -> None: ...
+
+
 class Launcher:
+    """`tls` is None where nothing ends TLS: such games have no TLS ports, or do not run at all (simulation)."""
+
     def __init__(
-        self, runtime: Runtime, ports: PortAllocator, fetch: Callable[[BuildRef], Awaitable[None]], told: Told
+        self,
+        runtime: Runtime,
+        ports: NodePorts,
+        fetch: Callable[[BuildRef], Awaitable[None]],
+        told: Told,
+        tls: TlsEnd | None,
     ) -> None:
-        self._runtime, self._ports, self._fetch, self._told = runtime, ports, fetch, told
+        self._runtime, self._ports, self._fetch, self._told, self._tls = runtime, ports, fetch, told, tls
         self.preparer = Preparer(self._make_ready)
 
     def reserve(self, key: RunKey, wanted: tuple[Port, ...]) -> tuple[Port, ...]:
         """Host ports for a run that has no warm network."""
-        return tuple(replace(port, external=self._ports.take(str(key))) for port in wanted)
+        return self._ports.give_all(wanted, str(key))
 
     async def launch(self, run: Run, spec: LaunchSpec) -> None:
         """To the end, whatever it is: the run then runs, or has failed and its reason is told."""
@@ -82,6 +103,8 @@ class Launcher:
     async def _create(self, run: Run, spec: LaunchSpec) -> tuple[Port, ...]:
         for _ in range(_PORT_ATTEMPTS):
             try:
+                if self._tls is not None and any(port.tls for port in spec.ports):
+                    await self._tls.open(spec.ports)
                 await patiently(lambda spec=spec: self._runtime.launch(spec))
                 return spec.ports
             except NetworkLost as lost:
@@ -90,8 +113,9 @@ class Launcher:
             except PortTaken as taken:
                 log.warning("host port taken by something else", run=str(spec.key), error=str(taken))
                 for port in taken.ports or spec.ports:
-                    self._ports.exclude(port.external)
+                    self._ports.exclude(port)
                 self._ports.release(str(spec.key))
+                self._told.leave_network(run)
             spec = replace(spec, network=None, ports=self.reserve(spec.key, spec.ports))
             self._told.tell(run, ports=spec.ports)
         raise LaunchFailed("STARTUP_FAILURE_PORTS", "No free host port could be found on the node.")

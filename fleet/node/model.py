@@ -47,7 +47,8 @@ class RunView:
 class NodeShare:
     """What a node gives to its region. Host ports are [port_first, port_last). A node on a machine of its own
     puts what it has in the place of the fields named in `auto`. `takes`: all, shared or dedicated sizes;
-    `overcommit`: how many times over its cores are promised to shared sizes."""
+    `overcommit`: how many times over its cores are promised to shared sizes. The last two times `tls_ports` ports are
+    for games whose TLS the node ends: first those that players come to, then as many on the loopback, one for each."""
 
     memory_mb: int
     cores: float
@@ -59,6 +60,12 @@ class NodeShare:
     takes: Literal["all", "shared", "dedicated"] = "all"
     overcommit: float = inf
     auto: tuple[str, ...] = ()
+    tls_ports: int = 0
+
+    @property
+    def ports(self) -> int:
+        """How many ordinary ports there are."""
+        return self.port_last - self.port_first - 2 * self.tls_ports
 
 
 @dataclass(frozen=True, slots=True)

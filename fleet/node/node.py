@@ -15,10 +15,11 @@ from typing import Any
 import structlog
 
 from fleet.errors import Fenced, NotFound
-from fleet.node.launcher import Launcher, patiently
+from fleet.node.launcher import Launcher, TlsEnd, patiently
 from fleet.node.model import Drain, Hello, NodeShare, Page, RunState, RunView
+from fleet.node.node_ports import NodePorts
 from fleet.node.outbox import Outbox
-from fleet.node.ports import PortAllocator, is_free
+from fleet.node.ports import is_free
 from fleet.node.run import Run, start_refused, waiting_for
 from fleet.node.runtime import (
     BuildRef,
@@ -54,17 +55,19 @@ class Node:
         habits: NodeSettings,
         free: Callable[[str, int], bool] = is_free,
         tenure: Tenure | None = None,
+        tls: TlsEnd | None = None,
     ) -> None:
         self.node_id = node_id
         self.share = share
         self.tenure = tenure or Tenure()
         self._runtime = runtime
         self._archive = archive
-        self._ports = PortAllocator(share.port_first, share.port_last, share.bind_host, free=free)
+        self._tls = tls
+        self._ports = NodePorts(share, free, *([tls.serves] if tls else []))
         self._runs: dict[RunKey, Run] = {}
         self._habits = habits
         self._outbox = Outbox()
-        self._launcher = Launcher(runtime, self._ports, fetch, self)
+        self._launcher = Launcher(runtime, self._ports, fetch, self, tls)
         self._sampler = Sampler(self._running, runtime.usage, habits.usage_every_s)
         self._warm = WarmNetworks(runtime.networks, self._ports, habits.warm_networks, self._busy, self._spawn)
         self._boot_id = secrets.token_hex(8)
@@ -76,6 +79,8 @@ class Node:
         await patiently(self._runtime.start)
         self._spawn(self._follow_exits())
         seen = await patiently(self._runtime.list)
+        if self._tls is not None:
+            await self._tls.adopt(any(port.tls for run in seen if run.running for port in run.ports))
         await patiently(lambda: self._warm.adopt({run.network for run in seen if run.running and run.network}))
         for observed in seen:
             self._adopt(observed)
@@ -91,6 +96,8 @@ class Node:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._tls is not None:
+            await (self._tls.end() if self.tenure.retired else self._tls.close())
         await self._runtime.close()
 
     # Commands of the manager ------------------------------------------------------------------------------------
@@ -335,7 +342,7 @@ class Node:
         if seen.running:
             run.network = seen.network
             for port in seen.ports if seen.network is None else ():  # else its network holds them
-                self._ports.adopt(port.external, str(seen.key))
+                self._ports.adopt(port, str(seen.key))
             run.task = self._spawn(self._launcher.until_ready(run, seen.ports))
             self._spawn(patiently(lambda: self._runtime.serve(seen.key)))
         else:

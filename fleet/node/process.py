@@ -127,9 +127,9 @@ class ProcessRuntime:
             run = self._folder(spec.key)
             if run.alive() or run.ended():
                 return
-            taken = tuple(port for port in spec.ports if not is_free(spec.bind_host, port.external))
+            taken = tuple(port for port in spec.ports if not is_free(spec.bind_host, port.published))
             if taken:
-                raise PortTaken(taken, f"in use: {', '.join(str(port.external) for port in taken)}")
+                raise PortTaken(taken, f"in use: {', '.join(str(port.published) for port in taken)}")
             await self._make(spec, files, run)
 
     async def _make(self, spec: LaunchSpec, files: Path, run: RunFolder) -> None:
@@ -151,16 +151,17 @@ class ProcessRuntime:
         game = run.game_pid()
         if not game:
             return Readiness(missing=spec_ports)
-        outside = {port.external: port for port in spec_ports}
+        outside = {port.published: port for port in spec_ports}
         try:
             inodes = socket_inodes(run.shim_pid())
             seen = readiness_of(
-                Path(f"/proc/{game}/net"), [replace(port, internal=port.external) for port in spec_ports], inodes
+                Path(f"/proc/{game}/net"), [replace(port, internal=port.published) for port in spec_ports], inodes
             )
         except OSError:  # ended meanwhile
             return Readiness(missing=spec_ports)
-        missing = tuple(outside[port.external] for port in seen.missing)
-        loopback = tuple(outside[port.external] for port in seen.loopback)
+        missing = tuple(outside[port.published] for port in seen.missing)
+        # The proxy that ends TLS comes from the same loopback.
+        loopback = tuple(outside[port.published] for port in seen.loopback if not port.tls)
         # Published on the loopback only, a game on the loopback is where its players look for it.
         published = run.description().get("bind_host", "")
         return Readiness(missing, () if published.startswith("127.") or published == "::1" else loopback)

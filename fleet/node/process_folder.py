@@ -174,12 +174,12 @@ def run_description(spec: LaunchSpec, run: RunFolder, fleet_id: str, door: str) 
     """run.json: what the keeper starts, and what a restarted agent must know."""
     folder = run.path / "game" / spec.build.root
     executable = executable_of(spec.build)
-    arguments = game_arguments(spec.startup_args, {port.name: port.external for port in spec.ports})
+    arguments = game_arguments(spec.startup_args, {port.name: port.published for port in spec.ports})
     return {
         "fleet_id": fleet_id,
         "region": spec.region,
         "labels": spec.labels,
-        "ports": [[port.name, port.internal, port.external, port.protocol] for port in spec.ports],
+        "ports": [[port.name, *port.numbers()] for port in spec.ports],
         "bind_host": spec.bind_host,
         "memory_mb": spec.memory_mb,
         "cpus": spec.cpus,
@@ -201,7 +201,7 @@ def _environment(spec: LaunchSpec, run: RunFolder) -> dict[str, str]:
         "TMPDIR": str(run.path / "tmp"),
         "PLAYFLOW_CONFIG": str(run.beside_executable(spec.build) / CONFIG_FILE),
     }
-    ports = {f"PLAYFLOW_PORT_{port_variable(port.name)}": str(port.external) for port in spec.ports}
+    ports = {f"PLAYFLOW_PORT_{port_variable(port.name)}": str(port.published) for port in spec.ports}
     return defaults | spec.environment | ports
 
 

@@ -17,12 +17,28 @@ Proto = Literal["udp", "tcp"]
 
 @dataclass(frozen=True, slots=True)
 class Port:
-    """A published port: `internal` inside the container, `external` on the host."""
+    """A published port: `internal` inside the container, `external` on the host, where players come.
+
+    `tls`: players come by TLS, which the node ends (`tls_proxy.py`); the game itself is published at `plain`, on the
+    host's loopback only.
+    """
 
     name: str
     internal: int
     external: int
     protocol: Proto
+    tls: bool = False
+    plain: int = 0
+
+    @property
+    def published(self) -> int:
+        """The host port that leads straight to the game."""
+        return self.plain if self.tls else self.external
+
+    def numbers(self) -> list[Any]:
+        """For labels and files: `Port(name, *numbers)` is the port again."""
+        found: list[Any] = [self.internal, self.external, self.protocol]
+        return [*found, self.tls, self.plain] if self.tls else found
 
 
 @dataclass(frozen=True, slots=True)

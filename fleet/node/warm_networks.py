@@ -1,9 +1,9 @@
 """A few networks ready for the next launches, of the shapes that this node has launched lately.
 
-A shape is what must be the same: the host's address, and protocol and number of each internal port in order. A network
-holds its host ports in the node's allocator under its own name until it is dropped, so after its game's end they are
-given again only when the engine has really freed them. Networks are made one at a time, and only while no launch is
-under way: refilling never slows what somebody waits for.
+A shape is what must be the same: the host's address, and protocol, number and TLS of each internal port in order. A
+network holds its host ports in the node's allocator under its own name until it is dropped, so after its game's end
+they are given again only when the engine has really freed them. Networks are made one at a time, and only while no
+launch is under way: refilling never slows what somebody waits for.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ from typing import Any
 import structlog
 
 from fleet.errors import FleetError
-from fleet.node.ports import PortAllocator
+from fleet.node.node_ports import NodePorts
 from fleet.node.runtime import EngineUnavailable, LaunchSpec, Network, Networks, Port, PortTaken, Proto
 
 log = structlog.get_logger(__name__)
@@ -28,11 +28,11 @@ _ALIVE_S, _RETRY_S = 15.0, 5.0
 @dataclass(frozen=True, slots=True)
 class Shape:
     bind_host: str
-    ports: tuple[tuple[int, Proto], ...]
+    ports: tuple[tuple[int, Proto, bool], ...]
 
 
 def shape_of(bind_host: str, ports: Iterable[Port]) -> Shape:
-    return Shape(bind_host, tuple((port.internal, port.protocol) for port in ports))
+    return Shape(bind_host, tuple((port.internal, port.protocol, port.tls) for port in ports))
 
 
 def wanted(recent: Sequence[Shape], count: int) -> Counter[Shape]:
@@ -54,7 +54,7 @@ class WarmNetworks:
     def __init__(
         self,
         networks: Networks | None,
-        ports: PortAllocator,
+        ports: NodePorts,
         count: int,
         busy: Callable[[], bool],
         spawn: Callable[[Coroutine[Any, Any, None]], object],
@@ -71,7 +71,7 @@ class WarmNetworks:
         """Networks of an earlier life: those in use by running games stay theirs, others are ready, or go."""
         for network in await self._any.list() if self._any else ():
             for port in network.ports:
-                self._ports.adopt(port.external, network.name)
+                self._ports.adopt(port, network.name)
             if network.name in in_use:
                 self._recent.append(shape_of(network.bind_host, network.ports))
             elif network.taken or self._networks is None:
@@ -92,7 +92,7 @@ class WarmNetworks:
                 del self._ready[name]
                 self._networks.take(name)
                 pairs = zip(spec.ports, network.ports, strict=True)
-                ports = tuple(replace(port, external=made.external) for port, made in pairs)
+                ports = tuple(replace(port, external=made.external, plain=made.plain) for port, made in pairs)
                 return replace(spec, ports=ports, network=name)
         return None
 
@@ -158,11 +158,11 @@ class WarmNetworks:
     async def _make(self, networks: Networks, shape: Shape) -> None:
         name = f"fleet-net-{secrets.token_hex(6)}"
         try:
-            ports = tuple(Port("", number, self._ports.take(name), proto) for number, proto in shape.ports)
+            ports = self._ports.give_all([Port("", number, 0, proto, tls) for number, proto, tls in shape.ports], name)
             await networks.make(name, shape.bind_host, ports)
         except PortTaken as taken:
             for port in taken.ports:
-                self._ports.exclude(port.external)
+                self._ports.exclude(port)
             self._ports.release(name)
             return
         except Exception:

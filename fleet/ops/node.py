@@ -17,6 +17,7 @@ from pathlib import Path
 
 import structlog
 
+from fleet.node.tls_proxy import end_all_proxies
 from fleet.ops.engine import ensure_engine
 from fleet.ops.head import OBJECT_STORE_BYTES, START_TIMEOUT_S, child_environment, ray_environment, tail
 from fleet.ops.home import Home, OpsError, free_ports, make_run_dir, read_json, write_private
@@ -97,6 +98,7 @@ def leave(home: Home, settings: FleetSettings, report: Report) -> bool:
     resources: dict[str, float] = (read_json(home.path / "node.json") or {}).get("resources", {})
     regions = {found[1] for name in resources if (found := _RESOURCE.fullmatch(name))}
     stopped = stop_left_games(settings.fleet_id, settings, regions)
+    end_all_proxies(home.path, regions)
     log.info("node_left", processes=ended, games=stopped)
     return bool(ended or stopped)
 

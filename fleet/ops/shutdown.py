@@ -1,7 +1,8 @@
 """Take a fleet down in order. Idempotent, and right after any crash: it looks at what is there, not at what should be.
 
 1. Managers stop all game servers, so that rows and events say so. 2. Ray, Serve and the proxy end. 3. Games that are
-left (no manager answered) are stopped by their labels; the next start finds their rows and says that they were lost.
+left (no manager answered) are stopped by their labels, and the proxies that ended TLS for them; the next start finds
+their rows and says that they were lost.
 4. The run folder goes, its logs are kept. 5. The container engine stops, if this fleet started it.
 """
 
@@ -11,6 +12,7 @@ from collections.abc import Callable
 import structlog
 
 from fleet.limits.windows import counts_folder
+from fleet.node.tls_proxy import end_all_proxies
 from fleet.ops.engine import stop_engine
 from fleet.ops.head import forget_head, read_head, run_module, tail
 from fleet.ops.home import Home
@@ -31,12 +33,13 @@ def shut_down(home: Home, settings: FleetSettings, report: Callable[[str], None]
     left = stop_left_games(home.fleet_id, settings)
     if left:
         log.warning("left_games_stopped", count=left)
+    proxies = end_all_proxies(home.path)
     forget_head(home)
     keep_ray_logs(home)
     shutil.rmtree(counts_folder(home.path), ignore_errors=True)
     engine = stop_engine(home, report)
-    log.info("fleet_down", processes=ended, left_games=left, engine_stopped=engine)
-    return found or bool(left) or bool(ended) or engine
+    log.info("fleet_down", processes=ended, left_games=left, tls_proxies=proxies, engine_stopped=engine)
+    return found or bool(left or proxies or ended) or engine
 
 
 def _stop_servers(home: Home, settings: FleetSettings, report: Callable[[str], None]) -> bool:

@@ -34,6 +34,7 @@ class NodeClass:
     takes: Takes = "all"
     cost_per_hour: float = 0.0
     lead_time_s: float = 60.0
+    tls_ports: int = ANY_PORTS
 
     def room(self, node_id: str) -> Room:
         """An empty node of this class."""
@@ -43,6 +44,7 @@ class NodeClass:
             self.cores,
             overcommit=self.overcommit,
             ports=self.ports,
+            tls_ports=self.tls_ports,
             takes=self.takes,
         )
 

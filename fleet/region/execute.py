@@ -88,14 +88,17 @@ class Executor:
     def demand(self, server: Server) -> Demand:
         size = self._catalog.size(server.compute_size)
         idle = server.is_pool_server and server.pool_claimed_at is None
+        ports = server.port_configs or ()
+        tls = sum(bool(port.get("tls_enabled")) for port in ports)
         return Demand(
             server.instance_id,
             size.memory_mb,
             size.cpus if size.dedicated else 0.0,
             0.0 if size.dedicated else size.cpus,
-            len(server.port_configs or ()),
+            len(ports) - tls,
             server.pool_spec if idle else None,
             server.build_id,
+            tls,
         )
 
     def find_node(self, server: Server) -> str | None:

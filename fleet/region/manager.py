@@ -28,6 +28,7 @@ from fleet.region.feed import Want
 from fleet.region.once import Once
 from fleet.region.parts import Hooks, Parts
 from fleet.region.plan import current, plan, plan_server
+from fleet.region.queue import no_room
 from fleet.settings import get_settings
 from fleet.store.commit import row_of, row_values, take_epoch
 from fleet.store.engine import Store
@@ -142,17 +143,14 @@ class RegionManager:
         if self._executor.find_node(server) is not None:
             return True
         waited_until = asyncio.get_running_loop().time() + _NODE_WAIT_S
-        with self._scaler.waiting(self._executor.demand(server)):
+        demand = self._executor.demand(server)
+        with self._scaler.waiting(demand):
             while (left := waited_until - asyncio.get_running_loop().time()) > 0:
                 short = await self._scaler.reviewed()
                 if self._executor.find_node(server) is not None:
                     return True
                 if server.instance_id in short:
-                    raise Conflict(
-                        f"Region {self._region} has no room for another '{server.compute_size}' server (capacity "
-                        "limit). Stop a server, choose a smaller compute_size, or try again later.",
-                        error="Capacity limit reached",
-                    )
+                    raise no_room(self._region, server.compute_size, demand)
                 await self._leases.wait_change(left)
         return False
 

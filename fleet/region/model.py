@@ -28,6 +28,7 @@ class NodeView:
     node_class: str = "shared"
     overcommit: float = inf
     ports: int = ANY_PORTS
+    tls_ports: int = ANY_PORTS
     takes: Takes = "all"
     builds: frozenset[str] = frozenset()
     preparing: frozenset[str] = frozenset()

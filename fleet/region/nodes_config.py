@@ -34,6 +34,17 @@ class PortRange(_Strict):
 
     first: int = Field(default=20000, ge=1024)
     per_region: int = Field(default=900, ge=1)
+    tls: int | None = Field(default=None, ge=0, description="of these, how many games may have by TLS; each takes two")
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if 2 * self.tls_ports > self.per_region:
+            raise ValueError(f"tls is {self.tls}: each takes two of the {self.per_region} ports per region")
+        return self
+
+    @property
+    def tls_ports(self) -> int:
+        return min(100, self.per_region // 4) if self.tls is None else self.tls
 
 
 class NodeOffer(_Strict):
@@ -142,6 +153,7 @@ class NodesConfig(_Strict):
             takes=offer.takes,
             overcommit=_overcommit(offer),
             auto=tuple(name for name in ("memory_mb", "cores") if getattr(offer, name) == "auto"),
+            tls_ports=offer.ports.tls_ports,
         )
 
     def node_classes(self, region: str) -> tuple[NodeClass, ...]:
@@ -169,10 +181,11 @@ class NodesConfig(_Strict):
             offer.max_nodes,
             offer.least,
             share.overcommit,
-            share.port_last - share.port_first,
+            share.ports,
             share.takes,
             offer.cost_per_hour,
             offer.lead_time_s,
+            share.tls_ports,
         )
 
     def _resource(self, name: str, region: str) -> str:

@@ -4,8 +4,8 @@ Best fit: among the nodes with room, the fullest (least memory left), so that no
 Draining nodes take nothing. Two wishes come before fullness: the idle entries of one pool stand on several nodes, so
 that no node's death takes a whole pool, and a server goes where its build is already present.
 
-Room has three measures: memory, cores, host ports. Dedicated sizes own cores; shared sizes take a share of them, as
-many times over as the node's `overcommit` allows.
+Room has four measures: memory, cores, host ports, host ports with TLS. Dedicated sizes own cores; shared sizes take a
+share of them, as many times over as the node's `overcommit` allows.
 """
 
 from bisect import bisect_left, insort
@@ -34,6 +34,7 @@ class Demand:
     ports: int = 0
     pool: str | None = None
     build_id: str | None = None
+    tls_ports: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +55,14 @@ class Room:
     pools: Mapping[str, int] = field(default_factory=dict[str, int])
     builds: frozenset[str] = _NOTHING
     preparing: frozenset[str] = _NOTHING
+    tls_ports: int = ANY_PORTS
 
     def fits(self, demand: Demand) -> bool:
         return (
             self.memory_mb >= demand.memory_mb
             and self.cores >= demand.cores + demand.shares / self.overcommit
             and self.ports >= demand.ports
+            and self.tls_ports >= demand.tls_ports
             and not self.draining
             and (self.takes == "all" or (self.takes == "dedicated") == (demand.cores > 0))
             and demand.build_id not in self.preparing
@@ -74,6 +77,7 @@ class Room:
             memory_mb=self.memory_mb - demand.memory_mb,
             cores=self.cores - demand.cores - demand.shares / self.overcommit,
             ports=self.ports - demand.ports,
+            tls_ports=self.tls_ports - demand.tls_ports,
             pools=pools,
         )
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
+from fleet.errors import Conflict
 from fleet.region.placement import Demand
 from fleet.store.tables import Server
 
@@ -58,3 +59,15 @@ class Queue:
         line.pop(instance_id, None)
         if not line:
             del self._lines[shape]
+
+
+def no_room(region: str, compute_size: str, demand: Demand) -> Conflict:
+    """What a caller is told for whose server there is no room and will be none."""
+    tls = ""
+    if demand.tls_ports:
+        tls = f" It needs {demand.tls_ports} TLS ports (`ports.tls` of the node configuration says how many there are)."
+    return Conflict(
+        f"Region {region} has no room for another '{compute_size}' server (capacity limit). Stop a server, choose a "
+        f"smaller compute_size, or try again later.{tls}",
+        error="Capacity limit reached",
+    )

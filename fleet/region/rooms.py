@@ -25,6 +25,11 @@ class Load(NamedTuple):
     shares: float
     ports: int
     pool: str | None
+    tls_ports: int = 0
+
+    def demand(self) -> Demand:
+        """What it would need elsewhere."""
+        return Demand("", self.memory_mb, self.cores, self.shares, self.ports, self.pool, tls_ports=self.tls_ports)
 
 
 Hold = tuple[str, Load]  # node id, what is held there
@@ -38,6 +43,7 @@ class _Used:
     cores: float = 0.0
     shares: float = 0.0
     ports: int = 0
+    tls_ports: int = 0
     idle: Counter[Load] = field(default_factory=Counter[Load])
     servers: set[str] = field(default_factory=set[str])
 
@@ -84,7 +90,7 @@ class Rooms:
         """The idle pool entries on a node, as what they would need elsewhere."""
         self._fresh()
         idle = self._used[node_id].idle if node_id in self._used else Counter[Load]()
-        return tuple(Demand("", *load) for load in idle.elements())
+        return tuple(load.demand() for load in idle.elements())
 
     def unseen(self) -> list[Demand]:
         """What one server needs, of each node that holds servers and has not been heard of."""
@@ -151,6 +157,7 @@ class Rooms:
         used.cores += sign * load.cores
         used.shares += sign * load.shares
         used.ports += sign * load.ports
+        used.tls_ports += sign * load.tls_ports
         if load.pool is not None:
             used.idle[load] += sign
             if not used.idle[load]:
@@ -184,13 +191,15 @@ def room_of(view: NodeView, used: _Used | None = None) -> Room:
         {load.pool: number for load, number in used.idle.items() if load.pool is not None},
         view.builds,
         view.preparing,
+        view.tls_ports - used.tls_ports,
     )
 
 
 def _load_of(demand: Demand) -> Load:
-    return Load(demand.memory_mb, demand.cores, demand.shares, demand.ports, demand.pool)
+    return Load(demand.memory_mb, demand.cores, demand.shares, demand.ports, demand.pool, demand.tls_ports)
 
 
 def _seen(run: RunView) -> Load:
     """What a run that no live row speaks of holds, as its node tells."""
-    return Load(run.memory_mb, run.cores, 0.0, len(run.ports), None)
+    tls = sum(port.tls for port in run.ports)
+    return Load(run.memory_mb, run.cores, 0.0, len(run.ports) - tls, None, tls)

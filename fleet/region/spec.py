@@ -72,7 +72,7 @@ def launch_spec(
 ) -> LaunchSpec:
     """The run of the row's present generation. Host ports are 0 here; the node gives them."""
     limits = settings.servers
-    ports = [Port(p["name"], int(p["internal_port"]), 0, p["protocol"]) for p in server.port_configs or []]
+    ports = [_port(p) for p in server.port_configs or []]
     return LaunchSpec(
         key=current(server),
         region=server.region,
@@ -92,6 +92,11 @@ def launch_spec(
         log_mb=settings.logs.max_mb,
         writable_extra_mb=limits.writable_extra_mb,
     )
+
+
+def _port(declared: dict[str, Any]) -> Port:
+    number, tls = int(declared["internal_port"]), bool(declared.get("tls_enabled"))
+    return Port(declared["name"], number, 0, declared["protocol"], tls)
 
 
 def network_ports(server: Server, ports: tuple[Port, ...], host: str | None) -> list[dict[str, Any]]:

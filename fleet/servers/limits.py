@@ -79,15 +79,8 @@ def check_ports(ports: list[PortConfig], limits: ServerLimits) -> None:
     _unique("name", [port["name"] for port in ports])
     _unique("internal port", [f"{port['internal_port']}/{port['protocol']}" for port in ports])
     for port in ports:
-        if not port["tls_enabled"]:
-            continue
-        if port["protocol"] != "tcp":
+        if port["tls_enabled"] and port["protocol"] != "tcp":
             raise Unprocessable(f"Port '{port['name']}': tls_enabled needs protocol tcp.", field=_PORTS)
-        raise BadRequest(
-            f"Port '{port['name']}': this fleet does not end TLS yet. Send tls_enabled false and, if players need "
-            "TLS, put a TLS proxy before host:external_port.",
-            error="TLS not available",
-        )
 
 
 def _unique(what: str, values: list[str]) -> None:

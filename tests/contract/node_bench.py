@@ -9,14 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from fleet.node.docker import DockerRuntime
+from fleet.node.agent import tls_of
 from fleet.node.model import NodeShare, RunState, RunView
 from fleet.node.node import Node
 from fleet.node.runtime import BuildRef, Port, RunKey
-from fleet.settings import NodeSettings
+from fleet.settings import FleetSettings, NodeSettings
 from tests import games
-from tests.contract.runtime_stage import HOST, PATIENCE, Stage, engine_problem
+from tests.contract.runtime_stage import HOST, PATIENCE, Stage, engine_problem, make_runtime
 
+GAME = Port("game", 7777, 0, "udp")
 FIRST, LAST = 30400, 30500
 HABITS = NodeSettings(health_every_s=0.1, warm_networks=0, usage_every_s=0.2)
 
@@ -24,9 +25,10 @@ HABITS = NodeSettings(health_every_s=0.1, warm_networks=0, usage_every_s=0.2)
 class Bench:
     """A node under test with a region that polls it."""
 
-    def __init__(self, stage: Stage, habits: NodeSettings = HABITS) -> None:
+    def __init__(self, stage: Stage, habits: NodeSettings = HABITS, tls_ports: int = 0) -> None:
         self.stage = stage
         self.habits = habits
+        self.share = NodeShare(4096, 4.0, FIRST, LAST, HOST, HOST, tls_ports=tls_ports)
         self.archived: list[RunKey] = []
         self.views: list[RunView] = []
 
@@ -37,8 +39,10 @@ class Bench:
         async def archive(key: RunKey) -> None:
             self.archived.append(key)
 
-        share = NodeShare(4096, 4.0, FIRST, LAST, HOST, HOST)
-        self.node = Node("n", share, DockerRuntime(self.stage.place()), fetched, archive, self.habits)
+        runtime = make_runtime(self.stage.kind, self.stage.place())
+        settings = FleetSettings(home=self.stage.folder)
+        share, self.tls = tls_of(self.share, settings, "us-east", runtime.name)
+        self.node = Node("n", share, runtime, fetched, archive, self.habits, tls=self.tls)
         await self.node.start()
         self.hello = self.node.hello(1)
         self.seq = self.hello.seq
@@ -62,8 +66,8 @@ class Bench:
     def state(self, key: RunKey) -> RunState:
         return self.runs()[key].state
 
-    async def running(self, files: games.Files) -> tuple[RunKey, tuple[Port, ...]]:
-        spec = replace(self.stage.spec(self.stage.build(files)), ports=(Port("game", 7777, 0, "udp"),))
+    async def running(self, files: games.Files, port: Port = GAME) -> tuple[RunKey, tuple[Port, ...]]:
+        spec = replace(self.stage.spec(self.stage.build(files)), ports=(port,))
         ports = await self.node.launch(1, spec)
         assert await self.node.launch(1, spec) == ports, "the same launch again is one run"
         view = await self.until(lambda v: v.key == spec.key and v.state in (RunState.RUNNING, RunState.FAILED))
@@ -72,15 +76,19 @@ class Bench:
 
 
 @asynccontextmanager
-async def open_bench(folder: Path, habits: NodeSettings) -> AsyncGenerator[Bench]:
+async def open_bench(
+    folder: Path, habits: NodeSettings, kind: str = "docker", tls_ports: int = 0
+) -> AsyncGenerator[Bench]:
     """A bench with its node; afterwards nothing of it is left."""
-    if problem := await asyncio.to_thread(engine_problem):
+    if kind == "docker" and (problem := await asyncio.to_thread(engine_problem)):
         pytest.skip(f"no container engine: {problem}")
-    stage = Stage("docker", folder / secrets.token_hex(4), None)  # type: ignore[arg-type]
-    bench = Bench(stage, habits)
+    stage = Stage(kind, folder / secrets.token_hex(4), None)  # type: ignore[arg-type]
+    bench = Bench(stage, habits, tls_ports)
     await bench.open()
     yield bench
     await bench.node.close()
+    if bench.tls is not None:
+        await bench.tls.end()
     await stage.open()
     await stage.clear()
     await stage.die()

@@ -10,7 +10,7 @@ import pytest
 
 from fleet.errors import Fenced, NotFound
 from fleet.node.model import RunState
-from fleet.node.ports import PortAllocator
+from fleet.node.node_ports import NodePorts
 from fleet.node.runtime import Port, Readiness, RunKey
 from tests import games
 from tests.contract.node_bench import FIRST, HABITS, LAST, Bench, open_bench
@@ -39,7 +39,8 @@ async def test_a_run_is_told_step_by_step_and_forgotten_only_on_command(bench: B
 
 async def test_a_port_that_something_else_took_is_no_failure(bench: Bench) -> None:
     """The allocator looks before it gives, so the race is made: it believes everything to be free."""
-    bench.node._ports = PortAllocator(FIRST, LAST, HOST, free=lambda _host, _port: True)
+    believing = NodePorts(bench.node.share, lambda _host, _port: True)
+    bench.node._ports = bench.node._launcher._ports = believing
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as thief:
         thief.bind((HOST, FIRST))
         _, ports = await bench.running(games.demo())

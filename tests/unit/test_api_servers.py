@@ -65,6 +65,11 @@ async def test_the_environment_is_kept_but_never_returned(api: Api) -> None:
     assert [p["name"] for p in server["network_ports"]] == ["web"]
 
 
+async def test_a_tls_port_is_shown_as_one(api: Api) -> None:
+    server = await api.start(port_configs=[port("web", 8080, protocol="tcp", tls_enabled=True), port("game")])
+    assert [(p["name"], p["tls_enabled"]) for p in server["network_ports"]] == [("web", True), ("game", False)]
+
+
 async def test_aliases_and_numeric_strings_are_understood(api: Api) -> None:
     server = await api.start(region="south-america", version="1", ttl="120")
     assert (server["region"], server["version"], server["ttl"]) == ("south-america-brazil", 1, 120)
@@ -90,7 +95,6 @@ BAD_STARTS: list[tuple[dict[str, Any], int]] = [
     ({"port_configs": [port(internal_port=65_536)]}, 422),
     ({"port_configs": [port(protocol="sctp")]}, 422),
     ({"port_configs": [port(tls_enabled=True)]}, 422),
-    ({"port_configs": [port(protocol="tcp", tls_enabled=True)]}, 400),
     ({"custom_data": {"x": "y" * 300_000}}, 413),
     ({"custom_data": {"x": "y" * 1_200_000}}, 413),
     ({"custom_data": [1]}, 422),

@@ -97,6 +97,15 @@ def test_the_door_is_never_on_a_port_of_the_game(declared: list[int], first: int
     assert config["Labels"]["fleet.door"] == door
 
 
+def test_a_game_whose_tls_the_node_ends_is_published_on_the_loopback_alone() -> None:
+    ports = (Port("web", 8080, 20500, "tcp", True, 20600), Port("game", 7777, 20000, "udp"))
+    bindings = container_config(spec(ports=ports, bind_host="0.0.0.0"), BASE, HOST)["HostConfig"]["PortBindings"]
+    assert bindings == {
+        "8080/tcp": [{"HostIp": "127.0.0.1", "HostPort": "20600"}],
+        "7777/udp": [{"HostIp": "0.0.0.0", "HostPort": "20000"}],
+    }
+
+
 def test_a_game_on_a_warm_network_publishes_nothing_itself() -> None:
     config = container_config(spec(network="fleet-net-1"), BASE, HOST)
     assert config["HostConfig"]["NetworkMode"] == "container:fleet-net-1"
@@ -109,9 +118,11 @@ def test_a_game_on_a_warm_network_publishes_nothing_itself() -> None:
     names=st.lists(st.text(min_size=1, max_size=20), max_size=5),
     generation=st.integers(1, 10**6),
     protocol=st.sampled_from(["udp", "tcp"]),
+    tls=st.booleans(),
 )
-def test_labels_tell_the_run_again(names: list[str], generation: int, protocol: Any) -> None:
-    ports = tuple(Port(name, 7000 + n, 20000 + n, protocol) for n, name in enumerate(names))
+def test_labels_tell_the_run_again(names: list[str], generation: int, protocol: Any, tls: bool) -> None:
+    plain = 20100 if tls else 0
+    ports = tuple(Port(name, 7000 + n, 20000 + n, protocol, tls, plain and plain + n) for n, name in enumerate(names))
     launched = spec(key=RunKey("i-1", generation), ports=ports, labels={"fleet.id": "forged", "own": "1"})
     labels = labels_of(launched, "f1")
     assert key_of(labels, f"/fleet-f1-i-1-{generation}", "f1") == launched.key
