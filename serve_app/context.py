@@ -11,6 +11,7 @@ from fleet.catalog import Catalog
 from fleet.pools.service import PoolService
 from fleet.projects.plans import plan_book
 from fleet.projects.service import ProjectService
+from fleet.sealing import Sealer
 from fleet.servers.service import Regions, ServerService
 from fleet.settings import FleetSettings
 from fleet.store.engine import Store
@@ -38,7 +39,7 @@ class AppContext:
     ) -> "AppContext":
         plans = plan_book(settings.plans_config)
         servers = ServerService(store, regions, builds, catalog, settings.servers, plans)
-        projects = ProjectService(store)
+        projects = ProjectService(store, Sealer(settings.home, "auth"))
         pools = PoolService(projects, regions, catalog, settings.servers, plans)
         return cls(settings, store, catalog, projects, builds, servers, regions, pools)
 

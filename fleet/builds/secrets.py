@@ -1,38 +1,15 @@
-"""Secrets that builds need: the key that signs upload links, and the one that hides registry logins at rest."""
+"""Secrets that builds need: what signs upload links, and what hides registry logins at rest."""
 
-import base64
 import hashlib
 import hmac
 import json
-import os
-import secrets
-from functools import lru_cache
-from pathlib import Path
 
 from cryptography.fernet import Fernet
 
 from fleet.errors import Forbidden
+from fleet.sealing import Sealer
 from fleet.settings import FleetSettings
 from fleet.store.tables import Build
-
-
-@lru_cache(maxsize=8)
-def fleet_secret(home: Path) -> bytes:
-    """32 random bytes of this fleet, made once; many processes may ask at the same time."""
-    path = home / "secret.key"
-    if not path.exists():
-        beside = home / f".secret.{secrets.token_hex(8)}"
-        with open(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-            file.write(secrets.token_bytes(32))
-            file.flush()
-            os.fsync(file.fileno())  # a key lost in a power cut would turn every stored login into noise
-        try:
-            os.link(beside, path)  # fails if another process was first
-        except FileExistsError:
-            pass
-        finally:
-            beside.unlink()
-    return path.read_bytes()
 
 
 def sign_upload(secret: bytes, build_id: str, expires: int) -> str:
@@ -50,8 +27,7 @@ def verify_upload(secret: bytes, build_id: str, expires: int, signature: str, no
 
 
 def _cipher(settings: FleetSettings) -> Fernet:
-    key = hashlib.sha256(b"registry:" + fleet_secret(settings.home)).digest()
-    return Fernet(base64.urlsafe_b64encode(key))
+    return Sealer(settings.home, "registry").cipher()
 
 
 def hide_credentials(credentials: dict[str, str], settings: FleetSettings) -> str:

@@ -15,11 +15,12 @@ from fleet.builds.artefacts import UploadLock, UploadSink, drop_upload
 from fleet.builds.collect import collect
 from fleet.builds.executable import DEFAULT_EXECUTABLE
 from fleet.builds.pipeline import note, submit
-from fleet.builds.secrets import fleet_secret, hide_credentials, sign_upload, verify_upload
+from fleet.builds.secrets import hide_credentials, sign_upload, verify_upload
 from fleet.errors import BadRequest, Conflict, FleetError, NotFound
 from fleet.events.journal import build_event
 from fleet.operation import new_id
 from fleet.projects.scope import count_of, owned
+from fleet.sealing import fleet_secret
 from fleet.settings import FleetSettings
 from fleet.store.engine import Store
 from fleet.store.tables import Build, BuildLog

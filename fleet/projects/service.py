@@ -16,7 +16,8 @@ from sqlmodel import col, exists, select
 from fleet.errors import Forbidden, NotFound, Unauthorized
 from fleet.events.journal import project_event
 from fleet.projects.model import KeyKind, NewProject, Principal
-from fleet.projects.settings import SettingsChange, changed
+from fleet.projects.settings import SettingsChange, changed, sealed
+from fleet.sealing import Sealer
 from fleet.store.engine import Store
 from fleet.store.tables import ApiKey, Budget, Project
 from fleet.times import now_ms
@@ -38,8 +39,11 @@ def hash_key(key: str) -> str:
 class ProjectService:
     """Looks keys up with a short memory: a changed or revoked key is noticed within `memory_s` seconds."""
 
-    def __init__(self, store: Store, *, memory_s: float = 5.0, max_remembered: int = 10_000) -> None:
+    def __init__(
+        self, store: Store, sealer: Sealer | None = None, *, memory_s: float = 5.0, max_remembered: int = 10_000
+    ) -> None:
         self._store = store
+        self._sealer = sealer
         self._memory_s = memory_s
         self._max = max_remembered
         self._known: dict[str, tuple[float, Principal | None]] = {}
@@ -122,6 +126,10 @@ class ProjectService:
 
     async def change_settings(self, project_id: str, change: SettingsChange) -> tuple[Project, dict[str, Any]]:
         """Apply a checked change; the project as it is now, and the settings it had. Seen elsewhere within seconds."""
+        if self._sealer is not None:
+            change = sealed(change, self._sealer)
+        elif change.get("auth_config"):
+            raise TypeError("without a sealer this service cannot store secrets")
         async with self._store.write() as session:
             project = await session.get(Project, project_id)
             if project is None:

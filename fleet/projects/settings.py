@@ -7,13 +7,23 @@ import orjson
 from fleet.errors import PayloadTooLarge
 from fleet.pools.config import PoolConfig
 from fleet.projects.model import PortConfig
+from fleet.sealing import Sealer
+from fleet.servers.limits import Unprocessable
 
 MAX_PORTS = 10
 MAX_LOBBY_CONFIGS = 20
+MAX_ORIGINS = 50
 MAX_BYTES = 256 * 1024
 HIDDEN = "********"
-# Fields of auth_config that nobody needs to read back.
+# Fields of auth_config that nobody needs to read back. Stored sealed.
 SECRETS = ("secret", "web_api_key", "secret_key")
+# What each provider cannot do without; of a tuple one is enough.
+NEEDS: dict[str, tuple[tuple[str, ...], ...]] = {
+    "none": (),
+    "custom_jwt": (("secret", "jwks_url"),),
+    "playfab": (("title_id",),),
+    "steam": (("app_id",), ("web_api_key",)),
+}
 
 
 class SettingsChange(TypedDict, total=False):
@@ -24,6 +34,23 @@ class SettingsChange(TypedDict, total=False):
     environment_variables: dict[str, str] | None
     pool_config: PoolConfig | None
     lobby_configs: list[dict[str, Any]] | None
+    unique_match: bool | None
+    allowed_origins: list[str] | None
+
+
+def sealed(change: SettingsChange, sealer: Sealer) -> SettingsChange:
+    """The change with its new secrets as they may be stored."""
+    auth = change.get("auth_config")
+    if not auth:
+        return change
+    secrets = {name: sealer.seal(str(auth[name])) for name in SECRETS if auth.get(name) not in (None, "", HIDDEN)}
+    return {**change, "auth_config": auth | secrets}
+
+
+def opened_auth(stored: dict[str, Any], sealer: Sealer) -> dict[str, Any]:
+    """`auth_config` with its secrets in clear, for whoever checks players."""
+    auth = dict[str, Any](stored.get("auth_config") or {"provider": "none"})
+    return auth | {name: sealer.open(auth[name]) for name in SECRETS if auth.get(name)}
 
 
 def changed(stored: dict[str, Any], change: SettingsChange) -> dict[str, Any]:
@@ -34,6 +61,7 @@ def changed(stored: dict[str, Any], change: SettingsChange) -> dict[str, Any]:
             new[part] = value.model_dump(mode="json", exclude_unset=True)
         elif part == "auth_config" and isinstance(value, dict):
             new[part] = _kept_secrets(value, stored.get("auth_config") or {})  # pyright: ignore[reportUnknownArgumentType]
+            _check_auth(new[part])
         else:
             new[part] = value
     size = len(orjson.dumps(new))
@@ -47,6 +75,13 @@ def _kept_secrets(given: dict[str, Any], stored: dict[str, Any]) -> dict[str, An
     return given | kept
 
 
+def _check_auth(auth: dict[str, Any]) -> None:
+    provider = str(auth.get("provider") or "none")
+    for names in NEEDS.get(provider, ()):
+        if not any(auth.get(name) for name in names):
+            raise Unprocessable(f"Provider '{provider}' needs {' or '.join(names)}.", field="auth_config")
+
+
 def shown(stored: dict[str, Any]) -> dict[str, Any]:
     """Every part, with defaults, secrets hidden."""
     auth = dict(stored.get("auth_config") or {"provider": "none"})
@@ -57,4 +92,6 @@ def shown(stored: dict[str, Any]) -> dict[str, Any]:
         "environment_variables": stored.get("environment_variables") or {},
         "pool_config": stored.get("pool_config"),
         "lobby_configs": stored.get("lobby_configs") or [],
+        "unique_match": bool(stored.get("unique_match")),
+        "allowed_origins": stored.get("allowed_origins") or [],
     }

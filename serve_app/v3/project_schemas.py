@@ -2,13 +2,19 @@
 
 from typing import Annotated, Any, Literal, cast
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from fleet.pools.config import PoolConfig
-from fleet.projects.settings import MAX_LOBBY_CONFIGS, MAX_PORTS, SettingsChange, shown
+from fleet.projects.settings import MAX_LOBBY_CONFIGS, MAX_ORIGINS, MAX_PORTS, SettingsChange, shown
 from fleet.store.tables import Project
 from fleet.times import iso
 from serve_app.v3.server_schemas import PortIn
+
+Short = Annotated[str, StringConstraints(min_length=1, max_length=8192)]
+Origin = Annotated[
+    str,
+    StringConstraints(max_length=255, pattern=r"^(\*|https?://([a-z0-9._-]+|\[[0-9a-f:]+\])(:[0-9]{1,5})?)$"),
+]
 
 
 class ProjectPort(PortIn):
@@ -16,10 +22,21 @@ class ProjectPort(PortIn):
 
 
 class AuthConfig(BaseModel):
-    """How player tokens are checked. Further fields depend on the provider."""
+    """How player tokens are checked. `custom_jwt` needs `secret` or `jwks_url`, `playfab` `title_id`, `steam` `app_id`
+    and `web_api_key`."""
 
     model_config = ConfigDict(extra="allow")
     provider: Literal["none", "custom_jwt", "playfab", "steam"] = "none"
+    secret: Short | None = Field(default=None, description="custom_jwt: the shared key. Hidden in answers")
+    jwks_url: Annotated[str, StringConstraints(max_length=2048, pattern=r"^https://[^\s/]+")] | None = Field(
+        default=None, description="custom_jwt: where the public keys are"
+    )
+    issuer: Short | None = Field(default=None, description="custom_jwt: `iss` must be this")
+    audience: Short | list[Short] | None = Field(default=None, description="custom_jwt: `aud` must be, or hold, this")
+    title_id: Short | None = Field(default=None, description="playfab")
+    secret_key: Short | None = Field(default=None, description="playfab. Hidden in answers")
+    app_id: Short | int | None = Field(default=None, description="steam")
+    web_api_key: Short | None = Field(default=None, description="steam. Hidden in answers")
 
 
 class SettingsIn(BaseModel):
@@ -33,13 +50,18 @@ class SettingsIn(BaseModel):
     environment_variables: dict[str, str] | None = None
     pool_config: PoolConfig | None = None
     lobby_configs: Annotated[list[dict[str, Any]], Field(max_length=MAX_LOBBY_CONFIGS)] | None = None
+    unique_match: bool | None = Field(default=None, description="One server for one match_id (an extension)")
+    allowed_origins: Annotated[list[Origin], Field(max_length=MAX_ORIGINS)] | None = Field(
+        default=None,
+        description="Web pages that may call, e.g. `https://game.example`; `*` for all (an extension)",
+    )
 
     def change(self) -> SettingsChange:
         given: dict[str, Any] = {name: getattr(self, name) for name in self.model_fields_set}
         if self.port_configs is not None:
             given["port_configs"] = [port.config() for port in self.port_configs]
         if self.auth_config is not None:
-            given["auth_config"] = self.auth_config.model_dump(mode="json")
+            given["auth_config"] = {"provider": "none"} | self.auth_config.model_dump(mode="json", exclude_unset=True)
         return cast(SettingsChange, given)
 
 
@@ -49,6 +71,8 @@ class SettingsOut(BaseModel):
     environment_variables: dict[str, str]
     pool_config: dict[str, Any] | None
     lobby_configs: list[dict[str, Any]]
+    unique_match: bool
+    allowed_origins: list[str]
     updated_at: str
 
 

@@ -6,6 +6,8 @@ import pytest
 
 from fleet.pools.spec import pool_spec
 from fleet.projects.model import project_ports
+from fleet.projects.settings import opened_auth
+from fleet.sealing import Sealer
 from fleet.store.tables import Server
 from fleet.times import now_ms
 from tests.unit.api_kit import Api
@@ -64,6 +66,8 @@ async def test_settings_are_empty_at_first_and_kept_part_by_part(api: Api) -> No
         "environment_variables": {},
         "pool_config": None,
         "lobby_configs": [],
+        "unique_match": False,
+        "allowed_origins": [],
     }
     await set_to(api, port_configs=PORTS, environment_variables={"A": "1"})
     await set_to(api, pool_config=POOL, lobby_configs=[{"name": "ranked"}])
@@ -80,7 +84,40 @@ async def test_secrets_go_in_and_do_not_come_out(api: Api) -> None:
     assert shown["auth_config"] == {"provider": "custom_jwt", "secret": "********", "issuer": "me"}
     await set_to(api, auth_config={**shown["auth_config"], "issuer": "you"})
     stored = (await api.app.state.context.projects.settings(api.project.project_id)).settings or {}
-    assert stored["auth_config"] == {"provider": "custom_jwt", "secret": "s3cret", "issuer": "you"}
+    assert "s3cret" not in str(stored)
+    sealer = Sealer(api.settings.home, "auth")
+    assert opened_auth(stored, sealer) == {"provider": "custom_jwt", "secret": "s3cret", "issuer": "you"}
+    await set_to(api, auth_config={"provider": "steam", "app_id": 480, "web_api_key": "k"})
+    assert (await set_to(api, auth_config=None))["auth_config"] == {"provider": "none"}
+
+
+async def test_each_provider_says_what_it_needs(api: Api) -> None:
+    for auth in (
+        {"provider": "custom_jwt"},
+        {"provider": "custom_jwt", "secret": "********"},
+        {"provider": "custom_jwt", "jwks_url": "file:///etc/passwd"},
+        {"provider": "playfab", "secret_key": "x"},
+        {"provider": "steam", "app_id": "480"},
+    ):
+        answer = await api.call("POST", SETTINGS, json={"auth_config": auth})
+        assert answer.status_code == 422, auth
+    for auth in (
+        {"provider": "custom_jwt", "jwks_url": "https://keys.example/jwks.json", "audience": ["a", "b"]},
+        {"provider": "playfab", "title_id": "ABCD"},
+        {"provider": "steam", "app_id": "480", "web_api_key": "x"},
+        {"provider": "none"},
+    ):
+        await set_to(api, auth_config=auth)
+
+
+async def test_extensions_are_settings_like_the_others(api: Api) -> None:
+    await set_to(api, unique_match=True, allowed_origins=["https://game.example", "http://localhost:8080", "*"])
+    kept = await set_to(api, environment_variables={"A": "1"})
+    assert (kept["unique_match"], len(kept["allowed_origins"])) == (True, 3)
+    first = await api.start(match_id="m1")
+    assert (await api.start(match_id="m1"))["instance_id"] == first["instance_id"]
+    for wrong in ("game.example", "https://game.example/", "https://*.example", "javascript:alert(1)", "https://a b"):
+        assert (await api.call("POST", SETTINGS, json={"allowed_origins": [wrong]})).status_code == 422, wrong
 
 
 @pytest.mark.parametrize(

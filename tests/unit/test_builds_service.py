@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from fleet.builds.pipeline import run_pipeline
-from fleet.builds.secrets import fleet_secret, registry_credentials, sign_upload, verify_upload
+from fleet.builds.secrets import registry_credentials, sign_upload, verify_upload
 from fleet.errors import BadRequest, Conflict, Forbidden, NotFound, PayloadTooLarge
+from fleet.sealing import fleet_secret
 from fleet.settings import FleetSettings
 from fleet.store.engine import Store
 from fleet.store.tables import Build
