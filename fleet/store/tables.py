@@ -78,6 +78,7 @@ class Build(SQLModel, table=True):
     image_url: str | None = None
     registry_credentials: str | None = None
     writable: bool = False
+    ready_by: str | None = None  # "game": running when the game itself says so, not only by its open ports
     error: str | None = None
     content_hash: str | None = Field(default=None, index=True)
     bundle_root: str | None = None  # folder inside the bundle that the game sees as its own

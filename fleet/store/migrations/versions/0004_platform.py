@@ -175,6 +175,9 @@ def upgrade() -> None:
         op.create_index("server_event_tx", "serverevent", ["tx", "id"])
         op.create_index("project_event_tx", "projectevent", ["tx", "id"])
 
+    with op.batch_alter_table("build", schema=None) as batch_op:
+        batch_op.add_column(sa.Column("ready_by", sqlmodel.sql.sqltypes.AutoString(), nullable=True))
+
     with op.batch_alter_table("apikey", schema=None) as batch_op:
         batch_op.add_column(sa.Column("hint", sqlmodel.sql.sqltypes.AutoString(), nullable=True))
 
@@ -190,6 +193,9 @@ def downgrade() -> None:
     with op.batch_alter_table("project", schema=None) as batch_op:
         batch_op.drop_column("deleted_at")
         batch_op.drop_column("suspended_at")
+
+    with op.batch_alter_table("build", schema=None) as batch_op:
+        batch_op.drop_column("ready_by")
 
     with op.batch_alter_table("apikey", schema=None) as batch_op:
         batch_op.drop_column("hint")
