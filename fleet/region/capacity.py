@@ -18,6 +18,9 @@ from fleet.region.placement import ANY_PORTS, Demand, Packing, Room, Takes
 Cause = Literal["surplus", "operator", "notice"]
 History = tuple[tuple[int, int], ...]  # (since when, how many), oldest first
 
+# Looks for surplus nodes per window in which they must be too many: each places every idle entry anew.
+_LOOKS = 20
+
 
 @dataclass(frozen=True, slots=True)
 class NodeClass:
@@ -74,10 +77,11 @@ class CapacityPolicy:
 
 @dataclass(frozen=True, slots=True)
 class CapacityMemory:
-    """Per class, how many nodes (or asks) have been too many, and since when."""
+    """Per class, how many nodes (or asks) have been too many, and since when. `look`: the last for surplus nodes."""
 
     surplus: Mapping[str, History] = field(default_factory=dict[str, History])
     unneeded: Mapping[str, History] = field(default_factory=dict[str, History])
+    look: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,8 +128,13 @@ def plan_capacity(
     leased = Counter(node.node_class for node in nodes) + Counter(asked)
     ask, short = _ask(left, classes, leased, kept + Counter(asked))
     grows = bool(ask or undrain or left or idle_asks.total() < sum(asked.values()))
-    spare = {} if grows else _spare([*wanted, *headroom], ready, classes, kept)
-    surplus, drains = _lasting(memory.surplus, {n: len(found) for n, found in spare.items()}, now, policy.surplus_ms)
+    look = now // max(1, policy.surplus_ms // _LOOKS)
+    looks = grows or look != memory.look
+    spare = _spare([*wanted, *headroom], ready, classes, kept) if looks and not grows else {}
+    surplus, drains = memory.surplus, {}
+    if looks:
+        numbers = {name: len(found) for name, found in spare.items()}
+        surplus, drains = _lasting(memory.surplus, numbers, now, policy.surplus_ms)
     floors = {c.name: max(0, c.min_nodes - kept[c.name]) + (bound or {}).get(c.name, 0) for c in classes}
     idle = {name: min(number, asked[name] - floors.get(name, 0)) for name, number in idle_asks.items()}
     unneeded, cancel = _lasting(memory.unneeded, idle, now, policy.unneeded_ms)
@@ -138,7 +147,7 @@ def plan_capacity(
         tuple(n.room.node_id for n in nodes if _may_go(n, undrain)),
         frozenset(short & missing),
     )
-    return plan, CapacityMemory(surplus, unneeded)
+    return plan, CapacityMemory(surplus, unneeded, look)
 
 
 def _pack(packing: Packing, demands: Iterable[Demand]) -> list[Demand]:

@@ -11,7 +11,7 @@ share of them, as many times over as the node's `overcommit` allows.
 from bisect import bisect_left, insort
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from math import inf
 from typing import Literal
 
@@ -72,13 +72,19 @@ class Room:
         pools = self.pools
         if demand.pool is not None:
             pools = {**pools, demand.pool: pools.get(demand.pool, 0) + 1}
-        return replace(
-            self,
-            memory_mb=self.memory_mb - demand.memory_mb,
-            cores=self.cores - demand.cores - demand.shares / self.overcommit,
-            ports=self.ports - demand.ports,
-            tls_ports=self.tls_ports - demand.tls_ports,
-            pools=pools,
+        # Not dataclasses.replace: reviews of thousands of idle entries do little else.
+        return Room(
+            self.node_id,
+            self.memory_mb - demand.memory_mb,
+            self.cores - demand.cores - demand.shares / self.overcommit,
+            self.draining,
+            self.overcommit,
+            self.ports - demand.ports,
+            self.takes,
+            pools,
+            self.builds,
+            self.preparing,
+            self.tls_ports - demand.tls_ports,
         )
 
 
@@ -129,7 +135,12 @@ class Packing:
         """Find a node and use its room."""
         node_id = self.find(demand)
         if node_id is not None:
-            self.put(self._rooms[node_id].less(demand))
+            before = self._rooms[node_id]
+            after = self._rooms[node_id] = before.less(demand)
+            del self._order[bisect_left(self._order, (before.memory_mb, before.cores, node_id))]
+            insort(self._order, (after.memory_mb, after.cores, node_id))
+            if demand.pool is not None:
+                self._entries[demand.pool] += 1
         return node_id
 
     def find(self, demand: Demand) -> str | None:
