@@ -5,6 +5,7 @@ before that. If a commit cannot be done the manager ends, and its successor read
 between two commits become one statement.
 """
 
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from functools import lru_cache
@@ -49,16 +50,17 @@ class Books:
         self._journal: list[dict[str, Any]] = []
         self._requests: list[str] = []  # for each entry of the journal, which request it was made for
         self._others: list[Statement] = []
+        self._settings: dict[str, Any] = {}
 
     def load(self, rows: list[Server]) -> None:
-        self.live = {row.instance_id: row for row in rows}
+        self.live = {row.instance_id: self._lean(row) for row in rows}
         if self.moved is not None:
             for row in rows:
                 self.moved(row.instance_id)
 
     def add(self, row: Server, at: int) -> None:
         """A new server, `queued` from `at` on."""
-        self.live[row.instance_id] = self._new[row.instance_id] = row
+        self.live[row.instance_id] = self._new[row.instance_id] = self._lean(row)
         self.note(row, at, "queued")
         self._tell(row)
 
@@ -87,6 +89,19 @@ class Books:
         if server.step == "stopped":
             self.live.pop(server.instance_id, None)
         self._tell(server)
+
+    def _lean(self, row: Server) -> Server:
+        """Thousands of rows say the same words: they share them. Such values are replaced, never changed."""
+        values = vars(row)
+        for name in _SAME_WORDS:
+            if type(word := values.get(name)) is str:
+                values[name] = sys.intern(word)
+        for name in _SAME_SETTINGS:
+            if (setting := values.get(name)) is not None:
+                values[name] = self._settings.setdefault(repr(setting), setting)
+        if len(self._settings) > _MAX_SETTINGS:
+            self._settings.clear()
+        return row
 
     def _tell(self, server: Server) -> None:
         if self.moved is not None:
@@ -128,6 +143,19 @@ class Books:
         return batch
 
 
+_SAME_WORDS = (
+    "project_id",
+    "region",
+    "status",
+    "step",
+    "compute_size",
+    "build_id",
+    "version_tag",
+    "pool_spec",
+    "node_id",
+)
+_SAME_SETTINGS = ("port_configs", "environment")
+_MAX_SETTINGS = 1000
 _INSERT_SERVERS = insert(Server)
 _INSERT_EVENTS = insert(ServerEvent)
 _LOGGED = ("instance_id", "generation", "at", "type", "data")
