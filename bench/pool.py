@@ -1,7 +1,7 @@
 """The pool policy against others, in virtual time: `make bench-pool`, or `python -m bench.pool --quick`.
 
 One set of defaults, nothing tuned per shape. The constants were chosen on seed 1, on the shapes in `TUNED_ON`;
-`HELD_OUT` was never looked at. docs/pool-policy.md says how far seed 101 is held out: change the seed to be sure.
+`HELD_OUT` was never looked at. Nobody looked at this seed before the version whose figures docs/pool-policy.md shows.
 Writes pool.json and pool.svg into --out.
 """
 
@@ -24,7 +24,7 @@ from fleet.simulate.shapes import SHAPES, Demand, synthetic
 TUNED_ON = ("calm", "diurnal", "launch", "flash", "streamer", "outage", "batch", "timetable")
 HELD_OUT = ("drift",)
 LEADS = (30.0, 180.0)
-SEED = 101
+SEED = 20261
 RATES = {1.0: 7.0, 6.0: 7.0, 30.0: 2.0}  # starts per minute: days from a Monday on
 SLOS = (0.9, 0.95, 0.98, 0.99, 0.999)
 FRONTIER_SHAPES = ("diurnal", "streamer", "flash", "outage", "launch", "drift")
