@@ -31,11 +31,11 @@ def _tx() -> Any:
     return Field(default=None, sa_column=Column(BigInteger, server_default=_Transaction(), nullable=True))
 
 
-def _time(**kwargs: Any) -> Any:
+def time_column(**kwargs: Any) -> Any:
     return Field(sa_type=BigInteger, **kwargs)
 
 
-def _json(default: Any = None) -> Any:
+def json_column(default: Any = None) -> Any:
     return Field(default=default, sa_column=Column(JSON(none_as_null=True), nullable=True))
 
 
@@ -43,11 +43,11 @@ class Project(SQLModel, table=True):
     id: str = Field(primary_key=True)
     name: str
     plan: str = "pro"
-    settings: dict[str, Any] | None = _json()
-    created_at: int = _time()
-    updated_at: int = _time()
-    suspended_at: int | None = _time(default=None)  # its keys are refused from then on
-    deleted_at: int | None = _time(default=None)  # asked to go: its servers drain, then its rows do
+    settings: dict[str, Any] | None = json_column()
+    created_at: int = time_column()
+    updated_at: int = time_column()
+    suspended_at: int | None = time_column(default=None)  # its keys are refused from then on
+    deleted_at: int | None = time_column(default=None)  # asked to go: its servers drain, then its rows do
 
 
 class ApiKey(SQLModel, table=True):
@@ -57,8 +57,8 @@ class ApiKey(SQLModel, table=True):
     project_id: str = Field(foreign_key="project.id", index=True)
     kind: str  # server | client
     hint: str | None = None  # its last characters, so that people can tell keys apart
-    created_at: int = _time()
-    expires_at: int | None = _time(default=None)
+    created_at: int = time_column()
+    expires_at: int | None = time_column(default=None)
 
 
 class Build(SQLModel, table=True):
@@ -84,16 +84,16 @@ class Build(SQLModel, table=True):
     bundle_root: str | None = None  # folder inside the bundle that the game sees as its own
     packed_bytes: int | None = Field(default=None, sa_type=BigInteger)
     unpacked_bytes: int | None = Field(default=None, sa_type=BigInteger)
-    upload_expires_at: int | None = _time(default=None)
-    lease_until: int | None = _time(default=None)  # a pipeline run owns the build until then
-    created_at: int = _time()
-    updated_at: int | None = _time(default=None)
+    upload_expires_at: int | None = time_column(default=None)
+    lease_until: int | None = time_column(default=None)  # a pipeline run owns the build until then
+    created_at: int = time_column()
+    updated_at: int | None = time_column(default=None)
 
 
 class BuildLog(SQLModel, table=True):
     id: int | None = Field(default=None, primary_key=True, sa_type=_Counting)
     build_id: str = Field(foreign_key="build.build_id", index=True)
-    at: int = _time()
+    at: int = time_column()
     level: str
     message: str
 
@@ -126,14 +126,14 @@ class Server(SQLModel, table=True):
     startup_args: str | None = None
     auto_restart: bool = False
     ttl: int | None = None
-    custom_data: dict[str, Any] | None = _json()
+    custom_data: dict[str, Any] | None = json_column()
     match_id: str | None = None
-    environment: dict[str, str] | None = _json()
-    port_configs: list[dict[str, Any]] | None = _json()
-    network_ports: list[dict[str, Any]] | None = _json()
+    environment: dict[str, str] | None = json_column()
+    port_configs: list[dict[str, Any]] | None = json_column()
+    network_ports: list[dict[str, Any]] | None = json_column()
     start_kind: str | None = None  # hot | cold, for those that a caller asked for
     is_pool_server: bool = False
-    pool_claimed_at: int | None = _time(default=None)
+    pool_claimed_at: int | None = time_column(default=None)
     pool_spec: str | None = None  # what a pool entry was started as: only a claim of the same may have it
     # Where and which run: a restart raises the generation, and every container carries its own.
     node_id: str | None = None
@@ -144,14 +144,14 @@ class Server(SQLModel, table=True):
     shutdown_reason: str | None = None
     stop_detail: str | None = None
     exit_code: int | None = None
-    crashes: list[int] | None = _json()  # times of crashes within the crash-loop window
-    created_at: int = _time()
-    updated_at: int = _time()
-    launched_at: int = _time()  # of this generation
-    step_at: int = _time()  # when the present step began
-    started_at: int | None = _time(default=None)
-    stopped_at: int | None = _time(default=None)
-    retry_at: int | None = _time(default=None)  # next attempt of a crashed auto_restart server
+    crashes: list[int] | None = json_column()  # times of crashes within the crash-loop window
+    created_at: int = time_column()
+    updated_at: int = time_column()
+    launched_at: int = time_column()  # of this generation
+    step_at: int = time_column()  # when the present step began
+    started_at: int | None = time_column(default=None)
+    stopped_at: int | None = time_column(default=None)
+    retry_at: int | None = time_column(default=None)  # next attempt of a crashed auto_restart server
 
 
 class PoolMemory(SQLModel, table=True):
@@ -161,8 +161,8 @@ class PoolMemory(SQLModel, table=True):
     project_id: str = Field(primary_key=True, foreign_key="project.id")
     compute_size: str = Field(primary_key=True)
     build_name: str = Field(primary_key=True)
-    state: dict[str, Any] | None = _json()
-    updated_at: int = _time()
+    state: dict[str, Any] | None = json_column()
+    updated_at: int = time_column()
 
 
 class PoolMinute(SQLModel, table=True):
@@ -173,7 +173,7 @@ class PoolMinute(SQLModel, table=True):
     project_id: str = Field(primary_key=True, foreign_key="project.id")
     compute_size: str = Field(primary_key=True)
     build_name: str = Field(primary_key=True)
-    at: int = _time(primary_key=True)  # the minute's beginning
+    at: int = time_column(primary_key=True)  # the minute's beginning
     arrivals: int = 0
     hits: int = 0
     misses: int = 0
@@ -190,8 +190,8 @@ class RegionDemand(SQLModel, table=True):
     """What a region's node forecast has learned."""
 
     region: str = Field(primary_key=True)
-    state: dict[str, Any] | None = _json()
-    updated_at: int = _time()
+    state: dict[str, Any] | None = json_column()
+    updated_at: int = time_column()
 
 
 class ServerEvent(SQLModel, table=True):
@@ -206,9 +206,9 @@ class ServerEvent(SQLModel, table=True):
     project_id: str
     region: str
     generation: int
-    at: int = _time()
+    at: int = time_column()
     type: str
-    data: dict[str, Any] | None = _json()
+    data: dict[str, Any] | None = json_column()
     tx: int | None = _tx()  # PostgreSQL: the order in which entries may be read without missing one
 
 
@@ -221,8 +221,8 @@ class ProjectEvent(SQLModel, table=True):
     kind: str  # build | pool | lobby | budget | project
     subject: str  # the thing's id within its kind
     type: str  # e.g. build.ready
-    at: int = _time()
-    data: dict[str, Any] | None = _json()
+    at: int = time_column()
+    data: dict[str, Any] | None = json_column()
     tx: int | None = _tx()
 
 
@@ -230,12 +230,12 @@ class AdminEvent(SQLModel, table=True):
     """Who administered what: the audit log. Outlives the project it speaks of."""
 
     id: int | None = Field(default=None, primary_key=True, sa_type=_Counting)
-    at: int = _time()
+    at: int = time_column()
     actor: str  # which admin key, by its hint, or "cli"
     action: str  # e.g. project.suspend
     project_id: str | None = Field(default=None, index=True)
     request_id: str | None = None
-    data: dict[str, Any] | None = _json()
+    data: dict[str, Any] | None = json_column()
 
 
 class Idempotency(SQLModel, table=True):
@@ -246,12 +246,12 @@ class Idempotency(SQLModel, table=True):
     fingerprint: str  # of method, path, query and body: the same key with another is refused
     op_id: str  # whoever repeats the write uses the same, so that it has one effect
     status: int | None = None
-    headers: dict[str, str] | None = _json()
+    headers: dict[str, str] | None = json_column()
     body: bytes | None = Field(default=None, sa_column=Column(LargeBinary, nullable=True))
     owner: str | None = None
-    lease_until: int | None = _time(default=None)  # then another may carry on
-    created_at: int = _time()
-    expires_at: int = _time(index=True)
+    lease_until: int | None = time_column(default=None)  # then another may carry on
+    created_at: int = time_column()
+    expires_at: int = time_column(index=True)
 
 
 class MatchStart(SQLModel, table=True):
@@ -262,7 +262,7 @@ class MatchStart(SQLModel, table=True):
     instance_id: str
     region: str  # the id is given to that region's manager only, who makes one server of it however often it is asked
     holders: int = 1  # starts that have not failed for certain; with the last of them the match is free again
-    created_at: int = _time()
+    created_at: int = time_column()
 
 
 class StartReservation(SQLModel, table=True):
@@ -270,7 +270,7 @@ class StartReservation(SQLModel, table=True):
 
     instance_id: str = Field(primary_key=True)
     project_id: str = Field(index=True)
-    at: int = _time()
+    at: int = time_column()
 
 
 class Webhook(SQLModel, table=True):
@@ -280,11 +280,11 @@ class Webhook(SQLModel, table=True):
     project_id: str = Field(foreign_key="project.id", index=True)
     url: str
     secret: str  # sealed; signs what is sent
-    events: list[str] | None = _json()  # kinds or types; none: all
+    events: list[str] | None = json_column()  # kinds or types; none: all
     enabled: bool = True
     disabled_reason: str | None = None
-    created_at: int = _time()
-    updated_at: int = _time()
+    created_at: int = time_column()
+    updated_at: int = time_column()
 
 
 class WebhookDelivery(SQLModel, table=True):
@@ -299,14 +299,14 @@ class WebhookDelivery(SQLModel, table=True):
     project_id: str
     event_id: str
     type: str
-    payload: dict[str, Any] | None = _json()
+    payload: dict[str, Any] | None = json_column()
     state: str  # pending | delivered | dead
     attempts: int = 0
-    next_at: int = _time()
+    next_at: int = time_column()
     last_status: int | None = None
     last_error: str | None = None
-    created_at: int = _time()
-    updated_at: int = _time()
+    created_at: int = time_column()
+    updated_at: int = time_column()
 
 
 class Job(SQLModel, table=True):
@@ -314,17 +314,17 @@ class Job(SQLModel, table=True):
 
     name: str = Field(primary_key=True)
     position: int = Field(default=0, sa_type=BigInteger)
-    state: dict[str, Any] | None = _json()
+    state: dict[str, Any] | None = json_column()
     owner: str | None = None
-    lease_until: int | None = _time(default=None)
-    updated_at: int = _time()
+    lease_until: int | None = time_column(default=None)
+    updated_at: int = time_column()
 
 
 class UsageHour(SQLModel, table=True):
     """Milliseconds that servers ran within one hour. Computed from the journal, and computable again."""
 
     project_id: str = Field(primary_key=True)
-    hour: int = _time(primary_key=True)  # its beginning
+    hour: int = time_column(primary_key=True)  # its beginning
     region: str = Field(primary_key=True)
     compute_size: str = Field(primary_key=True)
     kind: str = Field(primary_key=True)  # used | idle (a pool entry that nobody has claimed)
@@ -336,8 +336,8 @@ class Budget(SQLModel, table=True):
 
     project_id: str = Field(primary_key=True, foreign_key="project.id")
     month_limit: int = Field(sa_type=BigInteger)
-    alerts: list[int] | None = _json()  # percentages
+    alerts: list[int] | None = json_column()  # percentages
     hard_stop: bool = False  # no new starts once it is used up
     stopped: bool = False  # it is used up now
-    told: dict[str, Any] | None = _json()  # which alerts of which month have been sent
-    updated_at: int = _time()
+    told: dict[str, Any] | None = json_column()  # which alerts of which month have been sent
+    updated_at: int = time_column()

@@ -7,10 +7,11 @@ from sqlalchemy import Connection, pool
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlmodel import SQLModel
 
-from fleet.store import tables
+from fleet.store import lobby_tables, tables
 from fleet.store.engine import WRITE_LOCK, database_url
 
-assert tables  # imported for the tables that it registers
+for _registers in (tables, lobby_tables):
+    assert _registers
 
 
 def _run(connection: Connection) -> None:
