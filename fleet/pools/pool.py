@@ -5,6 +5,7 @@ from typing import Any
 
 from fleet.pools.config import PoolWish
 from fleet.pools.lead import LeadState, lead_seconds
+from fleet.pools.notices import Told
 from fleet.pools.plan import Levels
 from fleet.pools.season import Season
 from fleet.pools.shelf import Shelf
@@ -60,6 +61,7 @@ class Pool:
     minute: Counts = field(default_factory=Counts)
     total: Counts = field(default_factory=Counts)
     announced: list[tuple[float, float]] = field(default_factory=list[tuple[float, float]])
+    told: Told = field(default_factory=Told)
 
     @property
     def spec(self) -> str | None:

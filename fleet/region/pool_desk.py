@@ -27,6 +27,7 @@ from fleet.region.metrics import RegionMetrics
 from fleet.region.plan import current
 from fleet.region.pool_keeper import Given, PoolKeeper
 from fleet.region.pool_metrics import PoolSample
+from fleet.region.pool_notices import notice_statements
 from fleet.region.pool_store import PoolStore
 from fleet.settings import FleetSettings
 from fleet.store.commit import row_values
@@ -167,7 +168,7 @@ class PoolDesk:
         for server in self.keeper.strays():
             self.retire(server, now, "pool_replaced", "Its pool is not wished any more.")
         self.keeper.plan(now, draining=self._draining())
-        self._books.write(self.keeper.minute(now))
+        self._books.write(self.keeper.minute(now) + notice_statements(self._region, self.keeper.pools(), now))
         await self._settle()
 
     def observe(self, view: RunView) -> None:
