@@ -99,6 +99,14 @@ class Scaling(BaseModel):
     unneeded_s: float = Field(default=30.0, description="an unanswered ask for a node is taken back after so long")
 
 
+class EventSettings(BaseModel):
+    """What `/api/v3/events` gives."""
+
+    max_streams: int = Field(default=50, ge=1, description="open at once per project and replica")
+    max_stream_s: float = Field(default=3600.0, gt=0, description="then a stream ends, and its reader comes again")
+    queue: int = Field(default=2000, ge=1000, description="events that a reader may be behind before it is let go")
+
+
 class LogLimits(BaseModel):
     max_mb: int = Field(default=10, description="kept per server run, in the engine and in the archive")
     retention_days: float = 14.0
@@ -147,6 +155,7 @@ class FleetSettings(BaseSettings):
     bundle_limits: BundleLimits = BundleLimits()
     pools: PoolSettings = PoolSettings()
     limits: RateLimits = RateLimits()
+    events: EventSettings = EventSettings()
     simulated: SimulatedSettings = SimulatedSettings()
 
     @property

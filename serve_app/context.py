@@ -8,6 +8,7 @@ from sqlmodel import literal, select
 
 from fleet.builds.service import BuildService
 from fleet.catalog import Catalog
+from fleet.events.tail import Tail
 from fleet.pools.service import PoolService
 from fleet.projects.plans import plan_book
 from fleet.projects.service import ProjectService
@@ -32,6 +33,7 @@ class AppContext:
     servers: ServerService
     regions: Regions
     pools: PoolService
+    tail: Tail
 
     @classmethod
     def make(
@@ -41,7 +43,8 @@ class AppContext:
         servers = ServerService(store, regions, builds, catalog, settings.servers, plans)
         projects = ProjectService(store, Sealer(settings.home, "auth"))
         pools = PoolService(projects, regions, catalog, settings.servers, plans)
-        return cls(settings, store, catalog, projects, builds, servers, regions, pools)
+        tail = Tail(store, queue=settings.events.queue, max_streams=settings.events.max_streams)
+        return cls(settings, store, catalog, projects, builds, servers, regions, pools, tail)
 
     async def check(self) -> None:
         """Raises if the database cannot be read."""

@@ -33,6 +33,7 @@ _SAFE = [
     (b"referrer-policy", b"no-referrer"),
 ]
 _LIVE = (b"wait_for", b"follow")  # reads that wait for what comes
+_STREAMS = ("/v3/events", "/me/events")  # paths of streams end so
 
 
 class Edge:
@@ -155,7 +156,8 @@ class _Exchange:
 
 def _cache_key(scope: Scope, api_key: bytes | None) -> Key | None:
     query = scope["query_string"]
-    if api_key is None or scope["method"] != "GET" or any(word in query for word in _LIVE):
+    live = scope["path"].rstrip("/").endswith(_STREAMS) or any(word in query for word in _LIVE)
+    if api_key is None or scope["method"] != "GET" or live:
         return None
     return api_key, scope["path"], query
 

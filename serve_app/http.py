@@ -19,7 +19,7 @@ from serve_app.metrics import Targets
 from serve_app.read_cache import ReadCache
 from serve_app.v2 import document
 from serve_app.v2.face import LegacyFace
-from serve_app.v3 import builds, health, projects, servers, uploads
+from serve_app.v3 import builds, events, health, projects, servers, uploads
 
 # Made once: FastAPI prepares the routes of an included router at their first use, which takes a tenth of a second.
 _api = APIRouter()
@@ -29,6 +29,7 @@ for _router in (
     servers.router,
     projects.router,
     builds.router,
+    events.router,
     uploads.router,
     reference.router,
 ):
@@ -83,4 +84,5 @@ async def _lifespan(app: FastAPI) -> AsyncGenerator[None]:
         house.cancel()
         with suppress(asyncio.CancelledError):
             await house
+        await context.tail.close()
         await context.store.close()

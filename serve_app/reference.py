@@ -24,6 +24,7 @@ TAGS = [
     {"name": "Pools", "description": "Warm servers that wait for players: how many, and why."},
     {"name": "Projects", "description": "Settings: ports, environment, pools."},
     {"name": "Builds", "description": "Versions of a game: a ZIP with a Linux server, or a container image."},
+    {"name": "Events", "description": "What happens in the project: one stream, and webhooks."},
     {"name": "Health", "description": "Is the fleet there."},
 ]
 _ASSETS = {

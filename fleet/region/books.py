@@ -68,6 +68,8 @@ class Books:
         self, server: Server, at: int, event: str, data: dict[str, Any] | None = None, request_id: str = ""
     ) -> None:
         """An entry of the journal. `request_id`: whom it was made for, if that is not what this task works for."""
+        if server.is_pool_server and server.pool_claimed_at is None:
+            data = {**(data or {}), "pool": True}  # nobody's yet: its life is not the project's business
         entry = {
             "instance_id": server.instance_id,
             "project_id": server.project_id,

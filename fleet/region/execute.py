@@ -126,8 +126,11 @@ class Executor:
             case Launch():
                 self.spawn(self._launch_and_settle(server))
             case Advance(_, step, at):
-                running: dict[str, Any] = {"status": "running", "started_at": at} if step == "running" else {}
-                self._books.step(server, at, step, **running)
+                if step == "running":  # usage is computed from this entry: it says all that a price depends on
+                    size = {"size": server.compute_size}
+                    self._books.step(server, at, step, size, status="running", started_at=at)
+                else:
+                    self._books.step(server, at, step)
             case End(_, at, reason, shutdown, detail, exit_code, gone):
                 self.end(server, at, reason, shutdown, detail, exit_code, gone=gone)
             case Requeue(_, at, reason, retry_at, detail, exit_code, crashes):

@@ -1,5 +1,7 @@
 """What a pool tells of itself: few words, each true, and none per claim."""
 
+from itertools import pairwise
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -39,5 +41,5 @@ def test_words_alternate_and_come_seldom(looks: list[tuple[int, int, int]]) -> N
     doors = [word for _, word in found if word in ("blocked", "unblocked")]
     assert [word for _, word in levels] == [("ready", "empty")[i % 2] for i in range(len(levels))]
     assert doors == [("blocked", "unblocked")[i % 2] for i in range(len(doors))]
-    assert all(later - earlier >= GAP_MS for (earlier, _), (later, _) in zip(levels, levels[1:], strict=False))
+    assert all(later - earlier >= GAP_MS for (earlier, _), (later, _) in pairwise(levels))
     assert EMPTY_MS > LOOK_MS  # one look never tells of emptiness

@@ -1,0 +1,148 @@
+"""One look at the journals' ends for all who follow them in this process.
+
+Strategy: while anybody follows, one task reads what is new for the projects that are followed and hands it out. Each
+reader has a bounded queue; a full one is marked and gets no more, so no reader holds up another. Readers join between
+two reads: from that position on nothing passes them by, and what lies before it they read by themselves.
+"""
+
+import asyncio
+from collections import deque
+
+import structlog
+
+from fleet.errors import FleetError
+from fleet.events.model import Cursor, Event
+from fleet.events.read import horizon, read_page
+from fleet.store.engine import Store
+
+log = structlog.get_logger(__name__)
+
+_LOOK_S = 5.0
+_RETRY_S = 1.0
+
+
+class TooManyStreams(FleetError):
+    status = 429
+    error = "Too many streams"
+
+
+class Subscription:
+    """A reader's place. `full`: it was too slow, and what came since is not in it."""
+
+    def __init__(self, project_id: str, size: int) -> None:
+        self.project_id = project_id
+        self.live_from: asyncio.Future[Cursor] = asyncio.get_running_loop().create_future()
+        self.full = False
+        self._size = size
+        self._events: deque[Event] = deque()
+        self._wake = asyncio.Event()
+
+    def offer(self, event: Event) -> None:
+        if len(self._events) >= self._size:
+            self.full = True
+            self._events.clear()
+        if not self.full:
+            self._events.append(event)
+        self._wake.set()
+
+    async def take(self, until: float) -> list[Event]:
+        """What has come; waits for it. Empty: it is `full`. `TimeoutError` from that time of the loop on."""
+        while not self._events and not self.full:
+            self._wake.clear()
+            async with asyncio.timeout_at(until):
+                await self._wake.wait()
+        if asyncio.get_running_loop().time() >= until:
+            raise TimeoutError
+        events = list(self._events)
+        self._events.clear()
+        return events
+
+
+class Tail:
+    """`max_streams` bounds the readers of one project in this process."""
+
+    def __init__(self, store: Store, *, queue: int = 1000, max_streams: int = 50) -> None:
+        self._store = store
+        self._queue = queue
+        self._max_streams = max_streams
+        self._waiting: list[Subscription] = []
+        self._live: set[Subscription] = set()
+        self._joined = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    def check_room(self, project_id: str) -> None:
+        """`TooManyStreams` if the project has as many readers here as it may."""
+        readers = sum(one.project_id == project_id for one in (*self._live, *self._waiting))
+        if readers >= self._max_streams:
+            raise TooManyStreams(f"The project has {readers} event streams open here; close one, or filter in one.")
+
+    def subscribe(self, project_id: str) -> Subscription:
+        """Live from when its `live_from` is known. `leave` it."""
+        self.check_room(project_id)
+        one = Subscription(project_id, self._queue)
+        self._waiting.append(one)
+        self._joined.set()
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._run())
+        return one
+
+    def leave(self, one: Subscription) -> None:
+        self._live.discard(one)
+        if one in self._waiting:
+            self._waiting.remove(one)
+
+    async def close(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        for one in self._waiting:
+            one.live_from.cancel()
+
+    async def _run(self) -> None:
+        """Until nobody follows any more."""
+        cursor: Cursor | None = None
+        while self._live or self._waiting:
+            try:
+                cursor = await self._read(cursor)
+            except Exception:  # the database restarts, for one; readers just wait
+                log.exception("journals_not_read")
+                await asyncio.sleep(_RETRY_S)
+            else:
+                await self._changed()
+
+    async def _changed(self) -> None:
+        """Until another process has committed, or a reader has come."""
+        self._joined.clear()
+        if self._waiting:
+            return
+        changed = asyncio.create_task(self._store.changed(_LOOK_S))
+        joined = asyncio.create_task(self._joined.wait())
+        try:
+            await asyncio.wait((changed, joined), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            changed.cancel()
+            joined.cancel()
+            await asyncio.gather(changed, joined, return_exceptions=True)
+
+    async def _read(self, cursor: Cursor | None) -> Cursor:
+        """Hand out what is new. Who waits joins first, where this read begins."""
+        async with self._store.read() as session:
+            until = await horizon(self._store, session)
+            cursor = until if cursor is None else cursor
+            joining, self._waiting = self._waiting, []
+            for one in joining:
+                self._live.add(one)
+                one.live_from.set_result(cursor)
+            projects = {one.project_id for one in self._live}
+            while projects and cursor != cursor.joined(until):
+                events, end = await read_page(self._store, session, cursor, until, projects)
+                for event in events:
+                    self._hand_out(event)
+                cursor = cursor.joined(end)
+                await asyncio.sleep(0)  # a queue holds a page; who is quick takes it before the next
+        return cursor.joined(until)
+
+    def _hand_out(self, event: Event) -> None:
+        for one in self._live:
+            if one.project_id == event.project_id:
+                one.offer(event)

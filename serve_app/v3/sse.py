@@ -1,0 +1,32 @@
+"""Server-sent events, one way for all of our streams.
+
+A comment goes out every 15 s so that nothing between us and the client times out. A client that takes nothing for
+half a minute is let go: it comes back with the id of what it saw last.
+"""
+
+from collections.abc import AsyncIterator
+
+import orjson
+from sse_starlette.event import ServerSentEvent
+from sse_starlette.sse import EventSourceResponse
+
+PING_S = 15
+SEND_TIMEOUT_S = 30.0
+OPEN = b": open\n\n"  # so that the client hears at once that it is heard
+
+
+def event_stream(content: AsyncIterator[bytes]) -> EventSourceResponse:
+    return EventSourceResponse(
+        content,
+        headers={"cache-control": "no-store"},
+        sep="\n",
+        ping=PING_S,
+        ping_message_factory=lambda: ServerSentEvent(comment="ping", sep="\n"),
+        send_timeout=SEND_TIMEOUT_S,
+    )
+
+
+def message(event: str, data: object, id: str | None = None) -> bytes:
+    """One event; its data is one line of JSON."""
+    head = f"event: {event}\n" + (f"id: {id}\n" if id is not None else "")
+    return head.encode() + b"data: " + orjson.dumps(data) + b"\n\n"
