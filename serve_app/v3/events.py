@@ -18,7 +18,7 @@ from fleet.events.stream import follow
 from serve_app.auth import Context, ServerKey
 from serve_app.context import AppContext
 from serve_app.v3.common import errors
-from serve_app.v3.sse import OPEN, event_stream, message
+from serve_app.v3.sse import EVENT_SCHEMA, OPEN, event_stream, message
 
 log = structlog.get_logger(__name__)
 router = APIRouter(prefix="/api/v3", tags=["Events"])
@@ -32,7 +32,7 @@ Words = Annotated[list[str] | None, Query(max_length=64)]
         **errors(400, 401, 403),
         200: {
             "description": "A stream of events, each with an id to go on from",
-            "content": {"text/event-stream": {"schema": {"type": "string"}}},
+            "content": {"text/event-stream": {"schema": EVENT_SCHEMA}},
         },
     },
     response_class=Response,
@@ -45,7 +45,9 @@ async def events(
     type: Words = None,
     after: Annotated[str | None, Query(max_length=128, description="Go on after this event's stream id")] = None,
     include_pool: Annotated[bool, Query(description="Also of pool servers that nobody has claimed")] = False,
-    timeout: Annotated[float, Query(gt=0, le=86_400, description="End the stream after so many seconds")] = 3600,
+    timeout_s: Annotated[
+        float, Query(alias="timeout", gt=0, le=86_400, description="End the stream after so many seconds")
+    ] = 3600,
     last_event_id: Annotated[str | None, Header(max_length=128)] = None,
 ) -> Response:
     """Servers, builds, pools, lobbies, budgets and settings, as they change (an extension).
@@ -56,7 +58,7 @@ async def events(
     position = last_event_id or after
     start = Cursor.parse(position) if position else None
     context.tail.check_room(caller.project_id)
-    return event_stream(_stream(context, caller.project_id, start, wanted, timeout))
+    return event_stream(_stream(context, caller.project_id, start, wanted, timeout_s))
 
 
 def _words(given: list[str] | None) -> list[str]:

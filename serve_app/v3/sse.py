@@ -12,6 +12,11 @@ from sse_starlette.sse import EventSourceResponse
 
 PING_S = 15
 SEND_TIMEOUT_S = 30.0
+EVENT_SCHEMA = {
+    "type": "object",
+    "properties": {name: {"type": "string"} for name in ("event", "id", "data")},
+    "required": ["event", "data"],
+}
 OPEN = b": open\n\n"  # so that the client hears at once that it is heard
 
 
