@@ -14,16 +14,21 @@ from dataclasses import dataclass
 @dataclass(slots=True)
 class _Operation:
     op_id: str
+    repeated: bool
     made: int = 0
+
+    def id(self, number: int) -> str:
+        return str(uuid.uuid5(uuid.UUID(self.op_id), str(number)))
 
 
 _current: ContextVar[_Operation | None] = ContextVar("operation", default=None)
 
 
 @contextmanager
-def operation(op_id: str) -> Generator[None]:
-    """Ids made in this block, and in what it awaits, follow from `op_id` (a UUID) and their order."""
-    token = _current.set(_Operation(op_id))
+def operation(op_id: str, *, repeated: bool = False) -> Generator[None]:
+    """Ids made in this block, and in what it awaits, follow from `op_id` (a UUID) and their order. `repeated`: an
+    earlier try may have had its effect already."""
+    token = _current.set(_Operation(op_id, repeated))
     try:
         yield
     finally:
@@ -36,4 +41,15 @@ def new_id() -> str:
     if current is None:
         return str(uuid.uuid4())
     current.made += 1
-    return str(uuid.uuid5(uuid.UUID(current.op_id), str(current.made)))
+    return current.id(current.made)
+
+
+def repeatable() -> bool:
+    """Whether the present write may come again, even while it is being carried out."""
+    return _current.get() is not None
+
+
+def made_before() -> str | None:
+    """The id that `new_id` gives next, if an earlier try of this write may have made a thing of it already."""
+    current = _current.get()
+    return current.id(current.made + 1) if current is not None and current.repeated else None

@@ -9,6 +9,7 @@ from sqlmodel import literal, select
 from fleet.builds.service import BuildService
 from fleet.catalog import Catalog
 from fleet.events.tail import Tail
+from fleet.idempotency.service import IdempotencyService
 from fleet.pools.service import PoolService
 from fleet.projects.plans import plan_book
 from fleet.projects.service import ProjectService
@@ -34,6 +35,7 @@ class AppContext:
     regions: Regions
     pools: PoolService
     tail: Tail
+    idempotency: IdempotencyService
 
     @classmethod
     def make(
@@ -44,7 +46,8 @@ class AppContext:
         projects = ProjectService(store, Sealer(settings.home, "auth"))
         pools = PoolService(projects, regions, catalog, settings.servers, plans)
         tail = Tail(store, queue=settings.events.queue, max_streams=settings.events.max_streams)
-        return cls(settings, store, catalog, projects, builds, servers, regions, pools, tail)
+        idempotency = IdempotencyService(store)
+        return cls(settings, store, catalog, projects, builds, servers, regions, pools, tail, idempotency)
 
     async def check(self) -> None:
         """Raises if the database cannot be read."""
@@ -60,6 +63,7 @@ class AppContext:
                     await self.regions.recover()
                 await self.builds.recover()
                 await self.builds.expire_uploads()
+                await self.idempotency.expire()
                 first = False
             except Exception:
                 # The next round tries again; the replica serves reads meanwhile.

@@ -14,10 +14,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from fleet.idempotency.service import IdempotencyService
+from fleet.limits.limiter import Gate
 from fleet.projects.model import Principal
 from fleet.telemetry.metrics import HttpMetrics
 from fleet.telemetry.request_id import accept_request_id, bind_request_id
 from serve_app.errors import error_response
+from serve_app.idempotency import HEADER, Idempotent, is_write
 from serve_app.limits import FREE, Gatekeeper
 from serve_app.read_cache import Kept, Key, ReadCache
 
@@ -40,9 +43,16 @@ class Edge:
     """`echo_id`: put x-request-id on the response; off where the server before us (Ray Serve) does."""
 
     def __init__(
-        self, app: ASGIApp, cache: ReadCache, metrics: HttpMetrics, gatekeeper: Gatekeeper, echo_id: bool
+        self,
+        app: ASGIApp,
+        cache: ReadCache,
+        metrics: HttpMetrics,
+        gatekeeper: Gatekeeper,
+        idempotency: IdempotencyService,
+        echo_id: bool,
     ) -> None:
         self.app = app
+        self.idempotent = Idempotent(app, idempotency)
         self.cache = cache
         self.gatekeeper = gatekeeper
         self.metrics = metrics
@@ -55,7 +65,7 @@ class Edge:
         exchange = _Exchange(scope, send, self.metrics, self.echo_id)
         key = _header(scope, b"api-key")
         if key is not None and not scope["path"].startswith(FREE):
-            _, refusal = await self.gatekeeper.admit(scope, key, exchange.extra)
+            exchange.gate, refusal = await self.gatekeeper.admit(scope, key, exchange.extra)
             if refusal is not None:
                 await exchange.refuse(refusal)
                 return
@@ -92,10 +102,20 @@ class Edge:
         if not scope["path"].startswith(UPLOAD_PREFIX) and scope["path"] != UPLOAD_V2:
             receive = _bounded(receive)
         try:
-            await self.app(scope, receive, exchange.send)
+            await self._call(exchange, receive)
         except Exception as error:
             await exchange.fault(error)
         exchange.finish(_route_of(scope))
+
+    async def _call(self, exchange: "_Exchange", receive: Receive) -> None:
+        scope, gate = exchange.scope, exchange.gate
+        if gate is not None and is_write(scope) and scope["path"] != UPLOAD_V2:
+            key = _header(scope, HEADER)
+            if key is not None:
+                owner = f"{gate.caller.project_id}:{gate.caller.kind}"
+                await self.idempotent.serve(scope, receive, exchange.send, owner, key)
+                return
+        await self.app(scope, receive, exchange.send)
 
 
 class _Exchange:
@@ -105,6 +125,7 @@ class _Exchange:
         self.scope = scope
         self.request_id = accept_request_id((_header(scope, b"x-request-id") or b"").decode("latin-1"))
         self.status = 0
+        self.gate: Gate | None = None
         self._send = send
         self._metrics = metrics
         self.extra = [*_SAFE, (b"x-request-id", self.request_id.encode())] if echo_id else [*_SAFE]

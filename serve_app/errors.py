@@ -85,6 +85,10 @@ def _database_error(_request: Request, error: Exception) -> Response:
     """The database restarts or is out of reach: that is said, and not taken for a fault of the request or of ours."""
     if not may_pass(error):
         raise error
+    return database_unavailable(error)
+
+
+def database_unavailable(error: Exception) -> Response:
     log.warning("database_unavailable", error=repr(error))
     return error_response(
         503, DATABASE_UNAVAILABLE, "The database does not answer now. Try again.", {"retry-after": "2"}

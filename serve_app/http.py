@@ -68,7 +68,14 @@ def create_app(
     app.state.ray_targets = ray_targets
     cache = ReadCache(context.store.data_version)
     gatekeeper = Gatekeeper(limiter or open_limiter(context.settings), context.projects)
-    app.add_middleware(Edge, cache=cache, metrics=metrics, gatekeeper=gatekeeper, echo_id=echo_request_id)
+    app.add_middleware(
+        Edge,
+        cache=cache,
+        metrics=metrics,
+        gatekeeper=gatekeeper,
+        idempotency=context.idempotency,
+        echo_id=echo_request_id,
+    )
     install_error_handlers(app)
     app.add_middleware(LegacyFace)  # the last one added is outermost
     return app

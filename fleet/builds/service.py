@@ -18,7 +18,7 @@ from fleet.builds.pipeline import note, submit
 from fleet.builds.secrets import hide_credentials, sign_upload, verify_upload
 from fleet.errors import BadRequest, Conflict, FleetError, NotFound
 from fleet.events.journal import build_event
-from fleet.operation import new_id
+from fleet.operation import made_before, new_id, repeatable
 from fleet.projects.scope import count_of, owned
 from fleet.sealing import fleet_secret
 from fleet.settings import FleetSettings
@@ -112,6 +112,8 @@ class BuildService:
     async def _insert(self, build: Build) -> Build:
         """Number it within its name; the write transaction makes the number ours alone."""
         async with self._store.write() as session:
+            if repeatable() and (made := await session.get(Build, build.build_id)) is not None:
+                return made  # by an earlier try of this write
             mine = (col(Build.project_id) == build.project_id, col(Build.name) == build.name)
             last = (await session.exec(select(func.max(Build.version)).where(*mine))).one()
             build.version = (last or 0) + 1
@@ -278,6 +280,8 @@ class BuildService:
         async with self._store.write() as session:
             query = owned(Build, project_id).where(col(Build.build_id) == build_id)
             build = (await session.exec(query)).first()
+            if build is not None and build.status == "deleted" and made_before():
+                return  # by an earlier try of this write
             if build is None or build.status == "deleted":
                 raise NotFound(f"There is no build '{build_id[:64]}' in this project.", error="Build not found")
             build.status, build.updated_at = "deleted", now_ms()

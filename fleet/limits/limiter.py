@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
+from fleet.errors import FleetError
 from fleet.limits.windows import SharedWindows, Taken
 from fleet.projects.model import Principal
+from fleet.projects.plans import plan_book
 from fleet.settings import FleetSettings
 
 _MAX_GATES = 10_000
@@ -103,11 +105,21 @@ class Limiter:
 def open_limiter(settings: FleetSettings, windows: Windows | None = None, folder: Path | None = None) -> Limiter:
     """Over the counts of this node in `folder`, or over `windows` from elsewhere."""
     limits, folder = settings.limits, folder or settings.home / "limits"
-    quota = Quota(limits.reads_per_s, limits.writes_per_s)
+    plans = plan_book(settings.plans_config)
+
+    def quota_of(caller: Principal) -> Quota:
+        usual = Quota(limits.reads_per_s, limits.writes_per_s)
+        try:
+            plan = plans.get(caller.plan)
+        except FleetError:  # what needs the plan says so
+            return usual
+        return Quota(
+            usual.reads if plan.reads_per_s is None else plan.reads_per_s,
+            usual.writes if plan.writes_per_s is None else plan.writes_per_s,
+        )
+
     failed = SharedWindows(folder / "failed", window_s=60.0, slots=2048)
-    return Limiter(
-        windows or SharedWindows(folder / "keys"), failed, lambda _caller: quota, limits.unknown_keys_per_minute
-    )
+    return Limiter(windows or SharedWindows(folder / "keys"), failed, quota_of, limits.unknown_keys_per_minute)
 
 
 def tag_of(what: bytes) -> int:

@@ -31,6 +31,10 @@ class Plan(BaseModel):
     ttl: int | None = Field(default=None, ge=60, description="in place of any that is asked for")
     sizes: frozenset[str] | None = None
     pools: bool = True
+    reads_per_s: int | None = Field(
+        default=None, ge=0, description="of one key; none: as the settings say; 0: no limit"
+    )
+    writes_per_s: int | None = Field(default=None, ge=0)
 
     def has_size(self, size: str) -> bool:
         return self.sizes is None or size in self.sizes

@@ -13,7 +13,7 @@ from sqlmodel import col, or_
 from fleet.catalog import Catalog, ComputeSize
 from fleet.errors import Conflict, FleetError, NotFound
 from fleet.node.runtime import LogLine
-from fleet.operation import new_id
+from fleet.operation import made_before, new_id, repeatable
 from fleet.pools.claim import ClaimCall
 from fleet.pools.config import is_pooled
 from fleet.pools.spec import pool_spec
@@ -171,6 +171,8 @@ class ServerService:
         self, caller: Principal, request: StartRequest, begin: Callable[["Wanted", bool], Awaitable[Server]]
     ) -> Server:
         """Begin what the plan allows and the project's match does not have yet."""
+        if (done := await self._made_before(caller)) is not None:
+            return done
         plan = self._plans.get(caller.plan)
         check_start(plan, request.compute_size, out_of_budget=caller.out_of_budget)
         wanted = await self._prepare(caller, request, plan)
@@ -189,6 +191,14 @@ class ServerService:
         if counted:
             await self._admission.became(wanted, server)
         return server
+
+    async def _made_before(self, caller: Principal) -> Server | None:
+        """The server that an earlier try of this very write has made or claimed."""
+        op_id = made_before()
+        if op_id is None:
+            return None
+        mine = or_(col(Server.instance_id) == op_id, col(Server.last_op) == op_id)
+        return await self._store.first(owned(Server, caller.project_id).where(mine))
 
     async def _prepare(self, caller: Principal, request: StartRequest, plan: Plan) -> "Wanted":
         region = self._catalog.region(request.region)
@@ -209,6 +219,7 @@ class ServerService:
             ports=ports,
             ttl=effective_ttl(plan, size, request.ttl),
             once=bool(request.match_id) and bool(caller.settings.get("unique_match")),
+            repeatable=repeatable(),
         )
 
     def _check(
@@ -238,6 +249,8 @@ class ServerService:
     async def restart(self, caller: Principal, instance_id: str, request: RestartRequest) -> Server:
         """A new run with what was given changed; the same id, new ports."""
         server = await self.get(caller, instance_id)
+        if server.last_op is not None and server.last_op == made_before():
+            return server
         if server.is_pool_server:
             raise Conflict("A pool server cannot be restarted; stop it and start another.", error="Pool server")
         if server.status == "stopped":
@@ -323,6 +336,7 @@ class Wanted:
     ports: list[PortConfig]
     ttl: int | None
     once: bool = False  # the project's match may have one server only
+    repeatable: bool = False  # this very start may be sent again by another replica
 
     @property
     def auto_restart(self) -> bool:
@@ -341,7 +355,7 @@ class Wanted:
             match_id=self.request.match_id,
             ttl=self.ttl,
             auto_restart=self.auto_restart,
-            once=self.once,
+            once=self.once or self.repeatable,
         )
 
     def row(self) -> Server:

@@ -89,7 +89,12 @@ class BookkeepingRegions:
                 row = await session.get(Server, name)
             if row is not None and row.pool_spec == call.spec and row.region == region:
                 self.warm.remove(name)
-                values = {"name": call.name, "custom_data": call.custom_data, "match_id": call.match_id}
+                values = {
+                    "last_op": call.op_id,
+                    "name": call.name,
+                    "custom_data": call.custom_data,
+                    "match_id": call.match_id,
+                }
                 return await self.change(
                     name, "claimed", **values, ttl=call.ttl, pool_claimed_at=now_ms(), start_kind="hot"
                 )
@@ -106,7 +111,7 @@ class BookkeepingRegions:
 
     async def restart(self, region: str, instance_id: str, changes: RestartChanges, op_id: str) -> Server:
         self.ops.append(op_id)
-        return await self.change(instance_id, "restarted", status="launching", **changes.values)
+        return await self.change(instance_id, "restarted", status="launching", last_op=op_id, **changes.values)
 
     async def stop(self, region: str, instance_id: str, reason: str, detail: str | None) -> Server:
         values = {"stop_reason": reason, "stop_detail": detail, "stopped_at": now_ms()}

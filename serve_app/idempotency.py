@@ -1,0 +1,172 @@
+"""`Idempotency-Key` on writes: around everything that serves them, so that no route can forget it.
+
+The write runs in a task of its own: a client that goes away has its answer when it asks again. The second of two that
+arrive together waits for the first, whichever replica has it.
+"""
+
+import asyncio
+import hashlib
+import time
+from contextlib import suppress
+
+import structlog
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from fleet.faults import crash_point
+from fleet.idempotency.service import MAX_BODY, RENEW_S, Answer, Ask, IdempotencyService, Mismatch, Turn
+from fleet.operation import operation
+from fleet.store.engine import may_pass
+from serve_app.errors import NAMES, database_unavailable, error_response
+
+log = structlog.get_logger(__name__)
+
+HEADER = b"idempotency-key"
+MAX_KEY = 255
+WAIT_S = 60.0
+_WRITES = frozenset({"POST", "PUT", "PATCH", "DELETE"})
+_TOO_MANY = 429
+
+
+def is_write(scope: Scope) -> bool:
+    return scope["method"] in _WRITES
+
+
+class Idempotent:
+    """`app` with one effect for each key."""
+
+    def __init__(self, app: ASGIApp, service: IdempotencyService) -> None:
+        self._app = app
+        self._service = service
+        self._running: set[asyncio.Task[Answer]] = set()
+
+    async def serve(self, scope: Scope, receive: Receive, send: Send, owner: str, key: bytes) -> None:
+        """Serve a write of `owner` (a project and kind of key, or an admin) that carries this key."""
+        try:
+            body = await _whole(receive)
+            response = await self._answer(scope, body, owner, key)
+        except HTTPException as error:
+            response = error_response(error.status_code, NAMES.get(error.status_code, "Request failed"), error.detail)
+        except Exception as error:
+            if not may_pass(error):
+                raise
+            response = database_unavailable(error)
+        await response(scope, receive, send)
+
+    async def _answer(self, scope: Scope, body: bytes, owner: str, key: bytes) -> Response:
+        if not 0 < len(key) <= MAX_KEY or not key.isascii() or not key.decode("ascii").isprintable():
+            detail = f"An Idempotency-Key has 1 to {MAX_KEY} printable ASCII characters."
+            return error_response(400, "Bad Idempotency-Key", detail)
+        ask = _ask(scope, body, owner, key)
+        try:
+            found = await self._turn_or_answer(ask)
+        except Mismatch:
+            text = "This Idempotency-Key was used for another request within the last 24 hours. Use a new one."
+            issue = {"loc": ["header", "idempotency-key"], "msg": text, "type": "custom"}
+            return error_response(422, "Idempotency key reused", [issue])
+        if found is None:
+            detail = "The first request with this Idempotency-Key is still being served. Ask again."
+            return error_response(409, "Request under way", detail, {"retry-after": "2"})
+        if isinstance(found, Answer):
+            return _response(found, {"idempotency-replayed": "true"})
+        task = asyncio.create_task(self._carry_out(scope, body, ask, found))
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+        return _response(await asyncio.shield(task), {})
+
+    async def _turn_or_answer(self, ask: Ask) -> Turn | Answer | None:
+        deadline = time.monotonic() + WAIT_S
+        while (found := await self._service.begin(ask)) is None and time.monotonic() < deadline:
+            await self._service.settled(1.0)
+        return found
+
+    async def _carry_out(self, scope: Scope, body: bytes, ask: Ask, turn: Turn) -> Answer:
+        crash_point("idempotency.begun")
+        renewing = asyncio.create_task(self._renew(ask, turn))
+        caught = _Caught()
+        try:
+            with operation(turn.op_id, repeated=turn.repeated):
+                await self._app(scope, _again(body), caught.send)
+        except BaseException:
+            await self._service.release(ask, turn)
+            raise
+        finally:
+            renewing.cancel()
+            with suppress(asyncio.CancelledError):
+                await renewing
+        crash_point("idempotency.served")
+        answer = Answer(caught.status, caught.headers, b"".join(caught.body))
+        if caught.status >= 500 or caught.status == _TOO_MANY or len(answer.body) > MAX_BODY:
+            await self._service.release(ask, turn)
+        else:
+            await self._service.finish(ask, turn, answer)
+            crash_point("idempotency.kept")
+        return answer
+
+    async def _renew(self, ask: Ask, turn: Turn) -> None:
+        while True:
+            await asyncio.sleep(RENEW_S)
+            try:
+                await self._service.renew(ask, turn)
+            except Exception as error:
+                # If it goes on, another carries the write out too: under the same op_id, so it is one effect.
+                log.warning("idempotency_lease_not_renewed", op_id=turn.op_id, error=repr(error))
+
+
+class _Caught:
+    """An answer on its way out."""
+
+    def __init__(self) -> None:
+        self.status = 500
+        self.headers: dict[str, str] = {}
+        self.body: list[bytes] = []
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            self.headers = {
+                name.decode("latin-1"): value.decode("latin-1")
+                for name, value in message.get("headers", ())
+                if name.lower() != b"content-length"
+            }
+        elif message["type"] == "http.response.body":
+            self.body.append(message.get("body", b""))
+
+
+def _ask(scope: Scope, body: bytes, owner: str, key: bytes) -> Ask:
+    said = hashlib.sha256()
+    for part in (scope["method"].encode(), scope["path"].encode(), scope["query_string"], body):
+        said.update(len(part).to_bytes(8))
+        said.update(part)
+    project, _, kind = owner.partition(":")
+    return Ask(project, hashlib.sha256(kind.encode() + b":" + key).hexdigest(), said.hexdigest())
+
+
+def _response(answer: Answer, more: dict[str, str]) -> Response:
+    return Response(answer.body, answer.status, {**answer.headers, **more})
+
+
+async def _whole(receive: Receive) -> bytes:
+    parts: list[bytes] = []
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise HTTPException(400, "The request's body did not arrive whole.")
+        parts.append(message.get("body", b""))
+        if not message.get("more_body"):
+            return b"".join(parts)
+
+
+def _again(body: bytes) -> Receive:
+    """Gives the body to the app; then nothing ever comes, since the write goes on without its client."""
+    sent = False
+
+    async def receive() -> Message:
+        nonlocal sent
+        if sent:
+            await asyncio.Event().wait()
+        sent = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return receive
