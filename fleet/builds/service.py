@@ -5,6 +5,7 @@ import re
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Literal
 
 import structlog
 from sqlalchemy import update
@@ -34,6 +35,7 @@ _NEWEST = (
     "SELECT build_id FROM build WHERE project_id = ? AND name = ? AND status = 'ready' ORDER BY version DESC LIMIT 1"
 )
 # registry/path:tag or @sha256:…; a reference without either would silently mean a moving "latest".
+ReadyBy = Literal["ports", "game"]
 _IMAGE = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._:/-]*(:[\w][\w.-]{0,127}|@sha256:[0-9a-f]{64})")
 
 
@@ -50,13 +52,20 @@ class BuildService:
     # Beginning --------------------------------------------------------------------------------------------------
 
     async def request_upload(
-        self, project_id: str, name: str, executable_path: str | None, *, writable: bool = False
+        self,
+        project_id: str,
+        name: str,
+        executable_path: str | None,
+        *,
+        writable: bool = False,
+        ready_by: ReadyBy = "ports",
     ) -> Build:
         """A new version in `uploading`; its link (`upload_path`) holds for `upload.url_ttl_s`."""
         now = now_ms()
         build = self._new(project_id, name, "zip", "uploading", now)
         build.executable_path = executable_path or DEFAULT_EXECUTABLE
         build.writable = writable
+        build.ready_by = ready_by
         build.upload_expires_at = now + self._settings.upload.url_ttl_s * 1000
         return await self._insert(build)
 
@@ -75,6 +84,7 @@ class BuildService:
         credentials: dict[str, str] | None,
         *,
         writable: bool = False,
+        ready_by: ReadyBy = "ports",
     ) -> Build:
         """A new version in `processing`, whose image is checked by the pipeline."""
         if not _IMAGE.fullmatch(image_url) or len(image_url) > 512:
@@ -86,6 +96,7 @@ class BuildService:
         build.image_url = image_url
         build.executable_path = executable_path
         build.writable = writable
+        build.ready_by = ready_by
         if credentials:
             build.registry_credentials = hide_credentials(credentials, self._settings)
         build = await self._insert(build)

@@ -63,6 +63,7 @@ from fleet.node.runtime import (
 )
 from fleet.node.series import Usage
 from fleet.node.server_folder import make_private, server_folder, write_config
+from fleet.node.words import Heard
 
 log = structlog.get_logger(__name__)
 
@@ -307,6 +308,9 @@ class DockerRuntime:
         read = self._inside.usage
         seen = await asyncio.to_thread(lambda: {key: read(key, pid, own) for key, pid, own in looks if pid})
         return {key: usage for key, usage in seen.items() if usage is not None}
+
+    def hear(self, heard: Heard) -> None:
+        self._api.heard = heard
 
     async def rewrite_config(self, key: RunKey, config: dict[str, Any]) -> None:
         write_config(server_folder(self._place.servers_dir, key), config)

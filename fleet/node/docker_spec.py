@@ -126,7 +126,12 @@ def port_key(port: Port) -> str:
 
 
 def _environment(spec: LaunchSpec, image: ImageFacts, door: str) -> list[str]:
-    defaults = {"PLAYFLOW_CONFIG": f"{CONFIG}/playflow.json", "PLAYFLOW_CONFIG_URL": config_url(door)}
+    url = config_url(door)
+    defaults = {
+        "PLAYFLOW_CONFIG": f"{CONFIG}/playflow.json",
+        "PLAYFLOW_CONFIG_URL": url,
+        "PLAYFLOW_AGENT_URL": url.removesuffix(CONFIG_PATH),
+    }
     if "HOME" not in image.environment or spec.build.kind == "zip":
         defaults["HOME"] = TMP
     return [f"{name}={value}" for name, value in (defaults | spec.environment).items()]

@@ -1,19 +1,23 @@
 """What a running game may ask of its node over HTTP, on an address that only this game can reach.
 
+    POST <PLAYFLOW_AGENT_URL>/ready | /players | /health | /stop       what it says of itself (`words.py`)
     GET <PLAYFLOW_CONFIG_URL>?after=<revision>&timeout=<seconds>   →  {"revision": "…", "config": {playflow.json}}
 
 It is answered at once if the revision is another one than `after`, else when the config changes or the timeout (30 s,
 at most 60) has passed. A revision is a digest of the content, so it means the same after a restart of the agent.
 
 A `Door` is where one game knocks; who knocks is known by the door, so there is nothing a game could say to be taken
-for another. More that games may say (ready, players, stop me) becomes another row in `_ROUTES`.
+for another. What outlasts the agent (that it is ready, that it promised to beat, that it wants to be stopped) is kept
+in a file beside its config, which the game cannot write, and said again when its door is opened anew.
 """
 
 import asyncio
 import hashlib
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, cast
 
 import orjson
 import structlog
@@ -21,11 +25,17 @@ from aiohttp import web
 
 from fleet.node.runtime import RunKey
 from fleet.node.server_folder import CONFIG_FILE
+from fleet.node.words import Heard, Word, to_keep, word_of
 
 log = structlog.get_logger(__name__)
 
 CONFIG_PATH = "/config"
+TOLD_FILE = "told.json"
 MOST_CONNECTIONS = 16
+MOST_BODY = 1024
+# A game that asks without end costs its node no more than this.
+CALLS_PER_S, CALLS_AT_ONCE = 20.0, 60.0
+_BODY_S = 5.0
 _DEFAULT_WAIT_S, _LONGEST_WAIT_S = 30.0, 60.0
 _LONGEST_REVISION = 64
 SHUT_S = 0.01  # 0 would mean for ever
@@ -40,6 +50,38 @@ class Door:
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     listener: asyncio.Server | None = None
     server: web.Server | None = None
+    heard: Heard = lambda _key, _word: None
+    calls_left: float = CALLS_AT_ONCE
+    called_at: float = 0.0
+    kept: dict[str, dict[str, Any]] = field(default_factory=dict[str, dict[str, Any]])
+
+    def may_call(self, now: float) -> bool:
+        self.calls_left = min(CALLS_AT_ONCE, self.calls_left + (now - self.called_at) * CALLS_PER_S)
+        self.called_at = now
+        if self.calls_left < 1:
+            return False
+        self.calls_left -= 1
+        return True
+
+    def say(self, word: Word) -> None:
+        """Keep what must be kept, then tell it."""
+        kept = to_keep(word)
+        if kept is not None and self.kept.get(kept[0]) != kept[1]:
+            self.kept[kept[0]] = kept[1]
+            draft = self.config.with_name(f".{TOLD_FILE}")
+            draft.write_bytes(orjson.dumps(self.kept))
+            draft.replace(self.config.with_name(TOLD_FILE))
+        self.heard(self.key, word)
+
+    def say_again(self) -> None:
+        """What was said to an earlier agent."""
+        try:
+            self.kept = orjson.loads(self.config.with_name(TOLD_FILE).read_bytes())
+        except (OSError, orjson.JSONDecodeError):
+            return
+        for path, body in self.kept.items():
+            if (word := word_of(path, body)) is not None:
+                self.heard(self.key, word)
 
     def connections(self) -> int:
         return len(self.server.connections) if self.server else 0
@@ -50,6 +92,7 @@ class GameApi:
 
     def __init__(self) -> None:
         self._doors: dict[RunKey, Door] = {}
+        self.heard: Heard = lambda _key, _word: None
 
     def door(self, key: RunKey) -> Door | None:
         return self._doors.get(key)
@@ -61,7 +104,11 @@ class GameApi:
 
     def add(self, key: RunKey, folder: Path) -> Door:
         """A door without a listener of its own (see `enter`), to the config in `folder`."""
-        return self._doors.setdefault(key, Door(key, folder / CONFIG_FILE))
+        door = self._doors.get(key)
+        if door is None:
+            door = self._doors[key] = Door(key, folder / CONFIG_FILE, heard=self.heard)
+            door.say_again()
+        return door
 
     async def listen(
         self, key: RunKey, folder: Path, bind: Callable[[Callable[[], asyncio.Protocol]], Awaitable[asyncio.Server]]
@@ -98,7 +145,7 @@ class GameApi:
 def make_server(
     handler: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]],
 ) -> web.Server:
-    """Bounded in what it reads: lines of 8 KB, no bodies."""
+    """Bounded in what it reads: lines of 8 KB; bodies by `_body`."""
     return web.Server(handler, access_log=None, keepalive_timeout=75.0, lingering_time=1.0, handler_cancellation=True)
 
 
@@ -114,13 +161,47 @@ def bounded(server: web.Server, most: int = MOST_CONNECTIONS) -> Callable[[], as
 
 async def answer(door: Door, path: str, request: web.BaseRequest) -> web.StreamResponse:
     """What the game of `door` gets."""
-    methods = _ROUTES.get(path)
-    if methods is None:
-        return problem(404, "Not found", f"There is no {path}; ask GET {CONFIG_PATH}.")
-    handler = methods.get(request.method)
-    if handler is None:
-        return problem(405, "Method not allowed", f"{path} takes {', '.join(methods)}.")
-    return await handler(door, request)
+    if not door.may_call(time.monotonic()):
+        return problem(429, "Too many calls", f"At most {CALLS_PER_S:.0f} calls a second.")
+    method = _METHODS.get(path)
+    if method is None:
+        return problem(404, "Not found", f"There is no {path}; there are {', '.join(_METHODS)}.")
+    if request.method != method:
+        return problem(405, "Method not allowed", f"{path} takes {method}.")
+    return await (_config(door, request) if method == "GET" else _said(door, path, request))
+
+
+async def _said(door: Door, path: str, request: web.BaseRequest) -> web.StreamResponse:
+    try:
+        word = word_of(path, await _body(request))
+    except ValueError as error:
+        return problem(400, "Bad request", str(error))
+    assert word is not None, "the path is one of _METHODS"
+    try:
+        door.say(word)
+    except FileNotFoundError:
+        return problem(404, "Server gone", "This run has ended.")
+    return web.Response(body=b'{"ok":true}', content_type="application/json")
+
+
+async def _body(request: web.BaseRequest) -> dict[str, Any]:
+    """The JSON object that was sent; {} for nothing. ValueError says what is wrong with it."""
+    read = bytearray()
+    try:
+        async with asyncio.timeout(_BODY_S):
+            while len(read) <= MOST_BODY and (part := await request.content.read(MOST_BODY + 1)):
+                read += part
+    except TimeoutError:
+        raise ValueError("The body did not come.") from None
+    if len(read) > MOST_BODY:
+        raise ValueError(f"A body has at most {MOST_BODY} bytes.")
+    try:
+        found: Any = orjson.loads(read) if read.strip() else {}
+    except orjson.JSONDecodeError:
+        raise ValueError("The body is not JSON.") from None
+    if not isinstance(found, dict):
+        raise ValueError("The body is a JSON object, or empty.")
+    return cast(dict[str, Any], found)
 
 
 async def _config(door: Door, request: web.BaseRequest) -> web.StreamResponse:
@@ -169,5 +250,4 @@ def problem(status: int, error: str, detail: str) -> web.Response:
     return web.Response(body=body, status=status, content_type="application/json")
 
 
-_Handler = Callable[[Door, web.BaseRequest], Awaitable[web.StreamResponse]]
-_ROUTES: dict[str, dict[str, _Handler]] = {CONFIG_PATH: {"GET": _config}}
+_METHODS = {CONFIG_PATH: "GET", "/ready": "POST", "/players": "POST", "/health": "POST", "/stop": "POST"}

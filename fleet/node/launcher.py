@@ -127,13 +127,16 @@ class Launcher:
             seen = await self._runtime.readiness(ports, run.view.key)
             if run.view.state.ended:
                 return
-            if seen.ready:
+            if seen.ready and run.said_ready.is_set():
                 self._told.move(run, RunState.RUNNING)
                 return
-            message = waiting_for(seen)
-            if seen.loopback:
+            message = waiting_for(seen, said_ready=run.said_ready.is_set())
+            if seen.loopback or seen.ready:  # a developer has something to mend, or only its word is missing
                 self._told.tell(run, message=message)
             run.view = replace(run.view, message=message)
+            if seen.ready:
+                await run.said_ready.wait()
+                continue
             await asyncio.sleep(delay)
             delay = min(delay * 1.3, 0.25)
 

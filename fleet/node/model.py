@@ -26,7 +26,8 @@ class RunState(StrEnum):
 @dataclass(frozen=True, slots=True)
 class RunView:
     """One run on one node. `at`: when it reached `state` (ms). `exit_code` to `message` are set once it has ended;
-    `message` may also say what a booting run waits for. Not `healthy`: it runs, but its declared ports have closed."""
+    `message` may also say what a booting run waits for. Not `healthy`: it runs, but its declared ports have closed.
+    `silent`: why its health beat counts as missed. `stop_asked`: the game wants to be stopped, with its reason."""
 
     key: RunKey
     node_id: str
@@ -41,6 +42,12 @@ class RunView:
     message: str = ""
     healthy: bool = True
     frozen: bool = False
+    silent: str = ""
+    stop_asked: str | None = None
+
+    @property
+    def well(self) -> bool:
+        return self.healthy and not self.silent
 
 
 @dataclass(frozen=True, slots=True)

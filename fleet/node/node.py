@@ -15,6 +15,7 @@ from typing import Any
 import structlog
 
 from fleet.errors import Fenced, NotFound
+from fleet.node.hearing import READY_BY, Hearing
 from fleet.node.launcher import Launcher, TlsEnd, patiently
 from fleet.node.model import Drain, Hello, NodeShare, Page, RunState, RunView
 from fleet.node.node_ports import NodePorts
@@ -68,6 +69,8 @@ class Node:
         self._habits = habits
         self._outbox = Outbox()
         self._launcher = Launcher(runtime, self._ports, fetch, self, tls)
+        self._hearing = Hearing(self._runs.get, self.tell)
+        runtime.hear(self._hearing.heard)
         self._sampler = Sampler(self._running, runtime.usage, habits.usage_every_s)
         self._warm = WarmNetworks(runtime.networks, self._ports, habits.warm_networks, self._busy, self._spawn)
         self._boot_id = secrets.token_hex(8)
@@ -86,6 +89,7 @@ class Node:
             self._adopt(observed)
         self._spawn(self._warm.run())
         self._spawn(self._sampler.run())
+        self._spawn(self._hearing.run())
         if self._habits.health_every_s:
             every_s = self._habits.health_every_s
             vigil = Vigil(lambda: list(self._runs.values()), self._runtime.readiness, self._health, every_s)
@@ -156,7 +160,7 @@ class Node:
             spec.memory_mb,
             cores,
         )
-        run = self._runs[spec.key] = Run(view)
+        run = self._runs[spec.key] = Run(view, ready_by_game=spec.labels.get(READY_BY) == "game")
         self._outbox.put(view)
         run.network = spec.network
         run.task = self._spawn(self._launcher.launch(run, spec))
@@ -214,8 +218,8 @@ class Node:
         return await self._runtime.logs(key, after, since_ms, limit)
 
     def usage(self, key: RunKey, period_s: int, step_s: int) -> dict[str, Any]:
-        """What a run used over time (see `Sampler.read`)."""
-        return self._sampler.read(key, period_s, step_s)
+        """What a run used over time (see `Sampler.read`), and `players` as it said last."""
+        return self._sampler.read(key, period_s, step_s) | {"players": self._hearing.players(key)}
 
     def _running(self) -> list[RunKey]:
         alive = (RunState.BOOTING, RunState.RUNNING)
@@ -279,6 +283,7 @@ class Node:
                 log.exception("log not kept", run=str(key))
         await patiently(lambda: self._runtime.remove(key))
         self._runs.pop(key, None)
+        self._hearing.forget(key)
 
     def end(self, run: Run, state: RunState, *, at: int | None = None, **facts: Any) -> None:
         if run.view.state.ended:
@@ -338,7 +343,7 @@ class Node:
             seen.oom,
             frozen=seen.frozen,
         )
-        run = self._runs[seen.key] = Run(view)
+        run = self._runs[seen.key] = Run(view, ready_by_game=seen.labels.get(READY_BY) == "game")
         if seen.running:
             run.network = seen.network
             for port in seen.ports if seen.network is None else ():  # else its network holds them

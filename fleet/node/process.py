@@ -52,6 +52,7 @@ from fleet.node.runtime import (
 )
 from fleet.node.series import Usage
 from fleet.node.server_folder import make_private, server_folder, write_config
+from fleet.node.words import Heard
 from fleet.times import now_ms
 
 log = structlog.get_logger(__name__)
@@ -243,6 +244,9 @@ class ProcessRuntime:
         await asyncio.to_thread(shutil.rmtree, run.path, ignore_errors=True)
         self._reported.discard(key)
         self._locks.pop(key, None)
+
+    def hear(self, heard: Heard) -> None:
+        self._api.heard = heard
 
     async def rewrite_config(self, key: RunKey, config: dict[str, Any]) -> None:
         write_config(self._folder(key).config_folder(), config)

@@ -12,6 +12,7 @@ from typing import Any
 import orjson
 
 from fleet.node.executable import executable_of, game_arguments
+from fleet.node.game_api import CONFIG_PATH
 from fleet.node.runtime import BuildRef, LaunchSpec, Observed, Port, RunKey
 from fleet.node.server_folder import CONFIG_FILE
 from fleet.node.shim import start_time
@@ -186,7 +187,11 @@ def run_description(spec: LaunchSpec, run: RunFolder, fleet_id: str, door: str) 
         "folder": str(folder),
         "beside": posixpath.dirname(executable),
         "command": [str(folder / executable), *arguments],
-        "environment": {"PLAYFLOW_CONFIG_URL": door} | _environment(spec, run),
+        "environment": {
+            "PLAYFLOW_CONFIG_URL": door,
+            "PLAYFLOW_AGENT_URL": door.removesuffix(CONFIG_PATH),
+            **_environment(spec, run),
+        },
         "door": door,
         "limits": _limits(spec),
         "log_bytes": spec.log_mb << 20,

@@ -12,11 +12,14 @@ _INIT_REFUSED = re.compile(r"\[FATAL tini \(\d+\)\] exec (.+) failed: (.+)")
 class Run:
     """`task` is the launch, then the wait for its ports. `temperature` is held while it is frozen or thawed.
 
-    `network`: the warm one that it has joined, to be dropped after its end.
+    `network`: the warm one that it has joined, to be dropped after its end. `said_ready`: nobody waits for its word.
     """
 
-    def __init__(self, view: RunView) -> None:
+    def __init__(self, view: RunView, *, ready_by_game: bool = False) -> None:
         self.view = view
+        self.said_ready = asyncio.Event()
+        if not ready_by_game:
+            self.said_ready.set()
         self.task: asyncio.Task[None] | None = None
         self.ended = asyncio.Event()
         self.temperature = asyncio.Lock()
@@ -38,7 +41,7 @@ def start_refused(exited: Exited) -> str | None:
     return f"{program} could not be executed ({why}). If it is a script, its '#!' line names a program that is missing."
 
 
-def waiting_for(seen: Readiness) -> str:
+def waiting_for(seen: Readiness, *, said_ready: bool = True) -> str:
     """What a booting run waits for, in a developer's words."""
     parts = [f"{p.name} ({p.internal}/{p.protocol}) is not open" for p in seen.missing]
     parts += [
@@ -46,4 +49,8 @@ def waiting_for(seen: Readiness) -> str:
         "bind 0.0.0.0"
         for p in seen.loopback
     ]
+    if not said_ready:
+        parts.append(
+            "the game has not said that it is ready (POST $PLAYFLOW_AGENT_URL/ready), which its build asks for"
+        )
     return "; ".join(parts)

@@ -8,9 +8,12 @@ the containers are the truth, and `list()` after any crash tells all of it.
 from collections.abc import AsyncIterator, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from fleet.node.series import Usage
+
+if TYPE_CHECKING:
+    from fleet.node.words import Heard
 
 Proto = Literal["udp", "tcp"]
 
@@ -69,6 +72,7 @@ class BuildRef:
     credentials: dict[str, str] | None = field(default=None, repr=False)
     writable: bool = False
     unpacked_bytes: int = 0
+    ready_by: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,6 +259,10 @@ class Runtime(Protocol):
 
     async def usage(self, keys: Collection[RunKey]) -> dict[RunKey, Usage]:
         """What these runs use now; those that have ended are left out."""
+        ...
+
+    def hear(self, heard: "Heard") -> None:
+        """`heard(key, word)` is called for whatever a game says of itself (`words.py`)."""
         ...
 
     async def serve(self, key: RunKey) -> None:

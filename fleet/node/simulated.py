@@ -35,6 +35,7 @@ from fleet.node.runtime import (
     RuntimePlace,
 )
 from fleet.node.series import Usage
+from fleet.node.words import Heard
 from fleet.settings import SIMULATED, SimulatedSettings
 from fleet.times import now_ms
 
@@ -315,6 +316,9 @@ class SimulatedRuntime:
         """Nobody asks."""
 
     # The running game -------------------------------------------------------------------------------------------
+
+    def hear(self, heard: Heard) -> None:
+        """Nothing runs there, so nothing speaks."""
 
     async def rewrite_config(self, key: RunKey, config: dict[str, Any]) -> None:
         run = self._known(key)

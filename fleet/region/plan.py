@@ -197,6 +197,9 @@ def _plan_ended(server: Server, run: RunView, now: int, policy: Policy) -> list[
 
 def _plan_alive(server: Server, run: RunView, now: int, policy: Policy) -> list[Action]:
     name = server.instance_id
+    if run.stop_asked is not None:
+        detail = f"The game asked to be stopped. {run.stop_asked}".strip()
+        return [End(name, now, "exited", "PROCESS_EXITED", detail, gone=False), StopRun(run.key, run.node_id)]
     if server.status == "launching":
         if STEPS.index(run.state.value) > STEPS.index(server.step):
             return [Advance(name, run.state.value, run.at)]
@@ -205,6 +208,11 @@ def _plan_alive(server: Server, run: RunView, now: int, policy: Policy) -> list[
             verdict = crash_verdict(server, now, "never_ready", detail, None, policy, gone=False)
             return [verdict, StopRun(run.key, run.node_id)]
         return []
+    if run.silent:
+        return [
+            crash_verdict(server, now, "unhealthy", run.silent, None, policy, gone=False),
+            StopRun(run.key, run.node_id),
+        ]
     if server.ttl and now >= _expiry(server):
         end = End(
             name,

@@ -177,7 +177,7 @@ class PoolDesk:
         if server is None or not server.is_pool_server or server.pool_claimed_at is not None:
             return
         if server.status == "running" and current(server) == view.key and not view.state.ended:
-            self.keeper.watch(server, health="warm" if view.healthy else "ailing", frozen=view.frozen)
+            self.keeper.watch(server, health="warm" if view.well else "ailing", frozen=view.frozen)
 
     def refill(self) -> None:
         self.keeper.refill(now_ms())

@@ -37,7 +37,7 @@ Health = Literal["warm", "ailing", "unsure"]
 
 _REMEMBERED_CLAIMS = 100_000
 _REMEMBER_MS = 10 * MINUTE_MS
-_FAULTS = BOOT_FAILURES - {"node_lost"}  # ends that speak against the build
+_FAULTS = BOOT_FAILURES - {"node_lost"} | {"unhealthy"}  # ends that speak against the build
 _YOUNG_MS = 60_000  # an idle game that ends sooner than this after it was ready did not want to wait for players
 
 

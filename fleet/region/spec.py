@@ -5,6 +5,7 @@ from typing import Any
 import orjson
 
 from fleet.catalog import ComputeSize
+from fleet.node.hearing import READY_BY
 from fleet.node.model import NodeShare
 from fleet.node.runtime import BuildRef, LaunchSpec, Port
 from fleet.region.plan import current
@@ -60,6 +61,7 @@ def build_ref(build: Build, credentials: dict[str, str] | None) -> BuildRef:
         credentials=credentials,
         writable=build.writable,
         unpacked_bytes=build.unpacked_bytes or 0,
+        ready_by=build.ready_by,
     )
 
 
@@ -86,7 +88,11 @@ def launch_spec(
         startup_args=server.startup_args,
         environment=game_environment(server),
         config=game_config(server),
-        labels={"fleet.project": server.project_id, "fleet.build": server.build_id},
+        labels={
+            "fleet.project": server.project_id,
+            "fleet.build": server.build_id,
+            READY_BY: build.ready_by or "ports",
+        },
         pids=limits.pids,
         tmpfs_mb=limits.tmpfs_mb,
         log_mb=settings.logs.max_mb,

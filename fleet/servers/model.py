@@ -70,6 +70,7 @@ class UsageSeries:
 
     step: int
     series: dict[str, list[tuple[int, float]]]
+    players: dict[str, int | None] | None = None  # {count, capacity, at} as the game said last
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,10 +4,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, StringConstraints
 
+from fleet.builds.service import ReadyBy
 from fleet.store.tables import Build, BuildLog
 from fleet.times import iso
 
 BuildName = Annotated[str, StringConstraints(min_length=1, max_length=128)]
+READY_BY_MEANS = (
+    "When a server counts as running: once its ports are open, or once the game itself has said so as well "
+    "(an extension; docs/game-contract.md)"
+)
 ExecutablePath = Annotated[str, StringConstraints(min_length=1, max_length=512)]
 
 
@@ -48,6 +53,7 @@ class DockerImageIn(BaseModel):
     executable_path: ExecutablePath | None = Field(default=None, description="Path inside the image")
     registry_credentials: RegistryCredentials | None = None
     writable: bool = Field(default=False, description="The game may write into its own folder (an extension)")
+    ready_by: ReadyBy = Field(default="ports", description=READY_BY_MEANS)
 
 
 class BuildOut(BaseModel):

@@ -7,10 +7,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from fleet.builds.executable import DEFAULT_EXECUTABLE
+from fleet.builds.service import ReadyBy
 from serve_app.auth import Context, ServerKey
 from serve_app.edge import keep_answer
 from serve_app.json import StrictJsonRoute, json_response
 from serve_app.v3.build_schemas import (
+    READY_BY_MEANS,
     AcceptedOut,
     BuildListOut,
     BuildLogsOut,
@@ -69,9 +71,12 @@ async def upload_url(
         ExecutablePath, Query(description="The game's executable inside the ZIP")
     ] = DEFAULT_EXECUTABLE,
     writable: Annotated[bool, Query(description="The game may write into its own folder (an extension)")] = False,
+    ready_by: Annotated[ReadyBy, Query(description=READY_BY_MEANS)] = "ports",
 ) -> Response:
     """A new build and a URL to PUT its ZIP to. Processing begins by itself after the upload."""
-    build = await context.builds.request_upload(caller.project_id, name, executable_path, writable=writable)
+    build = await context.builds.request_upload(
+        caller.project_id, name, executable_path, writable=writable, ready_by=ready_by
+    )
     url = f"{public_base(request, context.settings.public_url)}{context.builds.upload_path(build)}"
     minutes = context.settings.upload.url_ttl_s // 60
     return json_response(
@@ -100,7 +105,13 @@ async def docker_image(body: DockerImageIn, caller: ServerKey, context: Context)
     """Register an image; it is checked at once and becomes `ready` or `failed`."""
     credentials = body.registry_credentials.model_dump() if body.registry_credentials else None
     build = await context.builds.docker_image(
-        caller.project_id, body.name, body.image_url, body.executable_path, credentials, writable=body.writable
+        caller.project_id,
+        body.name,
+        body.image_url,
+        body.executable_path,
+        credentials,
+        writable=body.writable,
+        ready_by=body.ready_by,
     )
     return json_response({"status": "accepted", "build_id": build.build_id, "message": "The image is being checked."})
 

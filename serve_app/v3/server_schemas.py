@@ -212,6 +212,12 @@ class UsageSeriesOut(BaseModel):
     connections: Points = Field(description="Established TCP connections and open UDP sockets")
 
 
+class PlayersOut(BaseModel):
+    count: int
+    capacity: int | None
+    at: str = Field(description="When the game said so")
+
+
 class ServerMetricsOut(BaseModel):
     """What the server's present run used. Series are kept for a day, and for an hour after the run's end."""
 
@@ -219,10 +225,15 @@ class ServerMetricsOut(BaseModel):
     period: Literal["5m", "15m", "1h", "6h", "24h"]
     step: str = Field(description="As asked, or the finest that is kept for such a period: 15s for 1h, 60s for 6h")
     series: UsageSeriesOut
+    players: PlayersOut | None = Field(default=None, description="As the game said last (docs/game-contract.md)")
 
 
 def port_view(port: dict[str, Any]) -> dict[str, Any]:
     return {name: port[name] for name in NetworkPort.model_fields}
+
+
+def players_view(said: dict[str, int | None] | None) -> dict[str, Any] | None:
+    return None if said is None else {**said, "at": iso(said["at"])}
 
 
 def server_view(row: Server) -> dict[str, Any]:

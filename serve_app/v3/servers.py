@@ -26,6 +26,7 @@ from serve_app.v3.server_schemas import (
     UpdateIn,
     event_view,
     log_view,
+    players_view,
     server_view,
 )
 
@@ -238,4 +239,12 @@ async def server_metrics(
 ) -> Response:
     """Of the server's present run; empty for a server that has none."""
     seen = await context.servers.usage(caller, instance_id, PERIODS[period], int(step[:-1]))
-    return json_response({"instance_id": instance_id, "period": period, "step": f"{seen.step}s", "series": seen.series})
+    return json_response(
+        {
+            "instance_id": instance_id,
+            "period": period,
+            "step": f"{seen.step}s",
+            "series": seen.series,
+            "players": players_view(seen.players),
+        }
+    )
