@@ -1,9 +1,9 @@
 """What stands ready in one pool, indexed so that a claim never walks a list.
 
-An entry is *booting* (ordered, not ready), *warm* (ready, healthy, unclaimed), *ailing* (its ports closed, or its beat
-is missed) or *unsure* (its node does not answer now). Warm ones wait in a heap per spec, best first: hot before frozen,
-on staying nodes before draining ones, oldest first. A claim pops one in O(log n); tickets of entries that have changed since are
-skipped, and the heap is rebuilt when they are many.
+An entry is *booting* (ordered, not ready), *warm* (ready, healthy, unclaimed), *ailing* (its ports closed, or its
+beat is missed) or *unsure* (its node does not answer now). Warm ones wait in a heap per spec, best first: hot before
+frozen, on staying nodes before draining ones, oldest first. A claim pops one in O(log n); tickets of entries that
+have changed since are skipped, and the heap is rebuilt when they are many.
 """
 
 import heapq
