@@ -90,6 +90,7 @@ class TlsSettings(BaseModel):
 
     certificate: Path | None = Field(default=None, description="PEM: certificate and chain; a new file is taken up")
     key: Path | None = Field(default=None, description="PEM: its private key")
+    api_port: int = Field(default=0, ge=0, le=65535, description="the API speaks TLS there, and plain on loopback only")
 
 
 class Scaling(BaseModel):
@@ -170,7 +171,8 @@ class FleetSettings(BaseSettings):
 
     @property
     def base_url(self) -> str:
-        return self.public_url or f"http://{self.host}:{self.port}"
+        own = f"https://{self.host}:{self.tls.api_port}" if self.tls.api_port else f"http://{self.host}:{self.port}"
+        return self.public_url or own
 
     @property
     def artefacts(self) -> Path:

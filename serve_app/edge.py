@@ -19,6 +19,7 @@ from fleet.limits.limiter import Gate
 from fleet.projects.model import Principal
 from fleet.telemetry.metrics import HttpMetrics
 from fleet.telemetry.request_id import accept_request_id, bind_request_id
+from serve_app.cors import cors_headers, may_call, preflight
 from serve_app.errors import error_response
 from serve_app.idempotency import HEADER, Idempotent, is_write
 from serve_app.limits import FREE, Gatekeeper
@@ -35,6 +36,9 @@ _SAFE = [
     (b"x-frame-options", b"DENY"),
     (b"referrer-policy", b"no-referrer"),
 ]
+_HSTS = (b"strict-transport-security", b"max-age=31536000")
+_SCHEME = b"x-fleet-scheme"  # set by HAProxy alone, on what came by TLS (fleet/ops/haproxy_shim.py)
+_NOT_NAMED = "The project's allowed_origins do not have the web page that this client key was used from."
 _LIVE = (b"wait_for", b"follow")  # reads that wait for what comes
 _STREAMS = ("/v3/events", "/me/events")  # paths of streams end so
 
@@ -64,11 +68,18 @@ class Edge:
             return
         exchange = _Exchange(scope, send, self.metrics, self.echo_id)
         key = _header(scope, b"api-key")
-        if key is not None and not scope["path"].startswith(FREE):
-            exchange.gate, refusal = await self.gatekeeper.admit(scope, key, exchange.extra)
-            if refusal is not None:
-                await exchange.refuse(refusal)
-                return
+        origin = _header(scope, b"origin")
+        refusal = preflight(scope)
+        if refusal is None and key is not None and not scope["path"].startswith(FREE):
+            paged = origin is not None
+            exchange.gate, refusal = await self.gatekeeper.admit(scope, key, exchange.extra, fresh=paged)
+        if origin is not None and scope["method"] != "OPTIONS":
+            exchange.extra += cors_headers(origin, exchange.gate)
+            if not may_call(origin, exchange.gate):
+                refusal = error_response(403, "Origin not allowed", _NOT_NAMED)
+        if refusal is not None:
+            await exchange.refuse(refusal)
+            return
         await self._answer(exchange, receive, key)
 
     async def _answer(self, exchange: "_Exchange", receive: Receive, api_key: bytes | None) -> None:
@@ -129,6 +140,9 @@ class _Exchange:
         self._send = send
         self._metrics = metrics
         self.extra = [*_SAFE, (b"x-request-id", self.request_id.encode())] if echo_id else [*_SAFE]
+        if _header(scope, _SCHEME) == b"https":
+            scope["scheme"] = "https"
+            self.extra.append(_HSTS)
         self._started = time.perf_counter()
         self._headers: list[tuple[bytes, bytes]] = []
         self._body: bytes | None = None

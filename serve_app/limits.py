@@ -29,10 +29,12 @@ class Gatekeeper:
         self._limiter = limiter
         self._projects = projects
 
-    async def admit(self, scope: Scope, key: bytes, extra: Headers) -> tuple[Gate | None, Response | None]:
+    async def admit(
+        self, scope: Scope, key: bytes, extra: Headers, *, fresh: bool
+    ) -> tuple[Gate | None, Response | None]:
         """The key's gate, none if nobody's (the app then says so), and the refusal if there is one. Headers that tell
-        the limit go into `extra`."""
-        gate = self._limiter.gate(key)
+        the limit go into `extra`. `fresh`: with the project's settings as they are now, not as some seconds ago."""
+        gate = None if fresh else self._limiter.gate(key)
         if gate is None:
             address = client_of(scope)
             wait = self._limiter.tried_too_often(key, address)

@@ -20,7 +20,7 @@ HEALTH_PATH = "/api/health"
 def render(settings: FleetSettings, source: Path | None = None) -> dict[str, Any]:
     """`configs/serve.yaml` with this fleet's address and number of replicas."""
     config: dict[str, Any] = yaml.safe_load((source or CONFIGS / "serve.yaml").read_text())
-    config["http_options"] = config.get("http_options", {}) | {"host": settings.host, "port": settings.port}
+    config["http_options"] = config.get("http_options", {}) | {"host": plain_host(settings), "port": settings.port}
     for application in config["applications"]:
         for deployment in application.get("deployments", []):
             deployment["num_replicas"] = settings.replicas
@@ -41,9 +41,15 @@ def deploy(home: Home, settings: FleetSettings, head: Head) -> None:
         raise OpsError(f"The API was deployed but does not answer at {url}. See {home.logs}.")
 
 
+def plain_host(settings: FleetSettings) -> str:
+    """Where the API speaks without TLS: on this machine alone, if it speaks TLS elsewhere."""
+    return "127.0.0.1" if settings.tls.api_port else settings.host
+
+
 def local_url(settings: FleetSettings) -> str:
     """How this machine reaches the API, whatever address it is bound to."""
-    host = "127.0.0.1" if settings.host in ("0.0.0.0", "::", "*") else settings.host
+    host = plain_host(settings)
+    host = "127.0.0.1" if host in ("0.0.0.0", "::", "*") else host
     return f"http://{host}:{settings.port}"
 
 

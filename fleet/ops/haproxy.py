@@ -5,11 +5,14 @@ import os
 import shlex
 import sys
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import structlog
 
 from fleet.ops import haproxy_shim
-from fleet.ops.home import free_ports
+from fleet.ops.home import OpsError, free_ports
+from fleet.settings import FleetSettings
+from fleet.tls.certificates import certificate_for, write_combined
 
 log = structlog.get_logger(__name__)
 
@@ -41,28 +44,45 @@ def error_page() -> str:
     return f"{head}Content-Length: {len(body)}\r\n\r\n{body}"
 
 
-def write_shim(folder: Path, haproxy: str) -> Path:
+def tls_bind(folder: Path, settings: FleetSettings) -> str:
+    """HAProxy's words for the address on which the API speaks TLS, its certificate written; empty if it does not.
+    `BadRequest` says what is wrong with the configured certificate."""
+    if not settings.tls.api_port:
+        return ""
+    folder.mkdir(mode=0o700, exist_ok=True)
+    names = {urlsplit(settings.public_url or "").hostname or settings.host, settings.host} - {"0.0.0.0", "::", "*"}
+    pem = folder / "api.pem"
+    write_combined(certificate_for(settings.tls, settings.home, sorted(names)), pem)
+    host = "0.0.0.0" if settings.host == "*" else settings.host
+    return f"{host}:{settings.tls.api_port} ssl crt {pem} alpn h2,http/1.1 ssl-min-ver TLSv1.2"
+
+
+def write_shim(folder: Path, haproxy: str, tls: str = "") -> Path:
     """Make the script that mends the configuration and becomes HAProxy (see `haproxy_shim`)."""
     folder.mkdir(mode=0o700, exist_ok=True)
     page = folder / "unavailable.http"
     page.write_text(error_page())
     shim = folder / "haproxy"
-    command = shlex.join([sys.executable, "-IS", haproxy_shim.__file__, haproxy, str(page)])
+    command = shlex.join([sys.executable, "-IS", haproxy_shim.__file__, haproxy, str(page), tls])
     shim.write_text(f'#!/bin/sh\nexec {command} "$@"\n')
     shim.chmod(0o700)
     return shim
 
 
-def proxy_environment(folder: Path) -> dict[str, str]:
+def proxy_environment(folder: Path, settings: FleetSettings) -> dict[str, str]:
     """Settings that put Serve behind HAProxy, every socket and port private; empty if there is no HAProxy."""
     haproxy = find_haproxy()
     if haproxy is None:
+        if settings.tls.api_port:
+            raise OpsError(
+                "There is no HAProxy for this machine, so the API cannot speak TLS. Unset FLEET_TLS__API_PORT."
+            )
         log.warning("slow_proxy", reason="no HAProxy binary here: Serve's own proxy is about 10 times slower")
         return {}
     metrics, stats, fallback = free_ports(3)
     return {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
-        "RAY_SERVE_HAPROXY_BINARY_PATH": str(write_shim(folder, haproxy)),
+        "RAY_SERVE_HAPROXY_BINARY_PATH": str(write_shim(folder, haproxy, tls_bind(folder, settings))),
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(stats),
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(fallback),

@@ -54,7 +54,7 @@ def head_environment(home: Home, settings: FleetSettings) -> dict[str, str]:
         environment["FLEET_NODE_CONFIG"] = str(settings.node_config.resolve())
     if settings.plans_config:
         environment["FLEET_PLANS_CONFIG"] = str(settings.plans_config.resolve())
-    return ray_environment(home, settings) | environment | proxy_environment(home.run_dir / "proxy")
+    return ray_environment(home, settings) | environment | proxy_environment(home.run_dir / "proxy", settings)
 
 
 def ray_environment(home: Home, settings: FleetSettings) -> dict[str, str]:

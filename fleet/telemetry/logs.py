@@ -1,6 +1,7 @@
 """Structured logs: one JSON object a line, in `<home>/logs/<component>.log`, bounded in size."""
 
 import os
+import re
 import threading
 from pathlib import Path
 
@@ -51,8 +52,34 @@ class AppendLog:
     debug = info = warning = error = critical = exception = msg
 
 
+# What must never be in a log, wherever in a line it stands: keys, secrets of webhooks, signatures of upload links,
+# bearer tokens and player tokens (JWTs), passwords in URLs. All that is left is what it was.
+_SECRET = re.compile(
+    rb"(\b(?:pf|pfclient|pfadmin|whsec)_)[A-Za-z0-9_-]{6,}"
+    rb"|(\bsignature=)[^&\s\"\\]+"
+    rb"|(\b[Bb]earer )[^\s\"\\]+"
+    rb"|(\beyJ)[\w-]+\.[\w-]+\.[\w-]*"
+    rb"|(://[^/\s:@\"\\]*:)[^@/\s\"\\]+(?=@)"
+)
+_SECRET_FIELDS = frozenset(
+    {"api_key", "api-key", "authorization", "password", "secret", "token", "signature", "environment"}
+)
+
+
 def _json(_logger: WrappedLogger, _name: str, event: EventDict) -> bytes:
-    return orjson.dumps(event, default=repr, option=orjson.OPT_NON_STR_KEYS)
+    return redacted(orjson.dumps(event, default=repr, option=orjson.OPT_NON_STR_KEYS))
+
+
+def redacted(line: bytes) -> bytes:
+    """The line without secrets that can be told by their looks."""
+    return _SECRET.sub(lambda found: (found[found.lastindex or 0] or b"") + b"***", line)
+
+
+def _hide_fields(_logger: WrappedLogger, _name: str, event: EventDict) -> EventDict:
+    """Fields whose names say that they are secret."""
+    for name in _SECRET_FIELDS & event.keys():
+        event[name] = "***"
+    return event
 
 
 def _of_process(component: str) -> Processor:
@@ -81,6 +108,7 @@ def setup_logging(component: str, home: Path, level: str = "info") -> Path:
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,
+            _hide_fields,
             _json,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(level),

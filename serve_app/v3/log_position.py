@@ -1,7 +1,6 @@
 """Where to begin reading a log: a time, a relative time, or a token of ours."""
 
 import base64
-import binascii
 import re
 from datetime import UTC, datetime
 
@@ -22,7 +21,7 @@ def decode_token(text: str) -> str:
     raw = text.removeprefix(_TOKEN_PREFIX)
     try:
         return base64.b64decode(raw + "=" * (-len(raw) % 4), altchars=b"-_", validate=True).decode()
-    except (binascii.Error, UnicodeDecodeError) as error:
+    except ValueError as error:  # not base64, not ASCII, not UTF-8
         raise BadRequest("This is no token of ours; send next_token back as it came.", error="Bad token") from error
 
 
