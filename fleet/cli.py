@@ -3,7 +3,7 @@
 import asyncio
 import os
 import sys
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -12,11 +12,11 @@ from fleet.cli_api import register, show_table
 from fleet.cli_demo import ask_command, demo
 from fleet.cli_node import node
 from fleet.cli_nodes import nodes
+from fleet.cli_projects import projects
 from fleet.cli_simulate import simulate
 from fleet.cli_tls import tls
 from fleet.errors import FleetError
 from fleet.ops.home import Home, OpsError, find_home, open_home, read_access
-from fleet.projects.model import KeyKind
 from fleet.settings import SIMULATED, FleetSettings, get_settings
 
 app = typer.Typer(
@@ -25,7 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="An open, self-hosted game-server cloud.",
 )
-keys = typer.Typer(no_args_is_help=True, help="The API keys of the default project.")
+keys = typer.Typer(no_args_is_help=True, help="The API keys of the default project, and the admin key.")
 console = Console(highlight=False, soft_wrap=True)
 errors = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -139,15 +139,21 @@ def status() -> None:
 
 
 @keys.command("rotate")
-def rotate(kind: Annotated[KeyKind, typer.Argument(help="server or client")]) -> None:
-    """Replace a key of the default project. The old one stops working within seconds."""
-    from fleet.ops.keys import rotate_key
+def rotate(
+    kind: Annotated[Literal["server", "client", "admin"], typer.Argument(help="server, client or admin")],
+    overlap: Annotated[int, typer.Option(help="Seconds that the old admin key works yet")] = 0,
+) -> None:
+    """Replace a key of the default project, or the fleet's admin key. The old one stops working within seconds."""
+    from fleet.ops.keys import rotate_admin_key, rotate_key
 
     settings = _settings()
     home = find_home(settings.home)
     if home is None:
         raise OpsError(f"There is no fleet in {settings.home}. Start one with 'fleet up'.")
-    console.print(asyncio.run(rotate_key(home, settings, kind)))
+    if kind == "admin":
+        console.print(asyncio.run(rotate_admin_key(home, settings, overlap)))
+    else:
+        console.print(asyncio.run(rotate_key(home, settings, kind)))
 
 
 register(app)
@@ -155,6 +161,7 @@ app.command()(demo)
 app.command("ask")(ask_command)
 app.add_typer(keys, name="keys")
 app.add_typer(nodes, name="nodes")
+app.add_typer(projects, name="projects")
 app.add_typer(node, name="node")
 app.add_typer(simulate, name="simulate")
 app.add_typer(tls, name="tls")

@@ -36,11 +36,11 @@ class Lease:
         self.name = name
         self.owner = owner
         self.position = position
-        self.state = state
+        self.state: dict[str, Any] = state
 
     async def save(self, session: AsyncSession, position: int, state: dict[str, Any] | None = None) -> None:
         """How far the job is, in the transaction of what it did. `Fenced` if another has taken it: all is undone."""
-        values = {"position": position, "state": self.state if state is None else state}
+        values: dict[str, Any] = {"position": position, "state": self.state if state is None else state}
         await self._update(session, values)
         self.position, self.state = position, values["state"]
 

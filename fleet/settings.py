@@ -180,6 +180,11 @@ class FleetSettings(BaseSettings):
         return self.home / "artefacts"
 
     @property
+    def exports(self) -> Path:
+        """What deleted projects had, for the operator."""
+        return self.home / "exports"
+
+    @property
     def bundles(self) -> Path:
         """Unpacked builds of this node, by content hash."""
         return self.home / "bundles"

@@ -10,13 +10,18 @@ from fleet.builds.service import BuildService
 from fleet.catalog import Catalog
 from fleet.events.tail import Tail
 from fleet.idempotency.service import IdempotencyService
+from fleet.pools.config import pooled_regions
 from fleet.pools.service import PoolService
-from fleet.projects.plans import plan_book
+from fleet.projects.admin_keys import AdminKeys
+from fleet.projects.admin_service import AdminService
+from fleet.projects.ending import ProjectEnding
+from fleet.projects.plans import PlanBook, plan_book
 from fleet.projects.service import ProjectService
 from fleet.sealing import Sealer
 from fleet.servers.service import Regions, ServerService
 from fleet.settings import FleetSettings
 from fleet.store.engine import Store
+from fleet.store.tables import Project
 
 log = structlog.get_logger(__name__)
 HOUSEKEEPING_S = 60.0
@@ -36,6 +41,10 @@ class AppContext:
     pools: PoolService
     tail: Tail
     idempotency: IdempotencyService
+    plans: PlanBook
+    ending: ProjectEnding
+    admin: AdminService
+    admin_keys: AdminKeys
 
     @classmethod
     def make(
@@ -45,9 +54,27 @@ class AppContext:
         servers = ServerService(store, regions, builds, catalog, settings.servers, plans)
         projects = ProjectService(store, Sealer(settings.home, "auth"))
         pools = PoolService(projects, regions, catalog, settings.servers, plans)
-        tail = Tail(store, queue=settings.events.queue, max_streams=settings.events.max_streams)
-        idempotency = IdempotencyService(store)
-        return cls(settings, store, catalog, projects, builds, servers, regions, pools, tail, idempotency)
+        ending = ProjectEnding(store, regions, settings.exports)
+
+        async def told(project: Project) -> None:
+            await regions.pools_changed(sorted(pooled_regions(project.settings)), project.id)
+
+        return cls(
+            settings=settings,
+            store=store,
+            catalog=catalog,
+            projects=projects,
+            builds=builds,
+            servers=servers,
+            regions=regions,
+            pools=pools,
+            tail=Tail(store, queue=settings.events.queue, max_streams=settings.events.max_streams),
+            idempotency=IdempotencyService(store),
+            plans=plans,
+            ending=ending,
+            admin=AdminService(store, projects, plans, ending, told),
+            admin_keys=AdminKeys(settings.home),
+        )
 
     async def check(self) -> None:
         """Raises if the database cannot be read."""
@@ -64,6 +91,7 @@ class AppContext:
                 await self.builds.recover()
                 await self.builds.expire_uploads()
                 await self.idempotency.expire()
+                self.ending.poke()
                 first = False
             except Exception:
                 # The next round tries again; the replica serves reads meanwhile.

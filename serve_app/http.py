@@ -11,6 +11,7 @@ from fleet.telemetry.metrics import HttpMetrics
 from fleet.telemetry.scrape import Managers, NoManagers, Scrape
 from serve_app import metrics as metrics_routes
 from serve_app import reference
+from serve_app.admin import routes as admin
 from serve_app.context import AppContext
 from serve_app.edge import Edge
 from serve_app.errors import install_error_handlers
@@ -31,6 +32,7 @@ for _router in (
     builds.router,
     events.router,
     uploads.router,
+    admin.router,
     reference.router,
 ):
     _api.include_router(_router)
@@ -92,4 +94,5 @@ async def _lifespan(app: FastAPI) -> AsyncGenerator[None]:
         with suppress(asyncio.CancelledError):
             await house
         await context.tail.close()
+        await context.ending.close()
         await context.store.close()

@@ -25,6 +25,10 @@ TAGS = [
     {"name": "Projects", "description": "Settings: ports, environment, pools."},
     {"name": "Builds", "description": "Versions of a game: a ZIP with a Linux server, or a container image."},
     {"name": "Events", "description": "What happens in the project: one stream, and webhooks."},
+    {
+        "name": "Administration",
+        "description": "For the fleet's operator: projects, plans, keys, audit log. Needs the `admin-key` header.",
+    },
     {"name": "Health", "description": "Is the fleet there."},
 ]
 _ASSETS = {

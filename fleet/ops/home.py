@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from fleet.errors import FleetError
+from fleet.private_file import write_private
 
 
 class OpsError(FleetError):
@@ -105,16 +106,6 @@ def make_run_dir(home: Home) -> Path:
     home.run_dir.chmod(0o700)
     home.work_dir.mkdir(exist_ok=True)
     return home.run_dir
-
-
-def write_private(path: Path, text: str) -> None:
-    """Replace a file at once, readable by its owner only."""
-    fd, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    with os.fdopen(fd, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    Path(name).replace(path)
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

@@ -25,6 +25,7 @@ from fleet.ops.home import Access, Home, OpsError, port_is_free, read_access, wr
 from fleet.ops.logs import keep_ray_logs, link_ray_logs
 from fleet.ops.processes import end_supervised
 from fleet.ops.shutdown import shut_down
+from fleet.projects.admin_keys import AdminKeys
 from fleet.projects.service import ensure_default_project
 from fleet.settings import FleetSettings
 from fleet.store.engine import Store
@@ -131,6 +132,8 @@ class Supervisor:
         self._report("Preparing the database")
         await asyncio.to_thread(upgrade, self._settings.database)
         await self._ensure_project()
+        if (admin_key := AdminKeys(self._home.path).ensure()) is not None:
+            self._report(f"The admin key, shown this once (docs/projects.md): {admin_key}")
 
     async def _ensure_project(self) -> None:
         store = Store(self._settings.database)

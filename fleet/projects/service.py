@@ -7,15 +7,16 @@ itself is shown once and stored nowhere.
 import hashlib
 import secrets
 import time
-import uuid
 from typing import Any, cast
 
-from sqlalchemy import delete
 from sqlmodel import col, exists, select
+from sqlmodel.ext.asyncio.session import AsyncSession
 
 from fleet.errors import Forbidden, NotFound, Unauthorized
 from fleet.events.journal import project_event
+from fleet.operation import new_id
 from fleet.projects.model import KeyKind, NewProject, Principal
+from fleet.projects.scope import owned
 from fleet.projects.settings import SettingsChange, changed, sealed
 from fleet.sealing import Sealer
 from fleet.store.engine import Store
@@ -34,6 +35,11 @@ def new_key(kind: KeyKind) -> str:
 
 def hash_key(key: str) -> str:
     return hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def hint_of(key: str) -> str:
+    """Its kind and last characters: enough to tell keys apart, of no use to anyone else."""
+    return f"{key.partition('_')[0]}_…{key[-4:]}"
 
 
 class ProjectService:
@@ -104,25 +110,21 @@ class ProjectService:
             out_of_budget=bool(out_of_budget),
         )
 
-    async def rotate(self, project_id: str, kind: KeyKind) -> str:
-        """Replace the project's key of that kind; the old one stops working at once here, in seconds elsewhere."""
-        key = new_key(kind)
-        async with self._store.write() as session:
-            if await session.get(Project, project_id) is None:
-                raise NotFound(f"There is no project {project_id}.")
-            old = delete(ApiKey).where(col(ApiKey.project_id) == project_id, col(ApiKey.kind) == kind)
-            await session.exec(old)
-            session.add(ApiKey(hash=hash_key(key), project_id=project_id, kind=kind, created_at=now_ms()))
+    def forget(self) -> None:
+        """A project or key has been changed here: every key is looked up again."""
         self._known.clear()
+
+    async def rotate(self, project_id: str, kind: KeyKind, overlap_s: int = 0) -> str:
+        """Replace the project's key of that kind; the old one works for so long yet. Seen elsewhere in seconds."""
+        async with self._store.write() as session:
+            key = await rotate_key(session, await project_of(session, project_id), kind, overlap_s)
+        self.forget()
         return key
 
     async def settings(self, project_id: str) -> Project:
         """The project with its settings, uncached; `NotFound` for an unknown project."""
         async with self._store.read() as session:
-            project = await session.get(Project, project_id)
-        if project is None:
-            raise NotFound(f"There is no project {project_id}.")
-        return project
+            return await project_of(session, project_id)
 
     async def change_settings(self, project_id: str, change: SettingsChange) -> tuple[Project, dict[str, Any]]:
         """Apply a checked change; the project as it is now, and the settings it had. Seen elsewhere within seconds."""
@@ -131,29 +133,60 @@ class ProjectService:
         elif change.get("auth_config"):
             raise TypeError("without a sealer this service cannot store secrets")
         async with self._store.write() as session:
-            project = await session.get(Project, project_id)
-            if project is None:
-                raise NotFound(f"There is no project {project_id}.")
+            project = await project_of(session, project_id)
             before = project.settings or {}
             project.settings = changed(before, change)
-            project.updated_at = max(now_ms(), project.updated_at + 1)  # another number, whatever the clock does
-            session.add(project)
+            touch(project)
             told = {"parts": sorted(change)}
             session.add(project_event(project_id, "project", project_id, "project.settings_changed", told))
-        self._known.clear()
+        self.forget()
         return project, before
+
+
+async def project_of(session: AsyncSession, project_id: str) -> Project:
+    project = await session.get(Project, project_id)
+    if project is None:
+        raise NotFound(f"There is no project {project_id[:64]}.", error="Project not found")
+    return project
+
+
+def touch(project: Project) -> None:
+    """Another `updated_at`, whatever the clock does: by it replicas see that they must look again."""
+    project.updated_at = max(now_ms(), project.updated_at + 1)
+
+
+async def rotate_key(session: AsyncSession, project: Project, kind: KeyKind, overlap_s: int) -> str:
+    """A new key of that kind, in clear for the only time. The others of the kind end, at once or after a while."""
+    now = now_ms()
+    mine = owned(ApiKey, project.id).where(col(ApiKey.kind) == kind)
+    for old in (await session.exec(mine)).all():
+        old.expires_at = min(old.expires_at or now + overlap_s * 1000, now + overlap_s * 1000)
+        if old.expires_at <= now:
+            await session.delete(old)
+    key = new_key(kind)
+    session.add(_key_row(key, project.id, kind, now))
+    touch(project)
+    return key
+
+
+def _key_row(key: str, project_id: str, kind: KeyKind, now: int) -> ApiKey:
+    return ApiKey(hash=hash_key(key), project_id=project_id, kind=kind, hint=hint_of(key), created_at=now)
+
+
+async def add_project(session: AsyncSession, name: str, plan: str) -> NewProject:
+    made = NewProject(new_id(), new_key("server"), new_key("client"))
+    now = now_ms()
+    session.add(Project(id=made.project_id, name=name, plan=plan, created_at=now, updated_at=now))
+    await session.flush()
+    session.add(_key_row(made.server_key, made.project_id, "server", now))
+    session.add(_key_row(made.client_key, made.project_id, "client", now))
+    return made
 
 
 async def create_project(store: Store, name: str, plan: str = "pro") -> NewProject:
     """Make a project with one key of each kind."""
-    made = NewProject(str(uuid.uuid4()), new_key("server"), new_key("client"))
-    now = now_ms()
     async with store.write() as session:
-        session.add(Project(id=made.project_id, name=name, plan=plan, created_at=now, updated_at=now))
-        await session.flush()
-        for kind, key in (("server", made.server_key), ("client", made.client_key)):
-            session.add(ApiKey(hash=hash_key(key), project_id=made.project_id, kind=kind, created_at=now))
-    return made
+        return await add_project(session, name, plan)
 
 
 async def ensure_default_project(store: Store) -> NewProject | None:

@@ -14,5 +14,5 @@ def test_every_operation_of_the_running_fleet_answers_as_documented(
     subtests: pytest.Subtests,
 ) -> None:
     schema = schemathesis.openapi.from_url(f"{fleet.url}/api/doc")
-    labels = check_operations(schema, fleet.server_key, 15, subtests)
+    labels = check_operations(schema, {"api-key": fleet.server_key}, 15, subtests)
     assert len(labels) >= 16

@@ -25,18 +25,20 @@ CHECKS = [
 ]
 
 
-def check_operations(schema: BaseSchema, key: str, examples: int, subtests: pytest.Subtests) -> list[str]:
+def check_operations(
+    schema: BaseSchema, headers: dict[str, str], examples: int, subtests: pytest.Subtests
+) -> list[str]:
     """Send `examples` generated requests to each operation and check each answer; the operations' labels."""
     labels: list[str] = []
     for found in schema.get_all_operations():
         operation = found.ok()
         labels.append(operation.label)
         with subtests.test(msg=operation.label):
-            _check_operation(operation, key, examples)
+            _check_operation(operation, headers, examples)
     return labels
 
 
-def _check_operation(operation: APIOperation, key: str, examples: int) -> None:
+def _check_operation(operation: APIOperation, headers: dict[str, str], examples: int) -> None:
     @settings(
         max_examples=examples,
         deadline=None,
@@ -48,7 +50,7 @@ def _check_operation(operation: APIOperation, key: str, examples: int) -> None:
     @given(case=st.one_of(*(operation.as_strategy(generation_mode=mode) for mode in GenerationMode)))
     def check(case: Case) -> None:
         _wait_shortly(case)
-        case.call_and_validate(headers={"api-key": key}, checks=CHECKS, timeout=60)
+        case.call_and_validate(headers=headers, checks=CHECKS, timeout=60)
 
     check()
 

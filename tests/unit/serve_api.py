@@ -1,6 +1,6 @@
 """The API of `api_kit` as a process of its own: `python -m tests.unit.serve_api FOLDER`.
 
-Prints one line of JSON, `{"url", "key"}`, once it answers; ends with SIGTERM.
+Prints one line of JSON, `{"url", "headers"}`, once it answers; ends with SIGTERM.
 """
 
 import asyncio
@@ -11,6 +11,7 @@ from pathlib import Path
 
 import uvicorn
 
+from fleet.projects.admin_keys import AdminKeys
 from tests.unit.api_kit import open_api
 
 
@@ -28,7 +29,8 @@ async def main(folder: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         server = _Server(uvicorn.Config(api.app, log_level="critical"))
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        server.said = json.dumps({"url": url, "key": api.project.server_key})
+        headers = {"api-key": api.project.server_key, "admin-key": AdminKeys(folder).rotate(0)}
+        server.said = json.dumps({"url": url, "headers": headers})
         await server.serve(sockets=[listener])
     await api.client.aclose()
 
