@@ -6,13 +6,16 @@ from pathlib import Path
 import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
+from fleet.billing.prices import price_book
 from fleet.errors import BadRequest
+from fleet.times import now_ms
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
 
 class ComputeSize(BaseModel):
-    """What one server may use. `cpus` is a ceiling, and owned whole when `dedicated`. Costs are in one currency."""
+    """What one server may use. `cpus` is a ceiling, and owned whole when `dedicated`. `cost_per_hour` is today's price
+    by configs/prices.yaml, for metrics; bills are made from that file itself."""
 
     model_config = ConfigDict(frozen=True)
     name: str
@@ -63,7 +66,9 @@ class Catalog(BaseModel):
 def load_catalog(folder: Path = CONFIGS) -> Catalog:
     regions = yaml.safe_load((folder / "regions.yaml").read_text())["regions"]
     sizes = yaml.safe_load((folder / "sizes.yaml").read_text())["sizes"]
+    prices, now = price_book(folder / "prices.yaml").now(), now_ms()
+    costs = {key: prices.per_hour("", key, "used", now) / 1e6 for key in sizes}
     return Catalog(
         regions={key: Region(id=key, **value) for key, value in regions.items()},
-        sizes={key: ComputeSize(name=key, **value) for key, value in sizes.items()},
+        sizes={key: ComputeSize(name=key, **({"cost_per_hour": costs[key]} | value)) for key, value in sizes.items()},
     )

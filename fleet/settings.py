@@ -141,6 +141,7 @@ class FleetSettings(BaseSettings):
     ray_token: Path | None = Field(default=None, description="file with the cluster's token; default: made in home")
     autoscaling_config: Path | None = Field(default=None, description="of `ray up`: the head starts and ends nodes")
     node_config: Path | None = Field(default=None, description="default: configs/local.yaml")
+    prices_config: Path | None = Field(default=None, description="default: configs/prices.yaml; read again on change")
     plans_config: Path | None = Field(default=None, description="default: configs/plans.yaml; read again on change")
     serve_config: Path | None = Field(default=None, description="default: configs/serve.yaml")
     metrics_token: str | None = Field(default=None, description="/metrics wants it as bearer token, from everyone")

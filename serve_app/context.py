@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import structlog
 from sqlmodel import literal, select
 
+from fleet.billing.prices import price_book
+from fleet.billing.service import UsageService
 from fleet.builds.service import BuildService
 from fleet.catalog import Catalog
 from fleet.events.tail import Tail
@@ -45,6 +47,7 @@ class AppContext:
     ending: ProjectEnding
     admin: AdminService
     admin_keys: AdminKeys
+    usage: UsageService
 
     @classmethod
     def make(
@@ -70,6 +73,7 @@ class AppContext:
             pools=pools,
             tail=Tail(store, queue=settings.events.queue, max_streams=settings.events.max_streams),
             idempotency=IdempotencyService(store),
+            usage=UsageService(store, price_book(settings.prices_config)),
             plans=plans,
             ending=ending,
             admin=AdminService(store, projects, plans, ending, told),

@@ -15,12 +15,13 @@ from serve_app.admin import routes as admin
 from serve_app.context import AppContext
 from serve_app.edge import Edge
 from serve_app.errors import install_error_handlers
+from serve_app.jobs import start_jobs, stop_jobs
 from serve_app.limits import Gatekeeper
 from serve_app.metrics import Targets
 from serve_app.read_cache import ReadCache
 from serve_app.v2 import document
 from serve_app.v2.face import LegacyFace
-from serve_app.v3 import builds, events, health, projects, servers, uploads
+from serve_app.v3 import builds, events, health, projects, servers, uploads, usage
 
 # Made once: FastAPI prepares the routes of an included router at their first use, which takes a tenth of a second.
 _api = APIRouter()
@@ -31,6 +32,7 @@ for _router in (
     projects.router,
     builds.router,
     events.router,
+    usage.router,
     uploads.router,
     admin.router,
     reference.router,
@@ -87,12 +89,14 @@ def create_app(
 async def _lifespan(app: FastAPI) -> AsyncGenerator[None]:
     context: AppContext = app.state.context
     house = asyncio.create_task(context.keep_house())
+    jobs = start_jobs(context)
     try:
         yield
     finally:
         house.cancel()
         with suppress(asyncio.CancelledError):
             await house
+        await stop_jobs(jobs)
         await context.tail.close()
         await context.ending.close()
         await context.store.close()

@@ -29,6 +29,7 @@ TAGS = [
         "name": "Administration",
         "description": "For the fleet's operator: projects, plans, keys, audit log. Needs the `admin-key` header.",
     },
+    {"name": "Usage", "description": "What ran for how long, what it costs, and budgets."},
     {"name": "Health", "description": "Is the fleet there."},
 ]
 _ASSETS = {

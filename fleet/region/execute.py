@@ -126,7 +126,7 @@ class Executor:
             case Launch():
                 self.spawn(self._launch_and_settle(server))
             case Advance(_, step, at):
-                if step == "running":  # usage is computed from this entry: it says all that a price depends on
+                if step == "running":  # who follows the journal sees what is paid for
                     size = {"size": server.compute_size}
                     self._books.step(server, at, step, size, status="running", started_at=at)
                 else:

@@ -232,5 +232,5 @@ def _sample(pool: Pool) -> PoolSample:
 
 
 def _cost_per_hour(pool: Pool) -> float:
-    """Of one idle server, by configs/sizes.yaml."""
+    """Of one idle server, by configs/prices.yaml."""
     return load_catalog().size(pool.wish.compute_size).cost_per_hour

@@ -24,6 +24,7 @@ from fleet.pools.shelf import Entry, State
 from fleet.pools.spec import pool_spec
 from fleet.pools.stock import StockState, new_state
 from fleet.region.books import Books
+from fleet.region.claimed import mark_claimed
 from fleet.region.metrics import BOOT_FAILURES
 from fleet.region.pool_store import PoolStore, Wished, minute_statements, old_minutes, state_statements
 from fleet.settings import PoolSettings
@@ -156,7 +157,7 @@ class PoolKeeper:
             if server is None or server.status != "running" or server.pool_claimed_at is not None:
                 log.error("a shelf held what is not warm", server=entry.instance_id)
                 continue
-            self._mark(server, call, now)
+            mark_claimed(self._books, server, call, now)
             pool.claimed += 1
             self.claims[call.op_id] = server.instance_id
             while len(self.claims) > _REMEMBERED_CLAIMS:
@@ -167,22 +168,6 @@ class PoolKeeper:
     def give_up(self, op_id: str) -> None:
         """What this call was given cannot be used: it may be given another."""
         self.claims.pop(op_id, None)
-
-    def _mark(self, server: Server, call: ClaimCall, now: int) -> None:
-        idle_ms = now - (server.started_at or now)
-        self._books.change(
-            server,
-            now,
-            name=call.name or server.name,
-            custom_data=call.custom_data,
-            match_id=call.match_id,
-            ttl=call.ttl,
-            auto_restart=call.auto_restart,
-            pool_claimed_at=now,
-            start_kind="hot",
-            last_op=call.op_id,
-        )
-        self._books.note(server, now, "claimed", {"op": call.op_id, "idle_ms": idle_ms}, call.request_id)
 
     # Entries ----------------------------------------------------------------------------------------------------
 

@@ -61,5 +61,5 @@ def server_families(live: Sequence[ServerCount], catalog: Catalog) -> list[Metri
     )
     return [
         gauge("fleet_servers", "Live servers.", sums(states), ("region", "size", "state")),
-        gauge("fleet_servers_cost_per_hour", "By configs/sizes.yaml.", sums(costs), ("region", "size", "use")),
+        gauge("fleet_servers_cost_per_hour", "By configs/prices.yaml.", sums(costs), ("region", "size", "use")),
     ]

@@ -1,0 +1,28 @@
+"""What replicas do beside answering requests, each job in one replica at a time (`fleet/jobs.py`)."""
+
+import asyncio
+from collections.abc import Coroutine
+from functools import partial
+from typing import Any
+
+from fleet.billing import ledger
+from fleet.jobs import run_leased
+from serve_app.context import AppContext
+
+USAGE_EVERY_S = 60.0
+
+
+def _jobs(context: AppContext) -> list[Coroutine[Any, Any, None]]:
+    store = context.store
+    return [run_leased(store, ledger.JOB, partial(ledger.aggregate, store), USAGE_EVERY_S)]
+
+
+def start_jobs(context: AppContext) -> list[asyncio.Task[None]]:
+    return [asyncio.create_task(job) for job in _jobs(context)]
+
+
+async def stop_jobs(jobs: list[asyncio.Task[None]]) -> None:
+    """Each gives its lease back."""
+    for job in jobs:
+        job.cancel()
+    await asyncio.gather(*jobs, return_exceptions=True)
