@@ -31,6 +31,7 @@ from fleet.servers.model import (
     StartRequest,
     UsageSeries,
 )
+from fleet.servers.project_log import Position, ProjectLog, Said
 from fleet.settings import ServerLimits
 from fleet.store.engine import Store
 from fleet.store.tables import Build, Server, ServerEvent
@@ -108,6 +109,7 @@ class ServerService:
         self._store = store
         self._plans = plans
         self._admission = Admission(store)
+        self._project_log = ProjectLog(store, regions)
         self._regions = regions
         self._builds = builds
         self._catalog = catalog
@@ -311,6 +313,12 @@ class ServerService:
         """Up to `limit` lines after the token, else from `since_ms`, else from the beginning."""
         server = await self.get(caller, instance_id)
         return server, await self._regions.logs(server, after, since_ms, limit)
+
+    async def project_logs(
+        self, caller: Principal, start: Position, end_ms: int, limit: int
+    ) -> tuple[list[Said], Position | None]:
+        """Lines of all the project's servers in the order of time, and where to go on."""
+        return await self._project_log.page(caller.project_id, start, end_ms, limit)
 
     async def usage(self, caller: Principal, instance_id: str, period_s: int, step_s: int) -> UsageSeries:
         """What the server's present run used over the last `period_s`."""

@@ -8,7 +8,7 @@ from fleet.pools.config import PoolConfig
 from fleet.projects.settings import MAX_LOBBY_CONFIGS, MAX_ORIGINS, MAX_PORTS, SettingsChange, shown
 from fleet.store.tables import Project
 from fleet.times import iso
-from serve_app.v3.server_schemas import PortIn
+from serve_app.v3.server_schemas import LogOut, PortIn
 
 Short = Annotated[str, StringConstraints(min_length=1, max_length=8192)]
 Origin = Annotated[
@@ -78,6 +78,15 @@ class SettingsOut(BaseModel):
 
 def settings_view(project: Project) -> dict[str, Any]:
     return shown(project.settings or {}) | {"updated_at": iso(project.updated_at)}
+
+
+class ProjectLogLine(LogOut):
+    server_name: str
+
+
+class ProjectLogOut(BaseModel):
+    logs: list[ProjectLogLine]
+    next_token: str | None = Field(description="Send it back as start_time to go on; null: nothing more is there now")
 
 
 class PoolOut(BaseModel):

@@ -8,7 +8,9 @@ from starlette.responses import Response
 from serve_app.auth import Context, ServerKey
 from serve_app.json import StrictJsonRoute, json_response
 from serve_app.v3.common import errors
-from serve_app.v3.project_schemas import PoolListOut, PoolOut, SettingsIn, SettingsOut, settings_view
+from serve_app.v3.log_position import encode_position, parse_end, parse_project_position
+from serve_app.v3.project_schemas import PoolListOut, PoolOut, ProjectLogOut, SettingsIn, SettingsOut, settings_view
+from serve_app.v3.server_schemas import log_view
 
 router = APIRouter(prefix="/api/v3", route_class=StrictJsonRoute)
 PROJECTS, POOLS = "Projects", "Pools"
@@ -36,6 +38,34 @@ async def get_settings(caller: ServerKey, context: Context) -> Response:
 async def change_settings(body: SettingsIn, caller: ServerKey, context: Context) -> Response:
     """Each part that is given replaces what was there, whole; the others stay. Pools follow at once."""
     return json_response(settings_view(await context.pools.change_settings(caller, body.change())))
+
+
+@router.get(
+    "/projects/logs",
+    response_model=ProjectLogOut,
+    responses=errors(400, 401, 403),
+    tags=[PROJECTS],
+    summary="Logs of all servers of the project",
+)
+async def project_logs(
+    caller: ServerKey,
+    context: Context,
+    start_time: Annotated[
+        str,
+        Query(
+            min_length=1,
+            max_length=1024,
+            description="ISO 8601, or relative (`-1h`, `-30m`), or a `next_token`",
+        ),
+    ],
+    end_time: Annotated[str | None, Query(max_length=64, description="ISO 8601 or relative; else now")] = None,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 500,
+) -> Response:
+    """Lines of every server that was alive then, in the order of time, also of those that have stopped since."""
+    start = parse_project_position(start_time)
+    lines, rest = await context.servers.project_logs(caller, start, parse_end(end_time), limit)
+    shown = [log_view(line, server) | {"server_name": server.name} for server, line in lines]
+    return json_response({"logs": shown, "next_token": encode_position(rest) if rest else None})
 
 
 @router.get("/pools", response_model=PoolListOut, responses=errors(401, 403), tags=[POOLS], summary="Warm pools")
