@@ -10,8 +10,10 @@ import typer.main
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
+from fleet.catalog import load_catalog
 from fleet.cli import app
 from fleet.region.nodes_config import load_nodes_config
+from fleet.region.placement import Demand
 from fleet.settings import FleetSettings
 
 ROOT = Path(__file__).parent.parent.parent
@@ -55,8 +57,20 @@ def test_games_run_on_nodes_of_their_own_which_cost_nothing_when_idle(cluster: d
         assert name == "head" or found["min_workers"] == 0
         assert name == "head" or found["labels"]["region"] in nodes.enabled
         offered |= {resource: found["max_workers"] for resource in found["resources"] if resource != "CPU"}
-    assert all(offered[f"node:{region}"] >= nodes.offer.max_nodes for region in nodes.enabled)
+    classes = [found for region in nodes.enabled for found in nodes.node_classes(region)]
+    assert len(classes) > 1
+    assert all(offered[found.resource] >= found.max_nodes for found in classes)
     assert sum(offered.values()) <= cluster["max_workers"]
+
+
+def test_a_cloud_has_a_class_of_nodes_for_every_size() -> None:
+    nodes = load_nodes_config(ROOT / "configs" / "cluster-nodes.yaml")
+    for size in load_catalog().sizes.values():
+        demand = Demand(
+            size.name, size.memory_mb, size.cpus if size.dedicated else 0.0, 0.0 if size.dedicated else size.cpus, 1
+        )
+        able = [found.name for found in nodes.node_classes("us-east") if found.room("n").fits(demand)]
+        assert able == ["dedicated" if size.dedicated else "shared"], size.name
 
 
 def test_the_heads_environment_names_settings_that_exist() -> None:
