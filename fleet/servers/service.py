@@ -22,6 +22,7 @@ from fleet.projects.plans import Plan, PlanBook, check_start, effective_ttl
 from fleet.projects.scope import count_of, owned
 from fleet.servers import limits as check
 from fleet.servers.admission import Admission
+from fleet.servers.listing import Listing
 from fleet.servers.model import (
     ListQuery,
     LogPage,
@@ -110,6 +111,7 @@ class ServerService:
         self._plans = plans
         self._admission = Admission(store)
         self._project_log = ProjectLog(store, regions)
+        self._listing = Listing(store)
         self._regions = regions
         self._builds = builds
         self._catalog = catalog
@@ -125,15 +127,7 @@ class ServerService:
 
     async def page(self, caller: Principal, query: ListQuery) -> tuple[list[Server], int]:
         """One page of servers, newest first, and the number of all that match."""
-        statuses = query.statuses or (("running", "launching") if query.include_launching else ("running",))
-        rows = owned(Server, caller.project_id).where(col(Server.status).in_(statuses))
-        if not query.include_pool:
-            rows = rows.where(or_(col(Server.is_pool_server).is_(False), col(Server.pool_claimed_at).is_not(None)))
-        page = rows.order_by(col(Server.created_at).desc(), col(Server.instance_id))
-        async with self._store.read() as session:
-            total = (await session.exec(count_of(rows))).one()
-            servers = await session.exec(page.limit(query.limit).offset(query.offset))
-            return list(servers.all()), total
+        return await self._listing.page(caller.project_id, query)
 
     async def start(self, caller: Principal, request: StartRequest) -> Server:
         """Check the request; returns a warm server of the region's pool, else a launching one with its ports.
