@@ -7,7 +7,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 TESTS ?= tests
 
-.PHONY: help demo up down test lint format bench-api bench-launch bench-commit bench-scale bench-claim lock migrations-check
+.PHONY: help demo up down test lint format bench-api bench-edge bench-launch bench-commit bench-scale bench-claim lock migrations-check
 
 help:  ## What can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -41,6 +41,9 @@ MANY = FLEET_LIMITS__READS_PER_S=100000 FLEET_LIMITS__WRITES_PER_S=100000
 
 bench-api: $(STAMP)  ## Requests per second and latencies of the API
 	@$(MANY) $(BIN)/fleet up && $(BIN)/python -m bench.api --home "$${FLEET_HOME:-.fleet}"
+
+bench-edge: $(STAMP)  ## What the API's layers cost, noisy neighbours, long lists (--quick: ARGS=--quick)
+	@$(BIN)/python -m bench.edge $(ARGS)
 
 bench-launch: $(STAMP)  ## Time from a start request to a running game
 	@$(MANY) $(BIN)/fleet up && $(BIN)/python -m bench.launch

@@ -64,13 +64,13 @@ class Data:
 async def make_data(store: Store) -> Data:
     project = await create_project(store, f"bench-{uuid.uuid4().hex[:8]}")
     now = now_ms()
-    rows = [_row(project.project_id, number, now) for number in range(ROWS)]
+    rows = [server_row(project.project_id, number, now) for number in range(ROWS)]
     async with store.write() as session:
         session.add_all(rows)
     return Data(project.project_id, project.server_key, rows[0].instance_id)
 
 
-def _row(project_id: str, number: int, now: int) -> Server:
+def server_row(project_id: str, number: int, now: int) -> Server:
     port = {"name": "game_udp", "internal_port": 7777, "protocol": "udp", "tls_enabled": False}
     return Server(
         instance_id=str(uuid.uuid4()),

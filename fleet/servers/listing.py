@@ -42,7 +42,7 @@ class Listing:
             if not more and (servers or not query.offset):
                 return servers, seen
             total = await self._count(session, which)
-            return servers, max(total, seen + more) if servers else total
+            return servers, max(total, seen + more) if servers else min(total, query.offset)
 
     async def _count(self, session: AsyncSession, which: _Filter) -> int:
         known = self._totals.get(which)
