@@ -1,10 +1,11 @@
 """A project's settings: what may be in them, and how they are shown. Stored whole as one JSON object."""
 
-from typing import Any, TypedDict
+from typing import Any, TypedDict, cast
 
 import orjson
 
 from fleet.errors import PayloadTooLarge
+from fleet.matchmaking.config import parse_lobby_configs
 from fleet.pools.config import PoolConfig
 from fleet.projects.model import PortConfig
 from fleet.sealing import Sealer
@@ -62,6 +63,9 @@ def changed(stored: dict[str, Any], change: SettingsChange) -> dict[str, Any]:
         elif part == "auth_config" and isinstance(value, dict):
             new[part] = _kept_secrets(value, stored.get("auth_config") or {})  # pyright: ignore[reportUnknownArgumentType]
             _check_auth(new[part])
+        elif part == "lobby_configs" and value:
+            parse_lobby_configs(cast(list[dict[str, Any]], value))
+            new[part] = value
         else:
             new[part] = value
     size = len(orjson.dumps(new))
