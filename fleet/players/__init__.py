@@ -1,0 +1,1 @@
+"""Players: whether somebody is the player that they say (docs/lobbies-api.md)."""
