@@ -10,7 +10,7 @@ Reads come from the database, commands go to the region managers, so a script se
 """
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -44,7 +44,8 @@ class RegionInfo:
 @dataclass(frozen=True, slots=True)
 class NodeInfo:
     """One node, leased or asked for; memory in MB. `synced`: its agent answers now. `lead_s`: how long a node of its
-    class takes from asked to ready. `drain_until`: when its machine goes (ms), if it drains for that."""
+    class takes from asked to ready. `drain_until`: when its machine goes (ms), if it drains for that. `warnings`: what
+    its operator should know, above all isolation that is not in force."""
 
     node_id: str
     node_class: str
@@ -61,6 +62,7 @@ class NodeInfo:
     synced: bool
     ray_node: str
     lead_s: float
+    warnings: Sequence[str] = ()
 
 
 class Fleet:

@@ -1,11 +1,15 @@
 """`fleet nodes …`: the machines that regions lease."""
 
-from typing import Annotated
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fleet.cli_api import show_table
 from fleet.errors import NotFound
+
+if TYPE_CHECKING:
+    from fleet.admin import NodeInfo
 
 nodes = typer.Typer(invoke_without_command=True, help="The nodes that regions lease: list, drain, undrain.")
 
@@ -33,6 +37,17 @@ def listing(context: typer.Context) -> None:
         for one in found
     ]
     show_table(["node", "region", "class", "state", "runtime", "servers", "free memory", "lead time"], rows)
+    for warning, of in warnings_of(found).items():
+        typer.echo(f"WARNING: {warning} ({', '.join(of)})")
+
+
+def warnings_of(found: "Iterable[NodeInfo]") -> dict[str, list[str]]:
+    """Each warning with the nodes that give it."""
+    warnings: dict[str, list[str]] = {}
+    for one in found:
+        for warning in one.warnings:
+            warnings.setdefault(warning, []).append(one.node_id)
+    return warnings
 
 
 @nodes.command()

@@ -80,6 +80,8 @@ class NodeSettings(BaseModel):
     """What a node does for the games that run there."""
 
     warm_networks: int = Field(default=3, ge=0, description="container networks made ahead of launches; 0: none")
+    walls: bool = Field(default=True, description="containers reach neither this machine nor private networks")
+    reach: list[str] = Field(default_factory=list, description="but these: address, network/bits or address:port")
     door_port: int = Field(default=7350, ge=0, le=65000, description="where games in containers reach their node")
     health_every_s: float = Field(default=3.0, ge=0, description="how often a running game is looked at; 0: never")
     usage_every_s: float = Field(default=5.0, ge=0, description="how often what games use is measured; 0: never")

@@ -3,6 +3,7 @@
 import structlog
 
 from fleet.node.docker import DockerRuntime
+from fleet.node.firewall import check_reach
 from fleet.node.process import ProcessRuntime
 from fleet.node.runtime import EngineUnavailable, Runtime, RuntimePlace
 from fleet.node.simulated import SimulatedRuntime
@@ -23,6 +24,9 @@ async def choose_runtime(settings: FleetSettings, region: str, node: str = "0") 
         bundles=settings.bundles,
         base_image=settings.base_image,
         door_port=settings.node.door_port,
+        api_port=settings.port,
+        reach=tuple(check_reach(target) for target in settings.node.reach),
+        walled=settings.node.walls,
     )
     if settings.runtime == "simulated":
         return SimulatedRuntime(place, settings.simulated, node)

@@ -46,6 +46,7 @@ from fleet.node.engine import Engine, EngineError
 from fleet.node.executable import bundle_folder, check_executable, executable_of
 from fleet.node.game_api import GameApi
 from fleet.node.images import BuildImages
+from fleet.node.isolation import Isolation
 from fleet.node.runtime import (
     BuildRef,
     EngineUnavailable,
@@ -89,6 +90,8 @@ class DockerRuntime:
         self._inside = GameNetworks(self._find_pid)
         self._api = GameApi()
         self._base = ImageFacts("")
+        lock = place.servers_dir.parent / "firewall.lock"
+        self._isolation = Isolation(self._engine, place.fleet_id, place.api_port, place.reach, lock)
         # More open files than the engine itself may have would be refused; ours are a good guess of that.
         files = min(65536, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
         self._host = Host(place.fleet_id, os.cpu_count() or 1, place.servers_dir, place.bundles, files)
@@ -105,12 +108,25 @@ class DockerRuntime:
         door_port = self._place.door_port if self._inside.enters else 0
         self._host = replace(self._host, cpus=info["NCPU"], door_port=door_port)
         make_private(self._place.servers_dir)
+        if self._place.walled:
+            try:
+                mode = await self._isolation.open(info)
+            except EngineError as error:
+                raise EngineUnavailable(error.message) from error
+            self._host = replace(self._host, network=mode)
+            self.networks.mode = mode
         state = self._place.servers_dir.parent
         self._base = ImageFacts(await ensure_base_image(self._engine, self._place.base_image, state))
         self.networks.image = self._base.reference
 
+    def warnings(self) -> tuple[str, ...]:
+        if not self._place.walled:
+            return ("games are not walled off from this machine and private networks: FLEET_NODE__WALLS is off",)
+        return (self._isolation.problem,) if self._isolation.problem else ()
+
     async def close(self) -> None:
         await asyncio.gather(*self._under_way, return_exceptions=True)
+        await self._isolation.close()
         self._inside.close()
         await self._api.close()
         await self._engine.close()

@@ -24,7 +24,7 @@ _HOLD_ON = f'while [ -e {HOLD}/"$0" ] || [ -n "$(find {HOLD}/{_SIGN} -mmin -5 2>
 
 
 def sandbox_config(
-    place: RuntimePlace, image: str, name: str, bind_host: str, ports: tuple[Port, ...]
+    place: RuntimePlace, image: str, name: str, bind_host: str, ports: tuple[Port, ...], mode: str = "bridge"
 ) -> dict[str, Any]:
     """Body of the engine's create call. Every wall that a game has, and smaller."""
     told = [port.numbers() for port in ports]
@@ -43,6 +43,7 @@ def sandbox_config(
         },
         "ExposedPorts": {port_key(port): {} for port in ports},
         "HostConfig": {
+            "NetworkMode": mode,
             "PortBindings": port_bindings(ports, bind_host),
             "AutoRemove": True,
             "Memory": memory,
@@ -64,13 +65,15 @@ def hold_folder(place: RuntimePlace) -> Path:
 
 
 class DockerNetworks:
-    """Networks (see `fleet.node.runtime`) of one fleet and region. `image`: any with a shell, present already."""
+    """Networks (see `fleet.node.runtime`) of one fleet and region. `image`: any with a shell, present already.
+    `mode`: on which network they are."""
 
     def __init__(self, engine: Engine, place: RuntimePlace) -> None:
         self._engine, self._place = engine, place
         self._folder = hold_folder(place)
         self._making: set[str] = set()
         self.image = ""
+        self.mode = "bridge"
 
     async def make(self, name: str, bind_host: str, ports: tuple[Port, ...]) -> None:
         await self.alive()
@@ -84,7 +87,7 @@ class DockerNetworks:
             raise
 
     async def _make(self, name: str, bind_host: str, ports: tuple[Port, ...]) -> None:
-        config = sandbox_config(self._place, self.image, name, bind_host, ports)
+        config = sandbox_config(self._place, self.image, name, bind_host, ports, self.mode)
         self._making.add(name)
         try:
             await self._engine.call("POST", "/containers/create", params={"name": name}, json=config)

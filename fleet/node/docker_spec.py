@@ -45,6 +45,7 @@ class Host:
     servers_dir: Path
     bundles: Path
     open_files: int = 4096
+    network: str = "bridge"  # NetworkMode of a container with a network of its own
     door_port: int = 0  # first choice for the port of a game's door (`docker_doors.py`); 0: a Unix socket
 
 
@@ -178,14 +179,14 @@ def _host_config(spec: LaunchSpec, host: Host) -> dict[str, Any]:
         "Ulimits": [_limit("nofile", host.open_files), _limit("core", 0)],
         "Tmpfs": _tmpfs(spec),
         "Mounts": _mounts(spec, host),
-        **_network(spec),
+        **_network(spec, host),
     }
 
 
-def _network(spec: LaunchSpec) -> dict[str, Any]:
+def _network(spec: LaunchSpec, host: Host) -> dict[str, Any]:
     if spec.network is not None:
         return {"NetworkMode": f"container:{spec.network}"}
-    return {"PortBindings": port_bindings(spec.ports, spec.bind_host)}
+    return {"NetworkMode": host.network, "PortBindings": port_bindings(spec.ports, spec.bind_host)}
 
 
 def port_bindings(ports: tuple[Port, ...], host: str) -> dict[str, Any]:

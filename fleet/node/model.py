@@ -101,6 +101,7 @@ class Hello:
     ray_node: str = ""
     builds: frozenset[str] = frozenset()
     drain: Drain | None = None
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,3 +111,4 @@ class Page:
     seq: int
     events: tuple[RunView, ...]
     drain: Drain | None = None
+    warnings: tuple[str, ...] = ()

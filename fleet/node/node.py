@@ -111,7 +111,7 @@ class Node:
         self._check(epoch)
         runs = tuple(run.view for run in self._runs.values() if not run.forgetting)
         host, seq, tenure = self.share.public_host, self._outbox.seq, self.tenure
-        known = (tenure.ray_node, self._launcher.preparer.builds, tenure.drain)
+        known = (tenure.ray_node, self._launcher.preparer.builds, tenure.drain, self._runtime.warnings())
         return Hello(self._boot_id, seq, self.node_id, host, self.share, self._runtime.name, runs, *known)
 
     async def poll(self, epoch: int, boot_id: str, after: int, timeout_s: float) -> Page | None:
@@ -120,7 +120,7 @@ class Node:
         if boot_id != self._boot_id:
             return None
         page = await self._outbox.after(after, timeout_s)
-        return replace(page, drain=self.tenure.drain)
+        return replace(page, drain=self.tenure.drain, warnings=self._runtime.warnings())
 
     async def prepare(self, epoch: int, build: BuildRef) -> None:
         """Have the build ready before its first server comes. LaunchFailed or FleetError if that cannot be."""

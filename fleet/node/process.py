@@ -87,6 +87,9 @@ class ProcessRuntime:
         make_private(self._place.servers_dir)
         await self._doors.open()
 
+    def warnings(self) -> tuple[str, ...]:
+        return ("games run as plain processes of the agent's user: no isolation",)
+
     async def close(self) -> None:
         await asyncio.gather(*self._under_way, return_exceptions=True)
         for descriptor in self._watched.values():

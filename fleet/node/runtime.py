@@ -216,6 +216,10 @@ class Runtime(Protocol):
         """None where a network costs nothing."""
         ...
 
+    def warnings(self) -> tuple[str, ...]:
+        """What operators should know of it now: isolation that is not in force."""
+        ...
+
     async def start(self) -> None:
         """Connect, and make what every launch needs (base image). Raises EngineUnavailable."""
         ...
@@ -289,7 +293,8 @@ class Runtime(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class RuntimePlace:
-    """Where a runtime keeps things and whose containers it may touch."""
+    """Where a runtime keeps things and whose containers it may touch. `walled`: they are walled off (`isolation.py`),
+    except from the API's port and what is within `reach`."""
 
     fleet_id: str
     region: str
@@ -297,3 +302,6 @@ class RuntimePlace:
     bundles: Path
     base_image: str = "auto"
     door_port: int = 7350
+    api_port: int = 0
+    reach: tuple[str, ...] = ()
+    walled: bool = False

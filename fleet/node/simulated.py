@@ -201,6 +201,9 @@ class SimulatedRuntime:
         for run in self._runs.values():
             self._expect_end(run)
 
+    def warnings(self) -> tuple[str, ...]:
+        return ()
+
     async def close(self) -> None:
         for timer in self._timers.values():
             timer.cancel()

@@ -18,6 +18,7 @@ import docker
 import docker.errors
 import structlog
 
+from fleet.node.isolation import ENGINE_LABEL
 from fleet.ops.head import tail
 from fleet.ops.home import Home, OpsError, read_json, write_private
 from fleet.ops.processes import ProcessId, held, identify, is_alive, wait_ended
@@ -104,7 +105,9 @@ def _start(home: Home, report: Report) -> None:
     config = home.path / "dockerd.json"
     # With the proxy, ports on loopback are dead whenever the engine restarts; without it, the kernel serves them.
     # icc: games of different projects must not reach each other over the bridge they share.
-    write_private(config, json.dumps({"userland-proxy": False, "live-restore": True, "icc": False}))
+    write_private(
+        config, json.dumps({"userland-proxy": False, "live-restore": True, "icc": False, "labels": [ENGINE_LABEL]})
+    )
     output = home.logs / "dockerd.log"
     with output.open("ab") as file:
         process = subprocess.Popen(

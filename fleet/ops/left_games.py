@@ -11,6 +11,7 @@ import structlog
 
 from fleet.catalog import load_catalog
 from fleet.node.docker_networks import ROLE
+from fleet.node.isolation import network_name, take_down
 from fleet.node.process import ProcessRuntime
 from fleet.node.runtime import RuntimePlace
 from fleet.ops.engine import connect_engine, engine_answers
@@ -26,7 +27,9 @@ def stop_left_games(fleet_id: str, settings: FleetSettings, regions: Collection[
         regions = tuple(load_catalog().regions)
     shutil.rmtree(settings.home / "simulated", ignore_errors=True)  # nothing runs there
     processes = asyncio.run(_stop_processes(fleet_id, settings, regions, grace_s))
-    return _stop_containers(fleet_id, regions, grace_s) + processes
+    containers = _stop_containers(fleet_id, regions, grace_s)
+    _drop_walls(fleet_id, settings)
+    return containers + processes
 
 
 def _stop_containers(fleet_id: str, regions: Collection[str], grace_s: float) -> int:
@@ -41,6 +44,17 @@ def _stop_containers(fleet_id: str, regions: Collection[str], grace_s: float) ->
         for network in (container for container in found if ROLE in container.labels):
             _remove(network, 0)  # after the games that use it
         return len(games)
+
+
+def _drop_walls(fleet_id: str, settings: FleetSettings) -> None:
+    """The rules and the bridge go with the last container."""
+    if engine_answers():
+        with closing(connect_engine()) as client:
+            if client.containers.list(filters={"label": f"fleet.id={fleet_id}"}):
+                return
+            for network in client.networks.list(names=[network_name(fleet_id)]):
+                network.remove()
+    take_down(fleet_id, settings.home / "firewall.lock")
 
 
 def _remove(container: Any, grace_s: float) -> None:

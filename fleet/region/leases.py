@@ -293,7 +293,7 @@ class Leases:
         first, moved = link.hello is None, link.hello is not None and link.hello.node_id != hello.node_id
         if moved:
             self._left(link)
-        link.hello, link.synced = hello, True
+        link.hello, link.synced, link.warnings = hello, True, hello.warnings
         link.drain = hello.drain if first or moved else link.drain
         link.builds |= hello.builds
         self._nodes[hello.node_id] = link
@@ -309,7 +309,7 @@ class Leases:
             page = await link.handle.poll.remote(self._epoch, hello.boot_id, after, _POLL_S)
             if page is None:
                 return
-            after = page.seq
+            after, link.warnings = page.seq, page.warnings
             if page.drain is not None and page.drain.cause == "notice" and page.drain != link.drain:
                 link.drain = page.drain
                 self._touched()

@@ -24,6 +24,7 @@ class Link:
     synced: bool = False
     since: int = field(default_factory=now_ms)
     drain: Drain | None = None
+    warnings: tuple[str, ...] = ()
     builds: frozenset[str] = frozenset()
     preparing: frozenset[str] = frozenset()
     releasing: bool = False

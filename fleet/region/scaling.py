@@ -235,6 +235,7 @@ class Scaler:
             "synced": link.synced,
             "ray_node": hello.ray_node,
             "builds": len(link.builds),
+            "warnings": list(link.warnings),
             "runs": sum(not self._runs[key].state.ended for key in self._runs.on(node_id)),
         }
 

@@ -82,8 +82,14 @@ def test_an_image_build_keeps_what_it_does_not_override() -> None:
 
 def test_the_callers_environment_wins() -> None:
     env = container_config(spec(environment={"HOME": "/x", "A": "b=c"}), BASE, HOST)["Env"]
-    url = "PLAYFLOW_CONFIG_URL=http+unix://%2Fplayflow%2Fagent.sock/config"
-    assert sorted(env) == ["A=b=c", "HOME=/x", "PLAYFLOW_CONFIG=/playflow/playflow.json", url]
+    url = "http+unix://%2Fplayflow%2Fagent.sock"
+    assert sorted(env) == [
+        "A=b=c",
+        "HOME=/x",
+        f"PLAYFLOW_AGENT_URL={url}",
+        "PLAYFLOW_CONFIG=/playflow/playflow.json",
+        f"PLAYFLOW_CONFIG_URL={url}/config",
+    ]
 
 
 @given(st.lists(st.integers(1, 65535), max_size=6), st.integers(1, 65000))

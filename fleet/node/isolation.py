@@ -1,0 +1,207 @@
+"""Which bridge game containers are on, and that its walls (`firewall.py`) stand, now and after somebody changed them.
+
+An engine that a fleet started (it bears the label `fleet.engine`) has a default bridge for games alone. On another
+engine the games get a bridge of their own, since rules on the default one would concern other people's containers; the
+engine then starts a resolver for each network namespace, which costs a launch about 0.15 s (none with warm networks).
+"""
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import shutil
+import subprocess
+from collections.abc import Generator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from fleet.node.engine import Engine, EngineError
+from fleet.node.firewall import (
+    Walls,
+    missing,
+    removal_text,
+    resolvers_of,
+    restore_text,
+    rules_of,
+)
+
+log = structlog.get_logger(__name__)
+
+ENGINE_LABEL = "fleet.engine=1"
+CHECK_S = 30.0
+_TIMEOUT_S = 20.0
+_NF_CALL = Path("/proc/sys/net/bridge/bridge-nf-call-iptables")
+
+
+class NoWalls(Exception):
+    """The walls cannot be put up; says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bridge:
+    """`mode`: what a container's NetworkMode must be. `name`: the host's interface."""
+
+    mode: str
+    name: str
+
+
+class Isolation:
+    """Of one agent's containers. Several agents and fleets of a machine do the same beside each other."""
+
+    def __init__(self, engine: Engine, fleet_id: str, api_port: int, reach: tuple[str, ...], lock: Path) -> None:
+        self._engine, self._fleet_id, self._api_port = engine, fleet_id, api_port
+        self._reach, self._lock = reach, lock
+        self._walls: Walls | None = None
+        self._keeper: asyncio.Task[None] | None = None
+        self.problem = ""
+
+    async def open(self, info: dict[str, Any]) -> str:
+        """Put the walls up; the NetworkMode for containers. `problem` says what is wrong, if anything is."""
+        bridge = await self._bridge(info)
+        resolvers = await asyncio.to_thread(lambda: resolvers_of(Path("/etc/resolv.conf").read_text()))
+        self._walls = Walls(bridge.name, self._fleet_id, self._api_port, resolvers, self._reach)
+        await self._look()
+        self._keeper = self._keeper or asyncio.create_task(self._keep())
+        return bridge.mode
+
+    async def close(self) -> None:
+        if self._keeper is not None:
+            self._keeper.cancel()
+            await asyncio.gather(self._keeper, return_exceptions=True)
+
+    async def _bridge(self, info: dict[str, Any]) -> Bridge:
+        if ENGINE_LABEL in (info.get("Labels") or ()):
+            return Bridge("bridge", _bridge_name(await self._engine.call("GET", "/networks/bridge")))
+        name = network_name(self._fleet_id)
+        with contextlib.suppress(EngineError):
+            return Bridge(name, _bridge_name(await self._engine.call("GET", f"/networks/{name}")))
+        try:
+            await self._engine.call("POST", "/networks/create", json=network_config(self._fleet_id))
+        except EngineError as error:
+            if error.status != 409:  # another agent was faster
+                log.error("no_own_bridge", error=error.message)
+                return Bridge("bridge", _bridge_name(await self._engine.call("GET", "/networks/bridge")))
+        return Bridge(name, own_bridge(self._fleet_id))
+
+    async def _keep(self) -> None:
+        while True:
+            await asyncio.sleep(CHECK_S)
+            await self._look()
+
+    async def _look(self) -> None:
+        walls = self._walls
+        assert walls is not None
+        before, self.problem = self.problem, ""
+        try:
+            changed = await asyncio.to_thread(_put_up, walls, self._lock)
+        except (NoWalls, OSError, subprocess.TimeoutExpired) as error:
+            self.problem = f"games are not walled off from this machine and private networks: {error}"
+            if self.problem != before:
+                log.error("isolation_not_in_force", bridge=walls.bridge, reason=str(error))
+            return
+        if changed:
+            log.info("isolation_in_force", bridge=walls.bridge, mended=changed)
+
+
+def own_bridge(fleet_id: str) -> str:
+    """Name of the interface (at most 15 characters)."""
+    return f"fl-{fleet_id}"[:15]
+
+
+def network_name(fleet_id: str) -> str:
+    return f"fleet-{fleet_id}"
+
+
+def network_config(fleet_id: str) -> dict[str, Any]:
+    """A bridge of our own on an engine that is not."""
+    return {
+        "Name": network_name(fleet_id),
+        "Driver": "bridge",
+        "CheckDuplicate": True,
+        "EnableIPv6": False,
+        "Labels": {"fleet.id": fleet_id},
+        "Options": {
+            "com.docker.network.bridge.enable_icc": "false",
+            "com.docker.network.bridge.enable_ip_masquerade": "true",
+            "com.docker.network.bridge.name": own_bridge(fleet_id),
+        },
+    }
+
+
+def take_down(fleet_id: str, lock: Path) -> None:
+    """Remove a fleet's rules, and those of bridges that no other fleet uses."""
+    if _tool("iptables-save") is None or not _may():
+        return
+    try:
+        with _locked(lock):
+            if text := removal_text(_saved(), fleet_id):
+                _restore(text)
+    except (NoWalls, OSError, subprocess.TimeoutExpired) as error:
+        log.error("rules_not_removed", error=str(error))
+
+
+def _put_up(walls: Walls, lock: Path) -> list[str]:
+    """What was not as it must be, and is now."""
+    if not _may():
+        raise NoWalls("the agent is neither root nor may it use sudo without a password")
+    if _tool("iptables-save") is None or _tool("iptables-restore") is None:
+        raise NoWalls("iptables is not installed")
+    if _NF_CALL.exists() and _NF_CALL.read_text().strip() != "1":
+        _run(["sysctl", "-q", "-w", "net.bridge.bridge-nf-call-iptables=1"])  # else games meet below the filter
+    with _locked(lock):
+        saved = _saved()
+        if walls.outer not in rules_of(saved):
+            raise NoWalls(f"the engine has no chain {walls.outer}")
+        wrong = missing(saved, walls)
+        if not wrong:
+            return []
+        _restore(restore_text(saved, walls))
+        left = missing(_saved(), walls)
+    if left:
+        raise NoWalls("; ".join(left))
+    return wrong
+
+
+def _saved() -> str:
+    return _run(["iptables-save", "-t", "filter"])
+
+
+def _restore(text: str) -> None:
+    _run(["iptables-restore", "-w", "5", "--noflush"], text)
+
+
+def _tool(name: str) -> str | None:
+    """Where it is: users that may use sudo need not have the system's folders on their path."""
+    return shutil.which(name, path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin")
+
+
+def _may() -> bool:
+    """Root, or a user of the kind that cloud images have: sudo asks nothing."""
+    if os.geteuid() == 0:
+        return True
+    asked = ["sudo", "-n", "true"]
+    return shutil.which("sudo") is not None and subprocess.run(asked, capture_output=True, check=False).returncode == 0
+
+
+def _run(command: list[str], text: str = "") -> str:
+    as_root = [] if os.geteuid() == 0 else ["sudo", "-n"]
+    done = subprocess.run(
+        [*as_root, *command], input=text, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False
+    )
+    if done.returncode != 0:
+        raise NoWalls(f"{command[0]}: {done.stderr.strip()[-300:]}")
+    return done.stdout
+
+
+def _bridge_name(network: dict[str, Any]) -> str:
+    return str(network["Options"].get("com.docker.network.bridge.name", f"br-{network['Id'][:12]}"))
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Generator[None]:
+    with path.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
