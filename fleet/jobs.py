@@ -57,15 +57,25 @@ class Lease:
 Work = Callable[[Lease], Coroutine[Any, Any, None]]
 
 
-async def run_leased(store: Store, name: str, work: Work, every_s: float, *, limit_s: float | None = 600.0) -> None:
+async def run_leased(
+    store: Store,
+    name: str,
+    work: Work,
+    every_s: float,
+    *,
+    limit_s: float | None = 600.0,
+    needed: Callable[[Store], Coroutine[Any, Any, bool]] | None = None,
+) -> None:
     """Have `work` done every `every_s` by whichever replica comes first, until cancelled.
 
-    `limit_s` bounds a round; None for work that goes on as long as it has the lease.
+    `limit_s` bounds a round; None for work that goes on as long as it has the lease. Where `needed` says no, the lease
+    is not even taken, which costs two commits.
     """
     failures = 0
     while True:
         try:
-            await run_once(store, name, work, every_s, limit_s=limit_s)
+            if needed is None or await needed(store):
+                await run_once(store, name, work, every_s, limit_s=limit_s)
             failures = 0
         except Exception as error:
             failures += 1

@@ -5,6 +5,7 @@ Ray workers inherit the environment, so one process's settings are every process
 """
 
 from functools import lru_cache
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Literal
 
@@ -110,6 +111,22 @@ class EventSettings(BaseModel):
     queue: int = Field(default=2000, ge=1000, description="events that a reader may be behind before it is let go")
 
 
+class WebhookSettings(BaseModel):
+    """How events are sent to the projects' receivers."""
+
+    allow_http: bool = Field(default=False, description="also http:// URLs")
+    allowed_networks: list[str] = Field(default=[], description="that may be sent to though they are not public")
+    timeout_s: float = Field(default=10.0, gt=0, description="for one attempt")
+    retry_first_s: float = Field(default=5.0, gt=0, description="before the second attempt; then three times as long")
+    at_once: int = Field(default=4, ge=1, description="sends under way for one webhook")
+    at_once_in_all: int = Field(default=64, ge=1)
+    max_per_project: int = Field(default=20, ge=0)
+
+    @property
+    def networks(self) -> list[IPv4Network | IPv6Network]:
+        return [ip_network(text) for text in self.allowed_networks]
+
+
 class LogLimits(BaseModel):
     max_mb: int = Field(default=10, description="kept per server run, in the engine and in the archive")
     retention_days: float = 14.0
@@ -160,6 +177,7 @@ class FleetSettings(BaseSettings):
     pools: PoolSettings = PoolSettings()
     limits: RateLimits = RateLimits()
     events: EventSettings = EventSettings()
+    webhooks: WebhookSettings = WebhookSettings()
     simulated: SimulatedSettings = SimulatedSettings()
 
     @property

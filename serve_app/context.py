@@ -10,7 +10,9 @@ from fleet.billing.prices import price_book
 from fleet.billing.service import UsageService
 from fleet.builds.service import BuildService
 from fleet.catalog import Catalog
+from fleet.events.dispatch import Dispatcher
 from fleet.events.tail import Tail
+from fleet.events.webhooks import WebhookService
 from fleet.idempotency.service import IdempotencyService
 from fleet.pools.config import pooled_regions
 from fleet.pools.service import PoolService
@@ -48,6 +50,8 @@ class AppContext:
     admin: AdminService
     admin_keys: AdminKeys
     usage: UsageService
+    webhooks: WebhookService
+    dispatcher: Dispatcher
 
     @classmethod
     def make(
@@ -73,6 +77,8 @@ class AppContext:
             pools=pools,
             tail=Tail(store, queue=settings.events.queue, max_streams=settings.events.max_streams),
             idempotency=IdempotencyService(store),
+            webhooks=WebhookService(store, Sealer(settings.home, "webhook"), settings.webhooks),
+            dispatcher=Dispatcher(store, Sealer(settings.home, "webhook"), settings.webhooks),
             usage=UsageService(store, price_book(settings.prices_config)),
             plans=plans,
             ending=ending,

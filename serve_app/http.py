@@ -21,7 +21,7 @@ from serve_app.metrics import Targets
 from serve_app.read_cache import ReadCache
 from serve_app.v2 import document
 from serve_app.v2.face import LegacyFace
-from serve_app.v3 import builds, events, health, projects, servers, uploads, usage
+from serve_app.v3 import builds, events, health, projects, servers, uploads, usage, webhooks
 
 # Made once: FastAPI prepares the routes of an included router at their first use, which takes a tenth of a second.
 _api = APIRouter()
@@ -33,6 +33,7 @@ for _router in (
     builds.router,
     events.router,
     usage.router,
+    webhooks.router,
     uploads.router,
     admin.router,
     reference.router,

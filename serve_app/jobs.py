@@ -6,15 +6,21 @@ from functools import partial
 from typing import Any
 
 from fleet.billing import ledger
+from fleet.events import dispatch
+from fleet.events.webhooks import any_work
 from fleet.jobs import run_leased
 from serve_app.context import AppContext
 
 USAGE_EVERY_S = 60.0
+WEBHOOKS_EVERY_S = 1.0
 
 
 def _jobs(context: AppContext) -> list[Coroutine[Any, Any, None]]:
     store = context.store
-    return [run_leased(store, ledger.JOB, partial(ledger.aggregate, store), USAGE_EVERY_S)]
+    return [
+        run_leased(store, ledger.JOB, partial(ledger.aggregate, store), USAGE_EVERY_S),
+        run_leased(store, dispatch.JOB, context.dispatcher.work, WEBHOOKS_EVERY_S, limit_s=None, needed=any_work),
+    ]
 
 
 def start_jobs(context: AppContext) -> list[asyncio.Task[None]]:

@@ -44,16 +44,24 @@ def between(store: Store, model: Model, query: SelectOfScalar[Any], after: Posit
 
 
 async def read_page(
-    store: Store, session: AsyncSession, after: Cursor, until: Cursor, projects: Collection[str] | None
+    store: Store,
+    session: AsyncSession,
+    after: Cursor,
+    until: Cursor,
+    projects: Collection[str] | None,
+    since: int = 0,
 ) -> tuple[list[Event], Cursor]:
-    """The next entries of both journals (of these projects), and where they end: at `until` if there are no more."""
+    """The next entries of both journals (of these projects, from a time on), and where they end: at `until` if there
+    are no more."""
     found: list[Event] = []
     ends: list[Position] = []
     for model, start, end in (
         (ServerEvent, after.server, until.server),
         (ProjectEvent, after.project, until.project),
     ):
-        query = between(store, model, _of_projects(model, projects), start, end).limit(PAGE)
+        wanted = _of_projects(model, projects)
+        wanted = wanted.where(col(model.at) >= since) if since else wanted
+        query = between(store, model, wanted, start, end).limit(PAGE)
         rows = cast("Sequence[ServerEvent | ProjectEvent]", (await session.exec(query)).all())
         found += [of_server(row) if isinstance(row, ServerEvent) else of_project(row) for row in rows]
         ends.append(Position(rows[-1].tx or 0, rows[-1].id or 0) if len(rows) == PAGE else max(start, end))
