@@ -28,8 +28,10 @@ from rich.table import Table
 from sqlalchemy import insert
 
 from bench.api import server_row
+from bench.own_fleet import own_fleet
 from fleet.projects.model import NewProject
 from fleet.projects.service import create_project
+from fleet.settings import FleetSettings
 from fleet.store import migrate
 from fleet.store.commit import row_values
 from fleet.store.engine import Store
@@ -113,19 +115,29 @@ def layers(home: Path, project: NewProject, server: str, seconds: float, rounds:
     return Result("layers: throughput with ÷ without", share, ">= 0.75", share >= 0.75, f"{full:.0f} ÷ {bare:.0f} /s")
 
 
-def neighbours(home: Path, keys: list[str], seconds: float, rounds: int) -> Result:
+def neighbours(seconds: float, rounds: int) -> Result:
+    """Through a whole fleet: its proxy sheds what replicas need not see."""
     quiet, noisy, told = [], [], {}
-    with app(home, "limited") as url:
-        crowd(url, keys, 2.0, 0)
+    usual = {"LIMITS__READS_PER_S": str(LIMIT), "LIMITS__WRITES_PER_S": "10"}
+    with own_fleet({"regions": ["eu-west"], "simulated": {"nodes_per_process": 1}}, **usual) as fleet:
+        keys = asyncio.run(make_keys(FleetSettings(home=fleet.home).database))
+        crowd(fleet.url, keys, 3.0, 0)
         for _ in range(rounds):
-            quiet.append(crowd(url, keys, seconds, 0)["p99_ms"])
-            told = crowd(url, keys, seconds, LIMIT * TIMES)
+            quiet.append(crowd(fleet.url, keys, seconds, 0)["p99_ms"])
+            told = crowd(fleet.url, keys, seconds, LIMIT * TIMES)
             noisy.append(told["p99_ms"])
             if set(told["others"]) != {"200"}:
                 raise RuntimeError(f"others were not served: {told}")
     before, after = statistics.median(quiet), statistics.median(noisy)
     detail = f"{after:.2f} ÷ {before:.2f} ms; the noisy one got {told['noisy']}"
     return Result("neighbours: p99 with ÷ without noise", after / before, "<= 1.5", after <= 1.5 * before, detail)
+
+
+async def make_keys(database: str) -> list[str]:
+    store = Store(database)
+    projects = [await create_project(store, f"p{number}") for number in range(PROJECTS)]
+    await store.close()
+    return [project.server_key for project in projects]
 
 
 def lists(home: Path, few: NewProject, many: NewProject, seconds: float, rounds: int) -> Result:
@@ -139,14 +151,14 @@ def lists(home: Path, few: NewProject, many: NewProject, seconds: float, rounds:
     return Result(f"lists: of {MANY:,} ÷ of {FEW:,}", long / short, "<= 2", long <= 2 * short, detail)
 
 
-async def prepare(home: Path) -> tuple[list[NewProject], str]:
+async def prepare(home: Path) -> tuple[NewProject, NewProject, str]:
     store = Store(f"sqlite+aiosqlite:///{home}/fleet.db")
     (home / "fleet-id").write_text("bench")
-    projects = [await create_project(store, f"p{number}") for number in range(PROJECTS)]
-    server = (await fill(store, projects[0].project_id, FEW))[5]
-    await fill(store, projects[1].project_id, MANY)
+    few, many = await create_project(store, "few"), await create_project(store, "many")
+    server = (await fill(store, few.project_id, FEW))[5]
+    await fill(store, many.project_id, MANY)
     await store.close()
-    return projects, server
+    return few, many, server
 
 
 def main(options: argparse.Namespace) -> None:
@@ -154,12 +166,12 @@ def main(options: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory(prefix="fleet-bench-") as folder:
         home = Path(folder)
         migrate.upgrade(f"sqlite+aiosqlite:///{home}/fleet.db")
-        projects, server = asyncio.run(prepare(home))
+        few, many, server = asyncio.run(prepare(home))
         results = [
-            layers(home, projects[0], server, seconds, rounds),
-            lists(home, projects[0], projects[1], seconds, rounds),
-            neighbours(home, [project.server_key for project in projects[2:]], seconds, rounds),
+            layers(home, few, server, seconds, rounds),
+            lists(home, few, many, seconds, rounds),
         ]
+    results.append(neighbours(seconds, rounds))
     table = Table("what", "ratio", "target", "met", "figures")
     for result in results:
         table.add_row(result.name, f"{result.value:.2f}", result.target, "yes" if result.met else "NO", result.detail)

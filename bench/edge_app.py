@@ -1,8 +1,8 @@
-"""Apps for `bench.edge`, each a process of its own: `python -m bench.edge_app HOME full|bare|limited`.
+"""Apps for `bench.edge`, each a process of its own: `python -m bench.edge_app HOME full|bare`.
 
 `full`: the API as it is, but for its cache of reads, which would hide what the layers cost. `bare`: its routes alone,
 with a caller that is always the same: no key is looked up, nothing is limited, counted, logged or given an id.
-`limited`: the API as it is, cache and all. Prints its URL once it listens.
+Prints its URL once it listens.
 """
 
 import asyncio
@@ -35,8 +35,8 @@ class _NoCache(Store):
 
 
 async def make(home: Path, kind: str) -> FastAPI:
-    settings = FleetSettings(home=home, limits=RateLimits() if kind == "limited" else UNLIMITED)
-    store = (Store if kind == "limited" else _NoCache)(settings.database)
+    settings = FleetSettings(home=home, limits=UNLIMITED)
+    store = _NoCache(settings.database)
     builds = BuildService(store, settings)
     context = AppContext.make(settings, store, load_catalog(), builds, cast(Regions, None))
     app = http.create_app(context)

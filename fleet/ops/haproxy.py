@@ -4,12 +4,14 @@ import json
 import os
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import structlog
 
 from fleet.ops import haproxy_shim
+from fleet.ops.flood import shed_lines
 from fleet.ops.home import OpsError, free_ports
 from fleet.settings import FleetSettings
 from fleet.tls.certificates import certificate_for, write_combined
@@ -57,13 +59,21 @@ def tls_bind(folder: Path, settings: FleetSettings) -> str:
     return f"{host}:{settings.tls.api_port} ssl crt {pem} alpn h2,http/1.1 ssl-min-ver TLSv1.2"
 
 
-def write_shim(folder: Path, haproxy: str, tls: str = "") -> Path:
+def frontend_lines(folder: Path, settings: FleetSettings) -> list[str]:
+    """What Serve's configuration of the frontend lacks."""
+    tls = tls_bind(folder, settings)
+    return [*([f"    bind {tls}"] if tls else []), *shed_lines(settings)]
+
+
+def write_shim(folder: Path, haproxy: str, lines: Sequence[str] = ()) -> Path:
     """Make the script that mends the configuration and becomes HAProxy (see `haproxy_shim`)."""
     folder.mkdir(mode=0o700, exist_ok=True)
+    more = folder / "frontend.lines"
+    more.write_text("\n".join(lines))
     page = folder / "unavailable.http"
     page.write_text(error_page())
     shim = folder / "haproxy"
-    command = shlex.join([sys.executable, "-IS", haproxy_shim.__file__, haproxy, str(page), tls])
+    command = shlex.join([sys.executable, "-IS", haproxy_shim.__file__, haproxy, str(page), str(more)])
     shim.write_text(f'#!/bin/sh\nexec {command} "$@"\n')
     shim.chmod(0o700)
     return shim
@@ -82,7 +92,7 @@ def proxy_environment(folder: Path, settings: FleetSettings) -> dict[str, str]:
     metrics, stats, fallback = free_ports(3)
     return {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
-        "RAY_SERVE_HAPROXY_BINARY_PATH": str(write_shim(folder, haproxy, tls_bind(folder, settings))),
+        "RAY_SERVE_HAPROXY_BINARY_PATH": str(write_shim(folder, haproxy, frontend_lines(folder, settings))),
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(stats),
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(fallback),

@@ -1,11 +1,12 @@
-"""Stands between Ray Serve and HAProxy: `haproxy_shim.py <haproxy> <error file> <TLS bind> -f <config> …`.
+"""Stands between Ray Serve and HAProxy: `haproxy_shim.py <haproxy> <error file> <lines> -f <config> …`.
 
-Serve writes HAProxy's configuration itself and offers no setting for six things, so they are mended here before
+Serve writes HAProxy's configuration itself and offers no setting for seven things, so they are mended here before
 HAProxy reads it: its metrics and statistics listen on every interface (now: loopback), its admin socket is open to
-every user (now: the owner), it speaks no TLS (now: on one more address, if one is given), its own error page is not in
-the API's shape (now: ours), replicas do not learn who called and how (now: headers tell the address and the scheme),
-and a replica reads request bodies into memory as fast as they come, to notice clients that leave (now: uploads are
-read as fast as the disk takes them, by the header that tells Serve so; a client that leaves is noticed by reading).
+every user (now: the owner), it speaks no TLS and lets every flood through (now: as a file of lines says), its own error
+page is not in the API's shape (now: ours), replicas do not learn who called and how (now: headers tell the address and
+the scheme), and a replica reads request bodies into memory as fast as they come, to notice clients that leave (now:
+uploads are read as fast as the disk takes them, by the header that tells Serve so; a client that leaves is noticed by
+reading).
 The process then asks the kernel to end it with its manager, since an orphan would keep the port and answer every
 request with an error.
 
@@ -34,22 +35,24 @@ SCHEME = (
 )
 
 
-def mend(config: str, error_file: str, tls: str = "") -> str:
-    """The configuration with loopback binds, a private socket, the API's error page, and `bind <tls>` if given."""
+_FRONTEND = re.compile(r"^frontend http_frontend\n\s*bind .*\n", re.MULTILINE)
+
+
+def mend(config: str, error_file: str, more: str = "") -> str:
+    """The configuration with loopback binds, a private socket, the API's error page, and these lines more."""
     config = re.sub(r"^(\s*bind )(?:\*)?:(\d+)", r"\g<1>127.0.0.1:\2", config, flags=re.MULTILINE)
     config = re.sub(r"^(\s*tune\.bufsize) \d+", rf"\1 {BUFFER_BYTES}", config, flags=re.MULTILINE)
-    bind = (f"    bind {tls}",) if tls else ()
-    for line in (BACK_PRESSURE, CLIENT, SILENT, *reversed(SCHEME), *bind):
-        if line not in config:
-            config = re.sub(r"^(frontend http_frontend\n\s*bind .*\n)", rf"\1{line}\n", config, flags=re.MULTILINE)
+    for lines in (BACK_PRESSURE, CLIENT, SILENT, *reversed(SCHEME), more.rstrip("\n")):
+        if lines and lines not in config:
+            config = _FRONTEND.sub(lambda found, lines=lines: f"{found[0]}{lines}\n", config)
     config = re.sub(r"^(\s*stats socket .*) mode 666 ", r"\1 mode 600 ", config, flags=re.MULTILINE)
     return re.sub(r"^(\s*errorfile \d+) .*$", rf"\1 {error_file}", config, flags=re.MULTILINE)
 
 
-def mend_file(path: Path, error_file: str, tls: str) -> None:
+def mend_file(path: Path, error_file: str, more: str) -> None:
     """Replace the file at once: an older HAProxy or its manager may be reading it."""
     mended = path.with_name(path.name + ".mended")
-    mended.write_text(mend(path.read_text(), error_file, tls))
+    mended.write_text(mend(path.read_text(), error_file, more))
     mended.replace(path)
 
 
@@ -63,10 +66,10 @@ def die_with_parent(parent: int) -> None:
 
 
 def main(arguments: list[str]) -> None:
-    haproxy, error_file, tls, *rest = arguments
+    haproxy, error_file, lines, *rest = arguments
     die_with_parent(os.getppid())
     if "-f" in rest:
-        mend_file(Path(rest[rest.index("-f") + 1]), error_file, tls)
+        mend_file(Path(rest[rest.index("-f") + 1]), error_file, Path(lines).read_text())
     os.execv(haproxy, [haproxy, *rest])
 
 

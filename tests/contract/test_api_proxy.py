@@ -1,4 +1,4 @@
-"""TLS of the API: the mended configuration in a real HAProxy, with a certificate of the development CA."""
+"""What our lines make of Serve's HAProxy, in a real one: TLS of the development CA, floods shed."""
 
 import ssl
 import subprocess
@@ -12,10 +12,11 @@ import httpx
 import pytest
 
 from fleet.ops.api import local_url, render
-from fleet.ops.haproxy import find_haproxy, tls_bind
+from fleet.ops.flood import floods
+from fleet.ops.haproxy import find_haproxy, frontend_lines
 from fleet.ops.haproxy_shim import mend
 from fleet.ops.home import free_ports
-from fleet.settings import FleetSettings, TlsSettings
+from fleet.settings import FleetSettings, RateLimits, TlsSettings
 from fleet.tls.dev_ca import ca_file
 from tests.waiting import eventually
 
@@ -55,7 +56,7 @@ def proxied(folder: Path, settings: FleetSettings, plain: int) -> Iterator[None]
         threading.Thread(target=replica.serve_forever, daemon=True).start()
         config = folder / "haproxy.cfg"
         text = CONFIG.format(plain=plain, behind=replica.server_port)
-        config.write_text(mend(text, "/dev/null", tls_bind(folder, settings)))
+        config.write_text(mend(text, "/dev/null", "\n".join(frontend_lines(folder, settings))))
         process = subprocess.Popen([haproxy, "-db", "-f", config])
         try:
             yield
@@ -96,7 +97,38 @@ def test_with_tls_the_plain_port_is_for_this_machine_only() -> None:
 
 def test_mending_twice_changes_nothing(tmp_path: Path) -> None:
     for host in ("0.0.0.0", "::", "127.0.0.1"):
-        bind = tls_bind(tmp_path, FleetSettings(home=tmp_path, host=host, tls=TlsSettings(api_port=8443)))
-        once = mend(CONFIG, "/dev/null", bind)
-        assert mend(once, "/dev/null", bind) == once
-        assert f"    bind {bind}\n" in once
+        settings = FleetSettings(home=tmp_path, host=host, tls=TlsSettings(api_port=8443))
+        more = "\n".join(frontend_lines(tmp_path, settings))
+        once = mend(CONFIG, "/dev/null", more)
+        assert mend(once, "/dev/null", more) == once
+        assert f"    bind {host}:8443 ssl crt {tmp_path}/api.pem" in once
+
+
+def test_a_flood_is_shed_and_the_limit_still_gets_through(tmp_path: Path) -> None:
+    plain = free_ports(1)[0]
+    settings = FleetSettings(home=tmp_path, port=plain, limits=RateLimits(reads_per_s=20, writes_per_s=5))
+    base = f"http://127.0.0.1:{plain}"
+    with proxied(tmp_path, settings, plain), httpx.Client(trust_env=False) as client:
+        eventually(lambda: answers(client, base), 20, "the proxy answers")
+        statuses = [client.get(f"{base}/api/v3/servers", headers={"api-key": "noisy"}).status_code for _ in range(300)]
+        assert statuses[:44] == [200] * 44  # 2.2 times the limit: replicas count exactly
+        assert statuses.count(429) > 100
+        shed = client.get(f"{base}/api/v3/servers", headers={"api-key": "noisy"})
+        assert shed.status_code == 429
+        assert set(shed.json()) == {"error", "detail", "status"}
+        assert (shed.headers["retry-after"], shed.headers["x-ratelimit-limit"]) == ("1", "20")
+        v2 = client.get(f"{base}/v2/servers", headers={"api-key": "noisy"}).json()
+        assert v2["message"].startswith("Too many requests")
+        # Other keys, other classes and what needs no key pass.
+        assert client.get(f"{base}/api/v3/servers", headers={"api-key": "quiet"}).status_code == 200
+        assert client.get(f"{base}/api/health", headers={"api-key": "noisy"}).status_code == 200
+        posted = client.post(f"{base}/api/v3/servers/start", headers={"api-key": "noisy"})
+        assert posted.status_code == 501  # of Python's own server, which has no POST
+
+
+def test_nothing_is_shed_where_a_plan_has_no_limit(tmp_path: Path) -> None:
+    plans = tmp_path / "plans.yaml"
+    plans.write_text("plans: {free: {}, studio: {reads_per_s: 0, writes_per_s: 100}}")
+    settings = FleetSettings(home=tmp_path, plans_config=plans)
+    found = floods(settings)
+    assert [(flood.what, flood.passes, flood.told) for flood in found] == [("writes", 220, None)]
