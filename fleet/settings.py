@@ -127,6 +127,17 @@ class WebhookSettings(BaseModel):
         return [ip_network(text) for text in self.allowed_networks]
 
 
+class LobbySettings(BaseModel):
+    """The keepers of lobbies. A project's lobbies are in one shard; other numbers hold from the next start of a fleet."""
+
+    shards: int = Field(default=2, ge=1, le=64, description="keepers; each is made when it is first needed")
+    host_grace_s: float = Field(default=15.0, ge=0, description="a host whose stream broke keeps its role so long")
+    start_s: float = Field(default=60.0, gt=0, description="a region that does not answer is asked so long")
+    requeue_s: float = Field(default=20.0, ge=0, description="what a lobby handed back to its queue has left at least")
+    hold_s: float = Field(default=3.0, ge=0, description="no matches so long when there was no server; doubles")
+    stats_s: float = Field(default=10.0, gt=0, description="how often who waits in a queue hears of it")
+
+
 class LogLimits(BaseModel):
     max_mb: int = Field(default=10, description="kept per server run, in the engine and in the archive")
     retention_days: float = 14.0
@@ -178,6 +189,7 @@ class FleetSettings(BaseSettings):
     limits: RateLimits = RateLimits()
     events: EventSettings = EventSettings()
     webhooks: WebhookSettings = WebhookSettings()
+    lobbies: LobbySettings = LobbySettings()
     simulated: SimulatedSettings = SimulatedSettings()
 
     @property

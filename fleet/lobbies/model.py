@@ -17,10 +17,12 @@ class Player:
 
 @dataclass(frozen=True, slots=True)
 class Queued:
-    """A place in a mode's queue, kept while the lobby is in a match that may still fail. `since`: its rank."""
+    """A place in a mode's queue, kept while the lobby is in a match that may still fail. `since`: its rank; at `until`
+    it has waited long enough."""
 
     mode: str
     since: int
+    until: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,119 @@
+"""The keepers as a replica sees them: commands that gather go out together, and are sent again if a keeper dies.
+
+A keeper that is killed is back in seconds; callers wait so long. A command that may have had its effect is marked, and
+the keeper then answers what it would have answered.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import structlog
+from ray.exceptions import RayActorError, RayError, RayTaskError
+from sqlmodel import col, select
+
+from fleet.errors import FleetError, Unavailable
+from fleet.lobbies.calls import Answer, Command, Poll, Polled
+from fleet.lobbies.keeper import LobbyKeeper
+from fleet.lobbies.names import keeper_name, shard_of
+from fleet.region.coalesce import Coalescer
+from fleet.region.names import NAMESPACE
+from fleet.store.engine import Store
+from fleet.store.lobby_tables import Lobby, Match
+
+log = structlog.get_logger(__name__)
+
+_CALL_S = 30.0
+_AGAIN_S = 0.2
+
+
+def keeper(shard: int) -> Any:
+    """The shard's actor, made if there is none."""
+    options = LobbyKeeper.options(  # pyright: ignore[reportAttributeAccessIssue]
+        name=keeper_name(shard),
+        namespace=NAMESPACE,
+        lifetime="detached",
+        get_if_exists=True,
+        max_restarts=-1,
+        max_task_retries=0,
+        num_cpus=0,
+        max_concurrency=10_000,
+        resources={"node:__internal_head__": 0.001},
+    )
+    return options.remote(shard)
+
+
+class KeeperClient:
+    """One per process. Raises `FleetError` subclasses only."""
+
+    def __init__(self, store: Store, shards: int) -> None:
+        self._store = store
+        self._shards = shards
+        self._handles: dict[int, Any] = {}
+        self._queues: dict[int, Coalescer[Command, Answer]] = {}
+
+    def shard_of(self, project_id: str) -> int:
+        return shard_of(project_id, self._shards)
+
+    async def recover(self) -> None:
+        """Make the keepers that have lobbies or matches under way: deadlines and servers do not wait for a call."""
+        running = select(Match.project_id).where(col(Match.status).not_in(("ended", "failed"))).distinct()
+        async with self._store.read() as session:
+            projects = set((await session.exec(select(Lobby.project_id).distinct())).all())
+            projects |= set((await session.exec(running)).all())
+        for shard in {self.shard_of(project_id) for project_id in projects}:
+            await asyncio.to_thread(self._handle, shard)
+
+    async def command(self, command: Command) -> Answer:
+        """What the keeper answers; an answer that is an error is raised."""
+        shard = self.shard_of(command.project_id)
+        queue = self._queues.get(shard)
+        if queue is None:
+            queue = self._queues[shard] = Coalescer(partial(self._send, shard))
+        answer = await queue.ask(command)
+        if isinstance(answer, FleetError):
+            raise answer
+        return answer
+
+    async def _send(self, shard: int, commands: list[Command]) -> Sequence[Answer]:
+        until = asyncio.get_running_loop().time() + _CALL_S
+        while True:
+            try:
+                return await self._call(shard, "commands", commands)
+            except _Died:
+                if asyncio.get_running_loop().time() > until:
+                    raise
+                commands = [replace(command, again=True) for command in commands]
+                await asyncio.sleep(_AGAIN_S)
+
+    async def poll(self, shard: int, poll: Poll) -> Polled:
+        return await self._call(shard, "poll", poll)
+
+    def _handle(self, shard: int) -> Any:
+        handle = self._handles.get(shard)
+        if handle is None:
+            handle = self._handles[shard] = keeper(shard)
+        return handle
+
+    async def _call(self, shard: int, method: str, argument: Any) -> Any:
+        handle = self._handles.get(shard) or await asyncio.to_thread(self._handle, shard)
+        try:
+            async with asyncio.timeout(_CALL_S):
+                return await getattr(handle, method).remote(argument)
+        except RayTaskError as error:
+            if isinstance(error.cause, FleetError):
+                raise error.cause from None
+            raise
+        except (RayError, TimeoutError) as error:
+            log.warning("the keeper of lobbies does not answer", shard=shard, method=method, error=repr(error))
+            text = "Lobbies do not answer now. Whether the call took effect is unknown: look before you repeat it."
+            if isinstance(error, RayActorError):
+                self._handles.pop(shard, None)
+                raise _Died(text) from error
+            raise Unavailable(text, error="Lobbies unavailable") from error
+
+
+class _Died(Unavailable):
+    error = "Lobbies unavailable"

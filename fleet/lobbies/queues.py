@@ -1,0 +1,155 @@
+"""The queues of a shard: for each project, config and mode a matcher, and who waits in it.
+
+A matcher is made for one version of its mode; when the mode changes it is made anew with the same tickets at the same
+places. Times in the matcher are seconds.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from fleet.errors import BadRequest
+from fleet.lobbies.model import Lobby, QueueStats
+from fleet.lobbies.ratings import RatingBook
+from fleet.matchmaking import Found, Matcher, Member, ModeConfig, Ticket, ticket_of
+
+QueueKey = tuple[str, str, str]  # project, config, mode
+ModeOf = Callable[[QueueKey], ModeConfig | None]
+
+
+@dataclass
+class Queue:
+    """`waiting`: since when each lobby waits, and how many players it has. Nothing is matched before `held_until`."""
+
+    matcher: Matcher
+    waiting: dict[str, tuple[int, int]] = field(default_factory=dict[str, tuple[int, int]])
+    players: int = 0
+    waits: deque[float] = field(default_factory=lambda: deque[float](maxlen=50))
+    held_until: int = 0
+    holds: int = 0
+    changed: bool = True  # since the last sweep
+
+    def drop(self, lobby_id: str) -> int | None:
+        """Out of the queue; since when it waited."""
+        found = self.waiting.pop(lobby_id, None)
+        if found is None:
+            return None
+        self.matcher.remove(lobby_id)
+        self.players -= found[1]
+        self.changed = True
+        return found[0]
+
+
+def ticket(lobby: Lobby, mode: ModeConfig, ratings: RatingBook) -> Ticket:
+    """BadRequest if a player's state does not fit the mode."""
+    assert lobby.queued is not None, "it is in a queue"
+    of = (lobby.project_id, lobby.config, lobby.queued.mode)
+    members: list[Member] = []
+    for player in lobby.players:
+        state = player.state or {}
+        rating = ratings.get((*of, player.id))
+        members.append(Member(player.id, state, rating.mu, rating.sigma, _blocked(player.id, state.get("blocked"))))
+    return ticket_of(mode, lobby.id, lobby.queued.since / 1000, members)
+
+
+def _blocked(player_id: str, named: object) -> frozenset[str]:
+    if named is None:
+        return frozenset()
+    if not isinstance(named, list) or not all(isinstance(one, str) for one in named):  # pyright: ignore[reportUnknownVariableType]
+        raise BadRequest(
+            f"Player {player_id[:64]}: 'blocked' should be a list of player ids.", error="Bad player state"
+        )
+    return frozenset[str](named)  # pyright: ignore[reportUnknownArgumentType]
+
+
+class Queues:
+    def __init__(self) -> None:
+        self._queues: dict[QueueKey, Queue] = {}
+        self._fresh: list[tuple[QueueKey, str]] = []
+
+    def all(self) -> list[QueueKey]:
+        return list(self._queues)
+
+    def __getitem__(self, key: QueueKey) -> Queue:
+        return self._queues[key]
+
+    def add(self, lobby: Lobby, mode: ModeConfig, ratings: RatingBook) -> None:
+        """To its place; `attempts` tries it at once. BadRequest if a player's state does not fit the mode."""
+        key = _key(lobby)
+        new = ticket(lobby, mode, ratings)
+        queue = self._queues.get(key)
+        if queue is None:
+            queue = self._queues[key] = Queue(Matcher(mode))
+        elif queue.matcher.mode.digest != mode.digest:
+            self.renew(key, mode)
+        queue.drop(lobby.id)
+        queue.matcher.add(new)
+        assert lobby.queued is not None, "its key says so"
+        queue.waiting[lobby.id] = (lobby.queued.since, len(lobby.players))
+        queue.players += len(lobby.players)
+        queue.changed = True
+        self._fresh.append((key, lobby.id))
+
+    def renew(self, key: QueueKey, mode: ModeConfig) -> None:
+        """The mode has changed: the same lobbies wait under its new rules."""
+        queue = self._queues[key]
+        tickets = queue.matcher.snapshot()
+        queue.matcher, queue.changed = Matcher(mode), True
+        for one in tickets:
+            queue.matcher.add(one)
+
+    def has(self, lobby: Lobby) -> bool:
+        queue = self._queues.get(_key(lobby)) if lobby.status == "in_queue" and lobby.queued else None
+        return queue is not None and lobby.id in queue.waiting
+
+    def remove(self, lobby: Lobby) -> None:
+        """It gave up; no error if it is not there."""
+        queue = self._queues.get(_key(lobby))
+        if queue is not None:
+            queue.drop(lobby.id)
+
+    def take(self, lobby: Lobby, now: int) -> None:
+        """It has a match."""
+        key = _key(lobby)
+        queue = self._queues[key]
+        since = queue.drop(lobby.id)
+        if since is not None:
+            queue.waits.append((now - since) / 1000)
+
+    def attempts(self, now: int) -> Iterator[tuple[QueueKey, Found]]:
+        """What tickets that came since the last call complete. Each is formed before the next is asked for."""
+        fresh, self._fresh = self._fresh, []
+        for key, lobby_id in fresh:
+            queue = self._queues.get(key)
+            if queue is None or lobby_id not in queue.waiting or now < queue.held_until:
+                continue
+            found = queue.matcher.attempt(lobby_id, now / 1000)
+            if found is not None:
+                yield key, found
+
+    def hold(self, key: QueueKey, now: int, first_ms: int) -> None:
+        """Its matches find no server: the next is made after a while, which doubles up to a minute."""
+        queue = self._queues.get(key)
+        if queue is not None:
+            queue.held_until = now + min(first_ms * 2**queue.holds, 60_000)
+            queue.holds, queue.changed = queue.holds + 1, True
+
+    def served(self, key: QueueKey) -> None:
+        """A match of it has found a server."""
+        if (queue := self._queues.get(key)) is not None:
+            queue.holds = 0
+
+    def stats(self, lobby: Lobby, now: int) -> QueueStats:
+        queue = self._queues.get(_key(lobby)) if lobby.queued else None
+        if queue is None:
+            return QueueStats()
+        waits = queue.waits or [(now - since) / 1000 for since, _ in queue.waiting.values()]
+        mean = sum(waits) / len(waits) if waits else 0.0
+        return QueueStats(queue.players, len(queue.waiting), round(mean, 1))
+
+    def close(self, match_id: str) -> None:
+        """The running match takes no more lobbies."""
+
+
+def _key(lobby: Lobby) -> QueueKey:
+    return lobby.project_id, lobby.config, lobby.queued.mode if lobby.queued else ""
