@@ -128,7 +128,7 @@ class WebhookSettings(BaseModel):
 
 
 class LobbySettings(BaseModel):
-    """The keepers of lobbies. A project's lobbies are in one shard; other numbers hold from the next start of a fleet."""
+    """The keepers of lobbies. All lobbies of a project are in one shard."""
 
     shards: int = Field(default=2, ge=1, le=64, description="keepers; each is made when it is first needed")
     host_grace_s: float = Field(default=15.0, ge=0, description="a host whose stream broke keeps its role so long")

@@ -8,6 +8,7 @@ from fleet.catalog import load_catalog
 from fleet.limits.door import windows_of_this_node
 from fleet.limits.limiter import open_limiter
 from fleet.limits.windows import counts_folder
+from fleet.lobbies.client import KeeperClient
 from fleet.region.client import RegionClient
 from fleet.region.scrape import ManagerScrape, ray_targets
 from fleet.settings import FleetSettings, get_settings
@@ -23,7 +24,8 @@ MAX_ONGOING = 2000
 def open_context(settings: FleetSettings) -> AppContext:
     """The services of a real replica: the database of the settings, the region managers of this Ray cluster."""
     store = Store(settings.database)
-    return AppContext.make(settings, store, load_catalog(), BuildService(store, settings), RegionClient(store))
+    keepers = KeeperClient(store, settings.lobbies.shards)
+    return AppContext.make(settings, store, load_catalog(), BuildService(store, settings), RegionClient(store), keepers)
 
 
 @serve.deployment(

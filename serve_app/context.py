@@ -14,6 +14,9 @@ from fleet.events.dispatch import Dispatcher
 from fleet.events.tail import Tail
 from fleet.events.webhooks import WebhookService
 from fleet.idempotency.service import IdempotencyService
+from fleet.lobbies.lobbies import Keepers, Lobbies, NoKeepers
+from fleet.lobbies.service import LobbyFeed, LobbyService
+from fleet.lobbies.watch import Watch
 from fleet.pools.config import pooled_regions
 from fleet.pools.service import PoolService
 from fleet.projects.admin_keys import AdminKeys
@@ -52,11 +55,21 @@ class AppContext:
     usage: UsageService
     webhooks: WebhookService
     dispatcher: Dispatcher
+    keepers: Keepers
+    lobbies: LobbyService
+    lobby_feed: LobbyFeed
 
     @classmethod
     def make(
-        cls, settings: FleetSettings, store: Store, catalog: Catalog, builds: BuildService, regions: Regions
+        cls,
+        settings: FleetSettings,
+        store: Store,
+        catalog: Catalog,
+        builds: BuildService,
+        regions: Regions,
+        keepers: Keepers | None = None,
     ) -> "AppContext":
+        keepers = keepers or NoKeepers()
         plans = plan_book(settings.plans_config)
         servers = ServerService(store, regions, builds, catalog, settings.servers, plans)
         projects = ProjectService(store, Sealer(settings.home, "auth"))
@@ -84,6 +97,9 @@ class AppContext:
             ending=ending,
             admin=AdminService(store, projects, plans, ending, told),
             admin_keys=AdminKeys(settings.home),
+            keepers=keepers,
+            lobbies=Lobbies(store, keepers),
+            lobby_feed=Watch(keepers.command, keepers.poll, keepers.shard_of),
         )
 
     async def check(self) -> None:
@@ -98,6 +114,7 @@ class AppContext:
             try:
                 if first:
                     await self.regions.recover()
+                    await self.keepers.recover()
                 await self.builds.recover()
                 await self.builds.expire_uploads()
                 await self.idempotency.expire()

@@ -22,6 +22,7 @@ from fleet.lobbies.games import Games
 from fleet.lobbies.healer import Healer
 from fleet.lobbies.matches import Matches, MatchTerms
 from fleet.lobbies.model import Lobby, LobbyView
+from fleet.lobbies.names import new_match_id
 from fleet.lobbies.presence import Presence
 from fleet.lobbies.projects import Projects
 from fleet.lobbies.queues import Queues
@@ -40,13 +41,8 @@ from fleet.times import now_ms
 
 log = structlog.get_logger(__name__)
 
-_BASE36 = "0123456789abcdefghijklmnopqrstuvwxyz"
 # Methods after which the player is in no lobby, or that are no player's.
 _NO_SIGN = ("leave", "delete", "get", "at_version")
-
-
-def new_match_id(now: int) -> str:
-    return f"match_{now}_{''.join(secrets.choice(_BASE36) for _ in range(7))}"
 
 
 class Core:

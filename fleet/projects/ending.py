@@ -28,6 +28,7 @@ from fleet.projects.export import export_project
 from fleet.projects.scope import owned
 from fleet.projects.service import project_of, touch
 from fleet.store.engine import Store
+from fleet.store.lobby_tables import Lobby, Match, PlayerRating
 from fleet.store.tables import (
     ApiKey,
     Budget,
@@ -70,6 +71,9 @@ _ROWS: tuple[type[SQLModel], ...] = (
     Budget,
     MatchStart,
     StartReservation,
+    Lobby,
+    Match,
+    PlayerRating,
 )
 _PORTION = 2000
 _AT_ONCE = 16

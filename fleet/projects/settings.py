@@ -1,11 +1,11 @@
 """A project's settings: what may be in them, and how they are shown. Stored whole as one JSON object."""
 
-from typing import Any, TypedDict, cast
+from typing import Any, TypedDict
 
 import orjson
 
 from fleet.errors import PayloadTooLarge
-from fleet.matchmaking.config import parse_lobby_configs
+from fleet.lobbies.config import check_lobby_configs
 from fleet.pools.config import PoolConfig
 from fleet.projects.model import PortConfig
 from fleet.sealing import Sealer
@@ -64,7 +64,7 @@ def changed(stored: dict[str, Any], change: SettingsChange) -> dict[str, Any]:
             new[part] = _kept_secrets(value, stored.get("auth_config") or {})  # pyright: ignore[reportUnknownArgumentType]
             _check_auth(new[part])
         elif part == "lobby_configs" and value:
-            parse_lobby_configs(cast(list[dict[str, Any]], value))
+            check_lobby_configs(value)
             new[part] = value
         else:
             new[part] = value

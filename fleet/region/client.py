@@ -88,6 +88,12 @@ class RegionClient:
     async def pools(self, region: str, project_id: str) -> list[dict[str, Any]]:
         return await self._call(region, "pools", project_id)
 
+    async def announce(
+        self, region: str, project_id: str, size: str, build: str, expected: list[tuple[float, float]]
+    ) -> None:
+        """Starts known ahead in one pool (epoch seconds, number); replaces the last word."""
+        await self._call(region, "announce", project_id, size, build, expected)
+
     async def start(self, row: Server) -> Server:
         return row_of(Server, await self._command(row.region, "start", row_values(row)))
 

@@ -15,19 +15,20 @@ from sqlmodel import SQLModel
 
 from fleet.builds.service import BuildService
 from fleet.catalog import load_catalog
-from fleet.errors import NotFound
+from fleet.errors import Conflict, NotFound
 from fleet.node.runtime import LogLine
 from fleet.node.series import empty
 from fleet.pools.claim import ClaimCall
 from fleet.projects.model import NewProject
 from fleet.projects.service import create_project
 from fleet.servers.model import LogPage, RestartChanges, UsageSeries
-from fleet.settings import FleetSettings, RateLimits
+from fleet.settings import FleetSettings, LobbySettings, RateLimits
 from fleet.store.engine import Store
 from fleet.store.tables import Build, Server, ServerEvent
 from fleet.times import now_ms
 from serve_app.context import AppContext
 from serve_app.http import create_app
+from tests.unit.lobby_kit import LocalKeepers
 
 
 class BookkeepingRegions:
@@ -42,11 +43,18 @@ class BookkeepingRegions:
         self.warm: list[str] = []
         self.told: list[str] = []
         self.shown: list[dict[str, Any]] = []
+        self.announced: dict[tuple[str, str, str, str], list[tuple[float, float]]] = {}
+        self.full: set[str] = set()  # regions without room
 
     async def recover(self) -> None:
         return None
 
     async def start(self, row: Server) -> Server:
+        if row.region in self.full:
+            raise Conflict(f"Region {row.region} has no room.", error="Capacity limit reached")
+        async with self.store.read() as session:
+            if (known := await session.get(Server, row.instance_id)) is not None:
+                return known
         row.network_ports = [self._published(port, 20000 + i) for i, port in enumerate(row.port_configs or [])]
         await self._save(row, "accepted")
         return row
@@ -106,6 +114,11 @@ class BookkeepingRegions:
     async def pools(self, region: str, project_id: str) -> list[dict[str, Any]]:
         return [pool for pool in self.shown if pool["region"] == region]
 
+    async def announce(
+        self, region: str, project_id: str, size: str, build: str, expected: list[tuple[float, float]]
+    ) -> None:
+        self.announced[region, project_id, size, build] = expected
+
     async def update(self, region: str, instance_id: str, custom_data: dict[str, Any]) -> Server:
         return await self.change(instance_id, "updated", custom_data=custom_data)
 
@@ -158,6 +171,7 @@ class Api:
     settings: FleetSettings
     client: httpx.AsyncClient
     submitted: list[str]
+    keepers: LocalKeepers
     start_body: dict[str, Any] = field(default_factory=lambda: {"name": "match", "region": "us-east"})
 
     async def call(self, method: str, path: str, key: str | None = "", **kwargs: Any) -> httpx.Response:
@@ -219,7 +233,8 @@ async def open_api(
     folder: Path, database_url: str | None = None, plans: Path | None = None, limits: RateLimits = GENEROUS
 ) -> Api:
     """An app of its own in `folder`, with two projects and one ready build in each; default: over SQLite."""
-    settings = FleetSettings(home=folder, database_url=database_url, plans_config=plans, limits=limits)
+    lobbies = LobbySettings(hold_s=0.3, host_grace_s=0.3, stats_s=0.3)
+    settings = FleetSettings(home=folder, database_url=database_url, plans_config=plans, lobbies=lobbies, limits=limits)
     (folder / "fleet-id").write_text("unit")
     if database_url is None:
         make_schema(folder / "fleet.db")
@@ -227,7 +242,8 @@ async def open_api(
     regions = BookkeepingRegions(store)
     submitted: list[str] = []
     builds = BuildService(store, settings, submitted.append)
-    app = create_app(AppContext.make(settings, store, load_catalog(), builds, regions))
+    keepers = LocalKeepers(store, settings, regions, builds)
+    app = create_app(AppContext.make(settings, store, load_catalog(), builds, regions, keepers))
     transport = httpx.ASGITransport(app)
     api = Api(
         app,
@@ -238,6 +254,7 @@ async def open_api(
         settings,
         httpx.AsyncClient(transport=transport, base_url="http://fleet.test"),
         submitted,
+        keepers,
     )
     await api.add_build()
     await api.add_build(project_id=api.other.project_id)

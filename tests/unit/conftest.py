@@ -13,6 +13,7 @@ async def api(tmp_path: Path) -> AsyncIterator[Api]:
     opened = await open_api(tmp_path)
     yield opened
     await opened.client.aclose()
+    await opened.keepers.close()
     await opened.store.close()
 
 
