@@ -83,7 +83,7 @@ def _own_nodes(function: ast.AST) -> Iterator[ast.AST]:
 def _makes_statement(called: ast.expr) -> bool:
     if isinstance(called, ast.Name):
         return called.id in STATEMENTS
-    return isinstance(called, ast.Attribute) and called.attr in METHODS
+    return isinstance(called, ast.Attribute) and called.attr in METHODS | STATEMENTS
 
 
 def _tables_in(call: ast.Call) -> set[str]:
