@@ -73,8 +73,10 @@ class Tenant(Studio):
 
 
 @pytest.fixture(scope="module")
-def operator(fleet: RunningFleet) -> Operator:
-    return Operator(fleet)
+def operator(fleet: RunningFleet) -> Iterator[Operator]:
+    made = Operator(fleet)
+    yield made
+    made.http.close()
 
 
 @pytest.fixture(scope="module")
