@@ -24,7 +24,7 @@ async def choose_runtime(settings: FleetSettings, region: str, node: str = "0") 
         bundles=settings.bundles,
         base_image=settings.base_image,
         door_port=settings.node.door_port,
-        api_port=settings.port,
+        api_ports=(settings.tls.api_port or settings.port,),  # with TLS the plain one is on the loopback
         reach=tuple(check_reach(target) for target in settings.node.reach),
         walled=settings.node.walls,
     )

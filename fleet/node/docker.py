@@ -91,7 +91,7 @@ class DockerRuntime:
         self._api = GameApi()
         self._base = ImageFacts("")
         lock = place.servers_dir.parent / "firewall.lock"
-        self._isolation = Isolation(self._engine, place.fleet_id, place.api_port, place.reach, lock)
+        self._isolation = Isolation(self._engine, place.fleet_id, place.api_ports, place.reach, lock)
         # More open files than the engine itself may have would be refused; ours are a good guess of that.
         files = min(65536, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
         self._host = Host(place.fleet_id, os.cpu_count() or 1, place.servers_dir, place.bundles, files)

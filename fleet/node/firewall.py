@@ -23,12 +23,12 @@ _ANSWERS = "-m conntrack --ctstate RELATED,ESTABLISHED -j RETURN"
 
 @dataclass(frozen=True, slots=True)
 class Walls:
-    """`api_port`: of this fleet on this machine. `resolvers`: name servers that games may ask. `reach`: what else they
+    """`api_ports`: of this fleet on this machine. `resolvers`: name servers that games may ask. `reach`: what else they
     may reach, as `address`, `network/bits` or `address:port` (TCP)."""
 
     bridge: str
     fleet_id: str
-    api_port: int
+    api_ports: tuple[int, ...]
     resolvers: tuple[str, ...] = ()
     reach: tuple[str, ...] = ()
     outer: str = "DOCKER-USER"  # where forwarded packets come by first
@@ -42,7 +42,7 @@ class Walls:
         here, there = own_chains(self.fleet_id)
         host, away = bridge_chains(self.bridge)
         return {
-            here: [*allowed, f"-p tcp -m tcp --dport {self.api_port} -j ACCEPT"],
+            here: [*allowed, *(f"-p tcp -m tcp --dport {port} -j ACCEPT" for port in self.api_ports)],
             there: allowed,
             host: [_ANSWERS, "-j DROP"],
             away: [_ANSWERS, f"-o {self.bridge} -j DROP", *(f"-d {network} -j DROP" for network in REFUSED)],

@@ -51,8 +51,10 @@ class Bridge:
 class Isolation:
     """Of one agent's containers. Several agents and fleets of a machine do the same beside each other."""
 
-    def __init__(self, engine: Engine, fleet_id: str, api_port: int, reach: tuple[str, ...], lock: Path) -> None:
-        self._engine, self._fleet_id, self._api_port = engine, fleet_id, api_port
+    def __init__(
+        self, engine: Engine, fleet_id: str, api_ports: tuple[int, ...], reach: tuple[str, ...], lock: Path
+    ) -> None:
+        self._engine, self._fleet_id, self._api_ports = engine, fleet_id, api_ports
         self._reach, self._lock = reach, lock
         self._walls: Walls | None = None
         self._keeper: asyncio.Task[None] | None = None
@@ -62,7 +64,7 @@ class Isolation:
         """Put the walls up; the NetworkMode for containers. `problem` says what is wrong, if anything is."""
         bridge = await self._bridge(info)
         resolvers = await asyncio.to_thread(lambda: resolvers_of(Path("/etc/resolv.conf").read_text()))
-        self._walls = Walls(bridge.name, self._fleet_id, self._api_port, resolvers, self._reach)
+        self._walls = Walls(bridge.name, self._fleet_id, self._api_ports, resolvers, self._reach)
         await self._look()
         self._keeper = self._keeper or asyncio.create_task(self._keep())
         return bridge.mode

@@ -302,6 +302,6 @@ class RuntimePlace:
     bundles: Path
     base_image: str = "auto"
     door_port: int = 7350
-    api_port: int = 0
+    api_ports: tuple[int, ...] = ()
     reach: tuple[str, ...] = ()
     walled: bool = False

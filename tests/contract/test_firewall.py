@@ -18,8 +18,8 @@ from fleet.node.isolation import NoWalls, _put_up, _restore, _saved, take_down
 
 lock = Path(sys.argv[1])
 said = {}
-walls = Walls("docker0", "f1", 8000, ("10.0.0.2",), ("10.1.0.0/16", "10.0.0.7:5432"))
-other = Walls("fl-f2", "f2", 9000)
+walls = Walls("docker0", "f1", (8000,), ("10.0.0.2",), ("10.1.0.0/16", "10.0.0.7:5432"))
+other = Walls("fl-f2", "f2", (9000,))
 try:
     _put_up(walls, lock)
 except NoWalls as error:

@@ -34,7 +34,7 @@ async def stage(
         monkeypatch.setattr(isolation, "ENGINE_LABEL", "of=somebody else")
     monkeypatch.setattr(isolation, "CHECK_S", 0.2)
     stage = Stage("docker", tmp_path / "s", None)  # type: ignore[arg-type]
-    place = replace(stage.place(), walled=True, api_port=8000)
+    place = replace(stage.place(), walled=True, api_ports=(8000,))
     stage.place = lambda: place  # type: ignore[method-assign]
     await stage.open()
     yield stage

@@ -1,5 +1,6 @@
 """The cluster files: valid for Ray, in agreement with the node config, and calling commands that exist."""
 
+import inspect
 import re
 import shlex
 from pathlib import Path
@@ -12,6 +13,9 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 
 from fleet.catalog import load_catalog
 from fleet.cli import app
+from fleet.ops import node
+from fleet.ops.head import head_environment, ray_environment
+from fleet.ops.home import open_home
 from fleet.region.nodes_config import load_nodes_config
 from fleet.region.placement import Demand
 from fleet.settings import FleetSettings
@@ -78,3 +82,15 @@ def test_the_heads_environment_names_settings_that_exist() -> None:
     names = re.findall(r"^#?FLEET_([A-Z_]+)=", text, re.MULTILINE)
     assert len(names) > 5
     assert {name.lower() for name in names} <= set(FleetSettings.model_fields)
+
+
+def test_every_way_a_node_starts_has_the_token(cluster: dict[str, Any], tmp_path: Path) -> None:
+    """Whoever reaches an open Ray port without one runs code: so nothing starts Ray but the fleet's own commands."""
+    commands = [*cluster["head_start_ray_commands"], *cluster["worker_start_ray_commands"]]
+    assert not [command for command in commands if "ray start" in command]
+    home = open_home(tmp_path / "home")
+    shared = ray_environment(home, FleetSettings(home=home.path))
+    assert shared["RAY_AUTH_MODE"] == "token"
+    assert Path(shared["RAY_AUTH_TOKEN_PATH"]).stat().st_mode & 0o077 == 0
+    for starts in (head_environment, node._start):
+        assert "ray_environment(" in inspect.getsource(starts)

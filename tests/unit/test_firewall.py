@@ -22,9 +22,9 @@ DOCKERS: Table = {
     "INPUT": [], "FORWARD": ["-j DOCKER-USER", "-o docker0 -j DOCKER"], "OUTPUT": [], "DOCKER": [],
     "DOCKER-USER": ["-j RETURN"],
 }  # fmt: skip
-WALLS = Walls("docker0", "f1", 8000, ("9.9.9.9", "10.0.0.2"), ("10.1.0.0/16", "10.0.0.7:5432"))
-OTHER = Walls("docker0", "f2", 9000)
-OWN = Walls("fl-f3", "f3", 8000)
+WALLS = Walls("docker0", "f1", (8000,), ("9.9.9.9", "10.0.0.2"), ("10.1.0.0/16", "10.0.0.7:5432"))
+OTHER = Walls("docker0", "f2", (9000,))
+OWN = Walls("fl-f3", "f3", (8000,))
 
 
 def saved(table: Table) -> str:

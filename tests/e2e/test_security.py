@@ -1,0 +1,106 @@
+"""What a running fleet shows to its machine: who listens where, Ray's token, and the walls around games."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fleet.admin import Fleet
+from fleet.node.firewall import Walls, missing, resolvers_of
+from fleet.ops.head import read_head
+from fleet.ops.home import find_home
+from fleet.ops.processes import command_of, supervised
+from tests import games
+from tests.conftest import RunningFleet
+from tests.player import Studio, stopped_after
+
+pytestmark = [pytest.mark.fleet]
+
+LOOPBACK = ("127.", "[::1]", "::1")
+
+
+def listening() -> list[tuple[str, int]]:
+    """(address, pid) of every TCP socket that listens on this machine."""
+    output = subprocess.run(["ss", "-Hltnp"], check=True, capture_output=True, text=True).stdout
+    found: list[tuple[str, int]] = []
+    for line in output.splitlines():
+        address = line.split()[3].rpartition(":")[0]
+        found += [(address, int(pid)) for pid in re.findall(r"pid=(\d+)", line)]
+    return found
+
+
+def test_only_rays_own_processes_listen_beyond_the_loopback(fleet: RunningFleet) -> None:
+    home = find_home(fleet.home)
+    assert home is not None
+    ours = set(supervised(home))
+    open_to_all = {pid for address, pid in listening() if pid in ours and not address.startswith(LOOPBACK)}
+    rays = re.compile(r"ray|gcs_server|raylet")
+    assert open_to_all, "Ray listens on every interface, so something is seen"
+    strangers = {pid: command_of(pid) for pid in open_to_all if not rays.search(command_of(pid))}
+    assert not strangers
+    proxies = {pid for pid in ours if "haproxy" in command_of(pid).split(" ")[0]}
+    assert not proxies & open_to_all, "the proxy is bound to FLEET_HOST"
+
+
+JOIN = """
+import os, sys, logging
+import ray
+try:
+    ray.init(address=sys.argv[1], log_to_driver=False, logging_level=logging.CRITICAL)
+except BaseException as refusal:
+    print("refused:", type(refusal).__name__, refusal)
+else:
+    print("let in")
+"""
+
+
+@pytest.mark.parametrize("token", [None, "0" * 64])
+def test_ray_lets_nobody_in_without_the_fleets_token(fleet: RunningFleet, tmp_path: Path, token: str | None) -> None:
+    home = find_home(fleet.home)
+    head = read_head(home) if home else None
+    assert head is not None
+    assert head.address.startswith("127."), "this test sends to the loopback only"
+    assert head.environment["RAY_AUTH_MODE"] == "token"
+    token_file = Path(head.environment["RAY_AUTH_TOKEN_PATH"])
+    assert token_file.stat().st_mode & 0o077 == 0
+    own = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "FLEET_"))}
+    if token is not None:
+        (tmp_path / "token").write_text(token)
+        own |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(tmp_path / "token")}
+    command = [sys.executable, "-c", JOIN, head.address]
+    # Ray may go on trying for a while: being kept out until this process is ended is a refusal too.
+    environment = own | {"HOME": str(tmp_path)}
+    knocks = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        knocks.wait(60)
+    except subprocess.TimeoutExpired:
+        knocks.kill()
+    said = knocks.communicate()[0]
+    assert "let in" not in said
+    assert "refused" in said or knocks.returncode != 0, said
+
+
+@pytest.mark.docker
+def test_the_walls_stand_while_games_run_and_operators_hear_if_not(fleet: RunningFleet, studio: Studio) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("rules of the packet filter are read by root")
+    assert studio.push(games.demo_zip(), "walled-demo")["status"] == "ready"
+    server = studio.start("walled-demo", region="us-west")
+    with stopped_after(studio, server):
+        with Fleet(fleet.home) as admin:
+            (node,) = admin.nodes("us-west")
+        if node.runtime != "docker":
+            pytest.skip("plain processes have no walls, and say so")
+        assert node.warnings == []
+        table = subprocess.run(["iptables-save", "-t", "filter"], check=True, capture_output=True, text=True).stdout
+        found = {bridge for bridge in re.findall(r"-A INPUT -i (\S+) -j FLEET-OK-", table)}
+        fleet_id = (fleet.home / "fleet-id").read_text().strip()
+        port = int(fleet.env.get("FLEET_PORT", "8000"))
+        resolvers = resolvers_of(Path("/etc/resolv.conf").read_text())
+        standing = [missing(table, Walls(bridge, fleet_id, (port,), resolvers)) for bridge in found]
+        assert [] in standing, standing
+        listed = fleet.command("nodes")
+        assert "WARNING" not in listed.stdout, listed.stdout
