@@ -89,7 +89,7 @@ class AppContext:
             regions=regions,
             pools=pools,
             tail=Tail(store, queue=settings.events.queue, max_streams=settings.events.max_streams),
-            idempotency=IdempotencyService(store),
+            idempotency=IdempotencyService(store, Sealer(settings.home, "idempotency").cipher()),
             webhooks=WebhookService(store, Sealer(settings.home, "webhook"), settings.webhooks),
             dispatcher=Dispatcher(store, Sealer(settings.home, "webhook"), settings.webhooks),
             usage=UsageService(store, price_book(settings.prices_config)),

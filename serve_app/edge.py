@@ -22,7 +22,7 @@ from fleet.telemetry.request_id import accept_request_id, bind_request_id
 from serve_app.cors import cors_headers, may_call, preflight
 from serve_app.errors import error_response
 from serve_app.idempotency import HEADER, Idempotent, is_write
-from serve_app.limits import FREE, Gatekeeper
+from serve_app.limits import ADMIN, FREE, Gatekeeper
 from serve_app.read_cache import Kept, Key, ReadCache
 
 log = structlog.get_logger(__name__)
@@ -73,6 +73,8 @@ class Edge:
         if refusal is None and key is not None and not scope["path"].startswith(FREE):
             paged = origin is not None
             exchange.gate, refusal = await self.gatekeeper.admit(scope, key, exchange.extra, fresh=paged)
+        elif refusal is None and scope["path"].startswith(ADMIN):
+            exchange.is_admin, refusal = self.gatekeeper.admit_admin(scope, _header(scope, b"admin-key"))
         if origin is not None and scope["method"] != "OPTIONS":
             exchange.extra += cors_headers(origin, exchange.gate)
             if not may_call(origin, exchange.gate):
@@ -119,11 +121,11 @@ class Edge:
         exchange.finish(_route_of(scope))
 
     async def _call(self, exchange: "_Exchange", receive: Receive) -> None:
-        scope, gate = exchange.scope, exchange.gate
-        if gate is not None and is_write(scope) and scope["path"] != UPLOAD_V2:
-            key = _header(scope, HEADER)
-            if key is not None:
-                owner = f"{gate.caller.project_id}:{gate.caller.kind}"
+        scope = exchange.scope
+        key = _header(scope, HEADER)
+        if key is not None and is_write(scope) and scope["path"] != UPLOAD_V2:
+            owner = exchange.owner()
+            if owner is not None:
                 await self.idempotent.serve(scope, receive, exchange.send, owner, key)
                 return
         await self.app(scope, receive, exchange.send)
@@ -137,6 +139,7 @@ class _Exchange:
         self.request_id = accept_request_id((_header(scope, b"x-request-id") or b"").decode("latin-1"))
         self.status = 0
         self.gate: Gate | None = None
+        self.is_admin = False
         self._send = send
         self._metrics = metrics
         self.extra = [*_SAFE, (b"x-request-id", self.request_id.encode())] if echo_id else [*_SAFE]
@@ -146,6 +149,12 @@ class _Exchange:
         self._started = time.perf_counter()
         self._headers: list[tuple[bytes, bytes]] = []
         self._body: bytes | None = None
+
+    def owner(self) -> str | None:
+        """Whose the Idempotency-Keys are that it sends; None if nobody's, and the app refuses it."""
+        if self.gate is not None:
+            return f"{self.gate.caller.project_id}:{self.gate.caller.kind}"
+        return "admin:admin" if self.is_admin else None
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":

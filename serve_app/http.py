@@ -72,7 +72,7 @@ def create_app(
     app.state.scrape = Scrape(metrics, context.store, context.catalog, managers or NoManagers(), home)
     app.state.ray_targets = ray_targets
     cache = ReadCache(context.store.data_version)
-    gatekeeper = Gatekeeper(limiter or open_limiter(context.settings), context.projects)
+    gatekeeper = Gatekeeper(limiter or open_limiter(context.settings), context.projects, context.admin_keys)
     app.add_middleware(
         Edge,
         cache=cache,

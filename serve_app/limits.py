@@ -9,6 +9,7 @@ from starlette.types import Scope
 from fleet.errors import FleetError, Unauthorized
 from fleet.limits.limiter import Gate, Limiter
 from fleet.limits.windows import Taken
+from fleet.projects.admin_keys import AdminKeys
 from fleet.projects.service import ProjectService
 from serve_app.errors import error_response
 
@@ -18,6 +19,7 @@ Headers = list[tuple[bytes, bytes]]
 CLIENT_HEADER = "x-fleet-client"  # the address that HAProxy saw, set by it alone (fleet/ops/haproxy_shim.py)
 # These need no project's key; whoever sends one all the same is not counted.
 FREE = ("/api/health", "/health", "/metrics", "/api/doc", "/api/reference", "/upload/", "/api/admin/")
+ADMIN = "/api/admin/"
 _CLIENT = CLIENT_HEADER.encode()
 _READS = frozenset({"GET", "HEAD", "OPTIONS"})
 
@@ -25,9 +27,10 @@ _READS = frozenset({"GET", "HEAD", "OPTIONS"})
 class Gatekeeper:
     """Lets a request in, or says why not."""
 
-    def __init__(self, limiter: Limiter, projects: ProjectService) -> None:
+    def __init__(self, limiter: Limiter, projects: ProjectService, admin_keys: AdminKeys) -> None:
         self._limiter = limiter
         self._projects = projects
+        self._admin_keys = admin_keys
 
     async def admit(
         self, scope: Scope, key: bytes, extra: Headers, *, fresh: bool
@@ -39,7 +42,7 @@ class Gatekeeper:
             address = client_of(scope)
             wait = self._limiter.tried_too_often(key, address)
             if wait:
-                return None, _refusal(scope, wait, "Too many unknown keys have come from this address.")
+                return None, _refusal(wait, "Too many unknown keys have come from this address.")
             gate = await self._look_up(key, address)
             if gate is None:
                 return None, None
@@ -52,7 +55,21 @@ class Gatekeeper:
         if taken.granted:
             return gate, None
         what = "writes" if write else "reads"
-        return gate, _refusal(scope, taken.retry_s, f"This key may send {limit} {what} per second.")
+        return gate, _refusal(taken.retry_s, f"This key may send {limit} {what} per second.")
+
+    def admit_admin(self, scope: Scope, key: bytes | None) -> tuple[bool, Response | None]:
+        """Whether it is an admin key, and the refusal if too many that are none came from the address."""
+        if key is None:
+            return False, None
+        try:
+            self._admin_keys.check(key.decode("latin-1"))
+        except Unauthorized:
+            address = client_of(scope)
+            if wait := self._limiter.tried_too_often(key, address):
+                return False, _refusal(wait, "Too many unknown keys have come from this address.")
+            self._limiter.failed(address)
+            return False, None
+        return True, None
 
     async def _look_up(self, key: bytes, address: str) -> Gate | None:
         try:
@@ -87,7 +104,7 @@ def client_of(scope: Scope) -> str:
     return client[0] if client else ""
 
 
-def _refusal(scope: Scope, wait_s: float, why: str) -> Response:
+def _refusal(wait_s: float, why: str) -> Response:
     seconds = max(1, math.ceil(wait_s))
     headers = {"retry-after": str(seconds)}
     return error_response(429, "Too many requests", f"{why} Try again in {seconds} s.", headers)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import structlog
+from cryptography.fernet import Fernet
 from sqlalchemy import delete, update
 from sqlmodel import col, func, select
 
@@ -58,19 +59,22 @@ class Mismatch(Exception):
 
 
 class IdempotencyService:
-    def __init__(self, store: Store) -> None:
+    """Kept answers are sealed: some hold keys that are shown once."""
+
+    def __init__(self, store: Store, cipher: Fernet) -> None:
         self._store = store
+        self._cipher = cipher
 
     async def begin(self, ask: Ask) -> Turn | Answer | None:
         """Our turn, or the answer there is, or None: somebody is at it (`settled` waits). `Mismatch` for another
         write's key."""
         found = await self._store.first(select(Idempotency).where(*_row(ask)))
-        if found is not None and (done := _judge(found, ask)) is not False:
+        if found is not None and (done := self._judge(found, ask)) is not False:
             return done
         async with self._store.write() as session:
             row = await session.get(Idempotency, (ask.scope, ask.key_hash), populate_existing=True)
             if row is not None and row.expires_at > now_ms():
-                if (done := _judge(row, ask)) is not False:
+                if (done := self._judge(row, ask)) is not False:
                     return done
                 row.owner, row.lease_until = new_id(), now_ms() + LEASE_MS
                 return Turn(row.op_id, row.owner, repeated=True)
@@ -81,6 +85,16 @@ class IdempotencyService:
             session.add(row)
             return Turn(row.op_id, row.owner or "", repeated=False)
 
+    def _judge(self, row: Idempotency, ask: Ask) -> Answer | Literal[False] | None:
+        """The answer, None if it is under way, False if it is free (or too old to count)."""
+        if row.expires_at <= now_ms():
+            return False
+        if row.fingerprint != ask.fingerprint:
+            raise Mismatch
+        if row.status is not None:
+            return Answer(row.status, row.headers or {}, self._cipher.decrypt(row.body or b""))
+        return None if row.lease_until is not None and row.lease_until > now_ms() else False
+
     async def settled(self, timeout_s: float) -> None:
         """Return when it may be worth to `begin` again."""
         await self._store.changed(timeout_s)
@@ -90,7 +104,7 @@ class IdempotencyService:
 
     async def finish(self, ask: Ask, turn: Turn, answer: Answer) -> None:
         """Keep the answer for whoever asks again."""
-        values = {"status": answer.status, "headers": answer.headers, "body": answer.body}
+        values = {"status": answer.status, "headers": answer.headers, "body": self._cipher.encrypt(answer.body)}
         await self._set(ask, turn, **values, lease_until=None, owner=None)
 
     async def release(self, ask: Ask, turn: Turn) -> None:
@@ -139,17 +153,6 @@ class IdempotencyService:
 
 def _row(ask: Ask) -> tuple[Any, Any]:
     return col(Idempotency.scope) == ask.scope, col(Idempotency.key_hash) == ask.key_hash
-
-
-def _judge(row: Idempotency, ask: Ask) -> Answer | Literal[False] | None:
-    """The answer, None if it is under way, False if it is free (or too old to count)."""
-    if row.expires_at <= now_ms():
-        return False
-    if row.fingerprint != ask.fingerprint:
-        raise Mismatch
-    if row.status is not None:
-        return Answer(row.status, row.headers or {}, row.body or b"")
-    return None if row.lease_until is not None and row.lease_until > now_ms() else False
 
 
 def _new(ask: Ask, now: int) -> Idempotency:

@@ -14,7 +14,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 from fleet.errors import Forbidden, NotFound, Unauthorized
 from fleet.events.journal import project_event
-from fleet.operation import new_id
+from fleet.operation import new_id, repeatable
 from fleet.projects.model import KeyKind, NewProject, Principal
 from fleet.projects.scope import owned
 from fleet.projects.settings import SettingsChange, changed, sealed
@@ -176,8 +176,12 @@ def _key_row(key: str, project_id: str, kind: KeyKind, now: int) -> ApiKey:
 async def add_project(session: AsyncSession, name: str, plan: str) -> NewProject:
     made = NewProject(new_id(), new_key("server"), new_key("client"))
     now = now_ms()
-    session.add(Project(id=made.project_id, name=name, plan=plan, created_at=now, updated_at=now))
-    await session.flush()
+    if repeatable() and await session.get(Project, made.project_id) is not None:
+        # By an earlier try of this write. Nobody has been told its keys, so these take their place.
+        await session.exec(delete(ApiKey).where(col(ApiKey.project_id) == made.project_id))
+    else:
+        session.add(Project(id=made.project_id, name=name, plan=plan, created_at=now, updated_at=now))
+        await session.flush()
     session.add(_key_row(made.server_key, made.project_id, "server", now))
     session.add(_key_row(made.client_key, made.project_id, "client", now))
     return made

@@ -10,6 +10,7 @@ from tests.unit.api_kit import Api
 
 HEADERS = [
     "api-key",
+    "admin-key",
     "authorization",
     "x-request-id",
     "idempotency-key",
@@ -33,6 +34,7 @@ REQUESTS = [
     ("POST", "/v2/builds/builds/upload", b"--x"),
     ("OPTIONS", "/api/v3/servers", b""),
     ("GET", "/metrics", b""),
+    ("GET", "/api/admin/v1/projects", b""),
 ]
 BYTES = st.one_of(st.binary(max_size=64), st.randoms(use_true_random=False).map(lambda r: r.randbytes(10_000)))
 

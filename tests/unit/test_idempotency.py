@@ -14,7 +14,7 @@ from fleet.idempotency import service as idempotency
 from fleet.pools.spec import pool_spec
 from fleet.projects.model import project_ports
 from fleet.store.engine import Store
-from fleet.store.tables import Build, Idempotency, Server, ServerEvent
+from fleet.store.tables import Build, Idempotency, Project, Server, ServerEvent
 from serve_app import idempotency as served
 from serve_app.context import AppContext
 from serve_app.http import create_app
@@ -147,6 +147,45 @@ async def test_a_body_over_the_limit_is_413(api: Api) -> None:
     assert await count(api, Idempotency) == 0
 
 
+# Administration ---------------------------------------------------------------------------------------------------
+
+
+async def made_project(api: Api, key: str | None) -> httpx.Response:
+    headers = keyed("admin-1") | ({"admin-key": key} if key else {})
+    return await api.client.post("/api/admin/v1/projects", headers=headers, json={"name": "three", "plan": "pro"})
+
+
+async def test_admin_writes_too_and_no_key_is_kept_in_clear(api: Api) -> None:
+    key = api.app.state.context.admin_keys.rotate(0)
+    before = await count(api, Project)
+    first, again = await made_project(api, key), await made_project(api, key)
+    assert first.status_code == 201, first.text
+    assert first.content == again.content
+    assert await count(api, Project) == before + 1
+    for stranger in (None, "pfadmin_nobodys"):
+        assert (await made_project(api, stranger)).status_code == 401
+    async with api.store.read() as session:
+        row = (await session.exec(select(Idempotency))).one()
+    assert first.json()["server_key"].encode() not in (row.body or b"")
+
+
+async def test_a_project_made_again_after_a_crash_is_one_and_its_keys_work(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = api.app.state.context.admin_keys.rotate(0)
+    before = await count(api, Project)
+    with monkeypatch.context() as patch:
+        lose_the_answer(patch)
+        lost = await made_project(api, key)
+    async with api.store.write() as session:
+        await session.exec(update(Idempotency).values(lease_until=1))
+    made = await made_project(api, key)
+    assert (made.status_code, await count(api, Project)) == (201, before + 1)
+    assert made.json()["project_id"] == lost.json()["project_id"]
+    assert (await api.call("GET", SERVERS, key=made.json()["server_key"])).status_code == 200
+    assert (await api.call("GET", SERVERS, key=lost.json()["server_key"])).status_code == 401
+
+
 # Races ------------------------------------------------------------------------------------------------------------
 
 
@@ -209,15 +248,18 @@ async def test_a_client_that_goes_away_finds_its_answer(api: Api, monkeypatch: p
 # Faults and takeovers ---------------------------------------------------------------------------------------------
 
 
+def lose_the_answer(patch: pytest.MonkeyPatch) -> None:
+    async def never(*_args: Any, **_more: Any) -> None:
+        return None
+
+    for name in ("finish", "release"):
+        patch.setattr(idempotency.IdempotencyService, name, never)
+
+
 async def crashed_after_effect(api: Api, monkeypatch: pytest.MonkeyPatch, method: str, path: str, **said: Any) -> None:
     """The write has its effect, and then its replica is gone: no answer is kept, and the lease runs out."""
     with monkeypatch.context() as patch:
-
-        async def never(*_args: Any, **_more: Any) -> None:
-            return None
-
-        for name in ("finish", "release"):
-            patch.setattr(idempotency.IdempotencyService, name, never)
+        lose_the_answer(patch)
         assert (await api.call(method, path, headers=keyed(), **said)).status_code < 300
     async with api.store.write() as session:
         await session.exec(update(Idempotency).values(lease_until=1))

@@ -260,6 +260,17 @@ async def test_unknown_keys_are_limited_by_address(strict: Api) -> None:
     assert guesses == [401] * 5 + [429]  # a /64 is one
 
 
+async def test_unknown_admin_keys_are_limited_by_address_too(strict: Api) -> None:
+    good = strict.app.state.context.admin_keys.rotate(0)
+
+    async def tried(key: str) -> int:
+        headers = {"admin-key": key, CLIENT_HEADER: "192.0.2.7"}
+        return (await strict.client.get("/api/admin/v1/projects", headers=headers)).status_code
+
+    assert [await tried(f"pfadmin_{n}") for n in range(7)] == [401] * 5 + [429] * 2
+    assert await tried(good) == 200
+
+
 async def test_what_needs_no_key_is_not_counted(strict: Api) -> None:
     for path in ("/api/health", "/api/doc", "/api/reference"):
         assert "x-ratelimit-limit" not in (await strict.call("GET", path)).headers
