@@ -9,6 +9,7 @@ import secrets
 import time
 from typing import Any, cast
 
+from sqlalchemy import delete
 from sqlmodel import col, exists, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
