@@ -6,6 +6,7 @@ import structlog
 from asyncpg import PostgresError
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
+from fastapi.routing import iter_route_contexts
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
@@ -62,7 +63,21 @@ def _http_error(request: Request, error: Exception) -> Response:
     elif error.status_code == 405:
         detail = f"{request.method} is not possible at {request.url.path[:200]}."
     headers = dict(error.headers) if error.headers else None
+    if error.status_code == 405:
+        headers = {"allow": ", ".join(sorted(_methods_of(request)))}
     return error_response(error.status_code, NAMES.get(error.status_code, "Request failed"), detail, headers)
+
+
+def _methods_of(request: Request) -> set[str]:
+    """Of all routes with the path's template; Starlette names those of the first route alone."""
+    template: str | None = None
+    found: set[str] = set()
+    for route in iter_route_contexts(request.app.routes):
+        if template is None and (regex := getattr(route, "path_regex", None)) and regex.match(request.scope["path"]):
+            template = route.path
+        if template is not None and route.path == template:
+            found |= route.methods or set()
+    return found
 
 
 def _validation_error(_request: Request, error: Exception) -> Response:

@@ -22,9 +22,10 @@ from serve_app.read_cache import ReadCache
 from serve_app.v2 import document
 from serve_app.v2.face import LegacyFace
 from serve_app.v3 import builds, events, health, projects, servers, uploads, usage, webhooks
+from serve_app.v3.common import operation_id
 
 # Made once: FastAPI prepares the routes of an included router at their first use, which takes a tenth of a second.
-_api = APIRouter()
+_api = APIRouter(generate_unique_id_function=operation_id)
 for _router in (
     health.router,
     metrics_routes.router,

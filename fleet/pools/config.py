@@ -7,7 +7,17 @@
 from datetime import datetime
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    Strict,
+    StringConstraints,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from fleet.catalog import load_catalog
 
@@ -18,11 +28,24 @@ MAX_SCHEDULED = 100
 GROWTH, SMALLEST_MAX = 4, 8
 
 Name = Annotated[str, StringConstraints(min_length=1, max_length=256)]
-Count = Annotated[int, Field(ge=0, le=MAX_COUNT)]
+
+
+def _number(value: object) -> object:
+    if isinstance(value, bool):
+        raise ValueError("true and false are no numbers")
+    return value
+
+
+Count = Annotated[int, Field(ge=0, le=MAX_COUNT), BeforeValidator(_number)]
 
 
 class _Strict(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _true_is_no_number(cls, value: object, info: ValidationInfo) -> object:
+        return value if cls.model_fields[str(info.field_name)].annotation is bool else _number(value)
 
 
 class PoolPolicy(_Strict):
@@ -79,7 +102,7 @@ class Scheduled(_Strict):
 class PoolConfig(_Strict):
     """The whole setting. ValidationError names what is wrong in it."""
 
-    enabled: bool
+    enabled: Annotated[bool, Strict()]
     regions: dict[str, dict[str, Count | PoolSize | list[PoolSize]]] = Field(
         default_factory=dict[str, dict[str, Count | PoolSize | list[PoolSize]]]
     )

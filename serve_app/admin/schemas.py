@@ -8,6 +8,7 @@ from fleet.projects.admin_service import status_of
 from fleet.projects.plans import Plan
 from fleet.store.tables import AdminEvent, ApiKey, Project
 from fleet.times import iso
+from serve_app.v3.common import NUMBER, Flag
 
 Name = Annotated[str, StringConstraints(min_length=1, max_length=256, strip_whitespace=True, pattern=r"\S")]
 PlanName = Annotated[str, StringConstraints(min_length=1, max_length=64)]
@@ -27,12 +28,12 @@ class ProjectChange(BaseModel):
 
 
 class SuspendIn(BaseModel):
-    drain: bool = Field(default=False, description="Stop its servers too")
+    drain: Flag = Field(default=False, description="Stop its servers too")
     reason: Annotated[str, StringConstraints(max_length=500)] | None = Field(default=None, description="For the log")
 
 
 class RotateIn(BaseModel):
-    overlap_seconds: Annotated[int, Field(ge=0, le=MAX_OVERLAP_S)] = Field(
+    overlap_seconds: Annotated[int, Field(ge=0, le=MAX_OVERLAP_S), NUMBER] = Field(
         default=0, description="How long the old key works yet"
     )
 

@@ -10,6 +10,7 @@ from starlette.responses import Response
 from serve_app.json import json_response
 from serve_app.v2 import builds, projects, servers, storage
 from serve_app.v2.face import PREFIX
+from serve_app.v3.common import operation_id
 
 TITLE = "Fleet API, version 2"
 DESCRIPTION = """\
@@ -19,7 +20,7 @@ too, with or without a trailing slash. Every answer carries `Deprecation` and a 
 An error is `{"error","detail","status","message"}`, a 422 `{"detail":[{"loc","msg","type"}]}`.
 """
 
-described = APIRouter()
+described = APIRouter(generate_unique_id_function=operation_id)
 for _part in (servers, builds, storage, projects):
     described.include_router(_part.router)
 

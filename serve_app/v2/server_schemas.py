@@ -2,10 +2,12 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, WithJsonSchema
 
+from fleet.servers.limits import MAX_TTL_S
 from fleet.servers.model import RestartRequest, StartRequest
 from fleet.store.tables import Server
+from serve_app.v3.common import Flag
 from serve_app.v3.server_schemas import NetworkPort, Text, Ttl, Version, server_view
 
 
@@ -13,10 +15,21 @@ def _empty_is_none(value: object) -> object:
     return None if value == "" else value
 
 
+def _from_text(value: object) -> object:
+    if isinstance(value, str) and value.isdecimal() and value.isascii() and len(value) < 20:
+        return int(value)
+    return _empty_is_none(value)
+
+
+def _number_or_text(most: int) -> WithJsonSchema:
+    number = {"type": "integer", "minimum": 1, "maximum": most}
+    return WithJsonSchema({"anyOf": [number, {"type": "string", "pattern": "^[0-9]*$"}, {"type": "null"}]})
+
+
 OrEmpty = BeforeValidator(_empty_is_none)
-LegacyVersion = Annotated[Version | None, OrEmpty]
-LegacyTtl = Annotated[Ttl | None, OrEmpty]
-LegacyText = Annotated[Text | None, OrEmpty]
+LegacyVersion = Annotated[Version | None, BeforeValidator(_from_text), _number_or_text(2**31 - 1)]
+LegacyTtl = Annotated[Ttl | None, BeforeValidator(_from_text), _number_or_text(MAX_TTL_S)]
+LegacyText = Annotated[Annotated[str, StringConstraints(max_length=256)] | None, OrEmpty]
 State = Literal["launching", "running", "stopped"]
 # Readers of these take a string or a number without looking: better no field than null.
 _LEFT_OUT = ("startup_args", "ttl", "started_at")
@@ -25,6 +38,9 @@ _LEFT_OUT = ("startup_args", "ttl", "started_at")
 class LegacyStartIn(BaseModel):
     """`name` and `region` are needed."""
 
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"name": "my-match", "region": "us-east", "version_tag": "default"}]}
+    )
     name: Text
     region: Text
     startup_args: str | None = None
@@ -32,7 +48,7 @@ class LegacyStartIn(BaseModel):
     version_tag: LegacyText = Field(default=None, description="Name of the build; `default` if left out")
     version: LegacyVersion = None
     ttl: LegacyTtl = None
-    auto_restart: bool | None = False
+    auto_restart: Flag | None = False
     custom_data: dict[str, Any] | None = None
 
     def request(self) -> StartRequest:
@@ -57,7 +73,7 @@ class LegacyRestartIn(BaseModel):
     version_tag: LegacyText = None
     version: LegacyVersion = None
     ttl: LegacyTtl = None
-    auto_restart: bool | None = None
+    auto_restart: Flag | None = None
     custom_data: dict[str, Any] | None = None
 
     def request(self) -> RestartRequest:

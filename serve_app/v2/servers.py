@@ -23,9 +23,11 @@ from serve_app.v2.server_schemas import (
     instance_view,
     started_view,
 )
+from serve_app.v3.common import links
 
 router = APIRouter(prefix=f"{PREFIX}/servers", tags=["Servers"], route_class=LegacyRoute)
 
+_NEXT = links("instance_id", "legacy_get_server", "legacy_report_status", "legacy_restart_server", "legacy_stop_server")
 MOST_LISTED = 10_000  # v2 knows no pages
 
 
@@ -47,7 +49,7 @@ async def legacy_list_servers(
     "/start",
     status_code=201,
     response_model=LegacyStartedOut,
-    responses=legacy_errors(400, 401, 403, 404, 409, 413),
+    responses={**legacy_errors(400, 401, 403, 404, 409, 413), 201: _NEXT},
     summary="Start a server",
 )
 async def legacy_start_server(body: LegacyStartIn, caller: AnyKey, context: Context) -> Response:

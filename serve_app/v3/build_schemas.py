@@ -7,6 +7,7 @@ from pydantic import BaseModel, Field, StringConstraints
 from fleet.builds.service import ReadyBy
 from fleet.store.tables import Build, BuildLog
 from fleet.times import iso
+from serve_app.v3.common import Flag
 
 BuildName = Annotated[str, StringConstraints(min_length=1, max_length=128)]
 READY_BY_MEANS = (
@@ -52,7 +53,7 @@ class DockerImageIn(BaseModel):
     name: BuildName = "default"
     executable_path: ExecutablePath | None = Field(default=None, description="Path inside the image")
     registry_credentials: RegistryCredentials | None = None
-    writable: bool = Field(default=False, description="The game may write into its own folder (an extension)")
+    writable: Flag = Field(default=False, description="The game may write into its own folder (an extension)")
     ready_by: ReadyBy = Field(default="ports", description=READY_BY_MEANS)
 
 

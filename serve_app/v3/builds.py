@@ -25,11 +25,12 @@ from serve_app.v3.build_schemas import (
     build_log_view,
     build_view,
 )
-from serve_app.v3.common import errors
+from serve_app.v3.common import errors, links
 
 router = APIRouter(prefix="/api/v3/builds", tags=["Builds"], route_class=StrictJsonRoute)
 
 Offset = Annotated[int, Query(ge=0, le=2**31 - 1)]
+_NEXT = links("build_id", "get_build", "process_build", "build_logs", "delete_build")
 
 
 @router.get("", response_model=BuildListOut, responses=errors(401, 403), summary="List builds")
@@ -59,7 +60,7 @@ async def list_builds(
     "/upload-url",
     status_code=201,
     response_model=UploadOut,
-    responses=errors(400, 401, 403),
+    responses={**errors(400, 401, 403), 201: _NEXT},
     summary="Begin an upload",
 )
 async def upload_url(
@@ -98,7 +99,7 @@ def public_base(request: Request, configured: str | None) -> str:
 @router.post(
     "/docker-image",
     response_model=AcceptedOut,
-    responses=errors(400, 401, 403, 413),
+    responses={**errors(400, 401, 403, 413), 200: _NEXT},
     summary="Build from a container image",
 )
 async def docker_image(body: DockerImageIn, caller: ServerKey, context: Context) -> Response:

@@ -1,10 +1,22 @@
 """Schemas that every router documents."""
 
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, Field
+from fastapi.routing import APIRoute
+from pydantic import BaseModel, BeforeValidator, Field, Strict
 
 Responses = dict[int | str, dict[str, Any]]
+
+
+def _number(value: object) -> object:
+    if isinstance(value, bool):
+        raise ValueError("true and false are no numbers")
+    return value
+
+
+# In JSON bodies: 0 and "no" are no booleans, true is no number. 3600.0 is 3600, as Godot sends it, and so is "3600".
+Flag = Annotated[bool, Strict()]
+NUMBER = BeforeValidator(_number)  # after the bounds, or the document would not name them
 
 
 class ErrorOut(BaseModel):
@@ -49,3 +61,14 @@ def errors(*statuses: int) -> Responses:
     }
     known[422] = {"model": ValidationErrorOut, "description": "A field is missing, malformed or out of bounds"}
     return known
+
+
+def operation_id(route: APIRoute) -> str:
+    """The function's name, which generated clients then have too."""
+    return route.name
+
+
+def links(field: str, *operations: str) -> dict[str, Any]:
+    """What may be done next with the `field` of an answer."""
+    parameters = {field: f"$response.body#/{field}"}
+    return {"links": {name: {"operationId": name, "parameters": parameters} for name in operations}}

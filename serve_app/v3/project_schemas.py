@@ -2,12 +2,13 @@
 
 from typing import Annotated, Any, Literal, cast
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, Strict, StringConstraints
 
 from fleet.pools.config import PoolConfig
 from fleet.projects.settings import MAX_LOBBY_CONFIGS, MAX_ORIGINS, MAX_PORTS, SettingsChange, shown
 from fleet.store.tables import Project
 from fleet.times import iso
+from serve_app.v3.common import Flag
 from serve_app.v3.server_schemas import LogOut, PortIn
 
 Short = Annotated[str, StringConstraints(min_length=1, max_length=8192)]
@@ -35,7 +36,7 @@ class AuthConfig(BaseModel):
     audience: Short | list[Short] | None = Field(default=None, description="custom_jwt: `aud` must be, or hold, this")
     title_id: Short | None = Field(default=None, description="playfab")
     secret_key: Short | None = Field(default=None, description="playfab. Hidden in answers")
-    app_id: Short | int | None = Field(default=None, description="steam")
+    app_id: Short | Annotated[int, Strict()] | None = Field(default=None, description="steam")
     web_api_key: Short | None = Field(default=None, description="steam. Hidden in answers")
 
 
@@ -50,7 +51,7 @@ class SettingsIn(BaseModel):
     environment_variables: dict[str, str] | None = None
     pool_config: PoolConfig | None = None
     lobby_configs: Annotated[list[dict[str, Any]], Field(max_length=MAX_LOBBY_CONFIGS)] | None = None
-    unique_match: bool | None = Field(default=None, description="One server for one match_id (an extension)")
+    unique_match: Flag | None = Field(default=None, description="One server for one match_id (an extension)")
     allowed_origins: Annotated[list[Origin], Field(max_length=MAX_ORIGINS)] | None = Field(
         default=None,
         description="Web pages that may call, e.g. `https://game.example`; `*` for all (an extension)",

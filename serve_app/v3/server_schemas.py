@@ -10,18 +10,19 @@ from fleet.servers.limits import MAX_TTL_S, MIN_TTL_S
 from fleet.servers.model import StartRequest
 from fleet.store.tables import Server, ServerEvent
 from fleet.times import iso
+from serve_app.v3.common import NUMBER, Flag
 
 Protocol = Literal["udp", "tcp"]
 Text = Annotated[str, StringConstraints(min_length=1, max_length=256)]
-Ttl = Annotated[int, Field(ge=MIN_TTL_S, le=MAX_TTL_S, description="Seconds until the server is stopped")]
-Version = Annotated[int, Field(ge=1, le=2**31 - 1, description="Pins one version; else the newest ready one")]
+Ttl = Annotated[int, Field(ge=MIN_TTL_S, le=MAX_TTL_S, description="Seconds until the server is stopped"), NUMBER]
+Version = Annotated[int, Field(ge=1, le=2**31 - 1, description="Pins one version; else the newest ready one"), NUMBER]
 
 
 class PortIn(BaseModel):
     name: Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_.-]+$")]
-    internal_port: Annotated[int, Field(ge=1, le=65535)]
+    internal_port: Annotated[int, Field(ge=1, le=65535), NUMBER]
     protocol: Protocol
-    tls_enabled: bool = False
+    tls_enabled: Flag = False
 
     def config(self) -> PortConfig:
         return {
@@ -45,7 +46,7 @@ class StartIn(BaseModel):
     version_tag: Text = Field(default="default", description="Name of the build")
     version: Version | None = None
     ttl: Ttl | None = None
-    auto_restart: bool = Field(default=False, description="Start again after a failure")
+    auto_restart: Flag = Field(default=False, description="Start again after a failure")
     custom_data: dict[str, Any] | None = Field(default=None, description="Seen by the game and in this API")
     match_id: Annotated[str, StringConstraints(max_length=256)] | None = None
     environment_variables: dict[str, str] | None = Field(default=None, description="Never returned")
@@ -78,7 +79,7 @@ class ClaimIn(BaseModel):
     version_tag: Text = Field(default="default", description="Name of the build")
     version: Version | None = None
     ttl: Ttl | None = None
-    auto_restart: bool = Field(default=False, description="Start again after a failure")
+    auto_restart: Flag = Field(default=False, description="Start again after a failure")
     custom_data: dict[str, Any] | None = Field(default=None, description="Seen by the game and in this API")
     match_id: Annotated[str, StringConstraints(max_length=256)] | None = None
 
@@ -94,7 +95,7 @@ class RestartIn(BaseModel):
     version_tag: Text | None = None
     version: Version | None = None
     ttl: Ttl | None = None
-    auto_restart: bool | None = None
+    auto_restart: Flag | None = None
     custom_data: dict[str, Any] | None = None
     match_id: Annotated[str, StringConstraints(max_length=256)] | None = None
     environment_variables: dict[str, str] | None = None

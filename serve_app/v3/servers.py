@@ -10,7 +10,7 @@ from fleet.servers.model import ListQuery, RestartRequest
 from serve_app.auth import AnyKey, Context, ServerKey
 from serve_app.edge import keep_answer
 from serve_app.json import StrictJsonRoute, json_response
-from serve_app.v3.common import errors
+from serve_app.v3.common import errors, links
 from serve_app.v3.log_position import encode_token, parse_position
 from serve_app.v3.log_stream import follow_response
 from serve_app.v3.server_schemas import (
@@ -29,6 +29,7 @@ from serve_app.v3.server_schemas import (
     players_view,
     server_view,
 )
+from serve_app.v3.sse import EVENT_SCHEMA
 
 router = APIRouter(prefix="/api/v3/servers", tags=["Servers"], route_class=StrictJsonRoute)
 
@@ -39,6 +40,9 @@ WaitFor = Annotated[
 MaxWait = Annotated[float, Query(alias="timeout", ge=0, le=120, description="Longest wait, seconds")]
 PERIODS = {"5m": 300, "15m": 900, "1h": 3600, "6h": 21_600, "24h": 86_400}
 Offset = Annotated[int, Query(ge=0, le=2**31 - 1)]
+_NEXT = links(
+    "instance_id", "get_server", "update_server", "restart_server", "server_events", "server_logs", "stop_server"
+)
 
 
 @router.get("", response_model=ServerListOut, responses=errors(401), summary="List servers")
@@ -74,7 +78,7 @@ async def list_servers(
     "/start",
     status_code=201,
     response_model=ServerOut,
-    responses=errors(400, 401, 403, 404, 409, 413),
+    responses={**errors(400, 401, 403, 404, 409, 413), 201: _NEXT},
     summary="Start a server",
 )
 async def start_server(
@@ -91,7 +95,7 @@ async def start_server(
 @router.post(
     "/claim",
     response_model=ServerOut,
-    responses=errors(400, 401, 403, 404, 409, 413),
+    responses={**errors(400, 401, 403, 404, 409, 413), 200: _NEXT},
     summary="Claim a warm server",
 )
 async def claim_server(body: ClaimIn, caller: ServerKey, context: Context) -> Response:
@@ -193,7 +197,7 @@ async def server_events(
         **errors(400, 401, 403, 404),
         200: {
             "description": "Lines in order; with `follow`, a stream of `log` events closed by an `end` event",
-            "content": {"text/event-stream": {"schema": {"type": "string"}}},
+            "content": {"text/event-stream": {"schema": EVENT_SCHEMA}},
         },
     },
     summary="Log of a server",

@@ -57,7 +57,7 @@ async def usage(
 
 @router.get(
     "/usage/invoice",
-    response_class=HTMLResponse,
+    response_class=Response,
     responses={
         **errors(400, 401, 403),
         200: {"description": "A page to print", "content": {"text/html": {"schema": {"type": "string"}}}},

@@ -17,12 +17,11 @@ class Refused(Exception):
 
 
 class GodotGame:
-    """`tls`: what its port asks for; in the shipped game always true, since browsers speak wss alone."""
+    """Its port asks for TLS, since browsers speak wss alone."""
 
-    def __init__(self, url: str, client_key: str, version_tag: str, tls: bool) -> None:
+    def __init__(self, url: str, client_key: str, version_tag: str) -> None:
         self.http = httpx.Client(base_url=f"{url}/api/v3", headers={"api-key": client_key}, timeout=30)
         self.version_tag = version_tag
-        self.tls = tls
 
     def _call(self, method: str, path: str, **kwargs: Any) -> Any:
         answer = self.http.request(method, path, **kwargs)
@@ -40,7 +39,7 @@ class GodotGame:
         return self._ready(read(SERVER, self._call("POST", "/servers/start", json=self._start_body())))
 
     def _start_body(self) -> dict[str, Any]:
-        port = {"name": "game", "internal_port": 8080, "protocol": "tcp", "tls_enabled": self.tls}
+        port = {"name": "game", "internal_port": 8080, "protocol": "tcp", "tls_enabled": True}
         return {
             "name": "lobby",
             "region": "us-east",

@@ -5,7 +5,7 @@ The sequences follow section 6 of the API page; the clients are in tests/clients
 """
 
 import os
-import socket
+import ssl
 import subprocess
 import uuid
 from collections.abc import Iterator
@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import TypeVar
 
 import pytest
+from websockets.sync.client import connect
 
+from fleet.tls.dev_ca import ca_file
 from tests import games
 from tests.clients.godot import GodotGame, Refused
 from tests.clients.mcp import Mcp, ToolError
@@ -23,6 +25,7 @@ from tests.clients.reading import read
 from tests.clients.unity_v2 import UNREAL, ApiError, UnityV2
 from tests.conftest import RunningFleet
 from tests.player import Studio, ask, stopped_after
+from tests.python_games import websocket_echo
 from tests.waiting import eventually
 
 pytestmark = [pytest.mark.fleet, pytest.mark.docker]
@@ -67,8 +70,7 @@ def nakama(fleet: RunningFleet) -> Iterator[Nakama]:
 
 @pytest.fixture(scope="module")
 def godot(fleet: RunningFleet) -> Iterator[GodotGame]:
-    """Without TLS, until nodes end it: the game asks for a plain port here, and is otherwise as it is."""
-    with closed_after(GodotGame(fleet.url, fleet.client_key, "godot", tls=False)) as game:
+    with closed_after(GodotGame(fleet.url, fleet.client_key, "godot")) as game:
         yield game
 
 
@@ -180,13 +182,11 @@ def test_nakama_finds_the_server_whose_start_was_never_answered(nakama: Nakama, 
         assert nakama.find(correlation) == []
 
 
-def web_game() -> games.Files:
-    listen = 'IO::Socket::INET->new(LocalAddr => "0.0.0.0", LocalPort => 8080, Listen => 5, ReuseAddr => 1)'
-    return games.perl(f'my $s = {listen} or die; while (1) {{ my $c = $s->accept; print {{$c}} "welcome\\n" }}')
-
-
-def test_the_godot_game_starts_the_one_server_or_joins_it(godot: GodotGame, studio: Studio) -> None:
-    assert studio.push(games.make_zip(web_game()), "godot")["status"] == "ready"
+def test_the_godot_game_starts_the_one_server_or_joins_it(
+    godot: GodotGame, fleet: RunningFleet, studio: Studio
+) -> None:
+    web_game = games.make_zip(websocket_echo())
+    assert studio.push(web_game, "godot")["status"] == "ready"
     before = studio.call("GET", "/servers", params={"include_launching": True})
     assert before["total"] == 0, "another test left a server, which the game would join"
     with stopped_in_the_end(studio) as ids:
@@ -194,14 +194,16 @@ def test_the_godot_game_starts_the_one_server_or_joins_it(godot: GodotGame, stud
         servers = studio.call("GET", "/servers")["servers"]
         ids += [one["instance_id"] for one in servers]
         assert len(servers) == 1
-        with socket.create_connection((port["host"], port["external_port"]), timeout=10) as player:
-            assert player.makefile().readline() == "welcome\n"
+        trusting = ssl.create_default_context(cafile=str(ca_file(fleet.home)))  # made with the first such game
+        with connect(f"wss://{port['host']}:{port['external_port']}", ssl=trusting, proxy=None) as player:
+            player.send("hello")
+            assert player.recv(timeout=30) == "echo hello"
         assert godot.join() == port
         assert studio.call("GET", "/servers")["total"] == 1
         with pytest.raises(Refused):
             godot.stop(ids[0])
 
-        newer = studio.push(games.make_zip(web_game()), "godot")
+        newer = studio.push(web_game, "godot")
         restarted = studio.call("POST", f"/servers/{ids[0]}/restart", json={"version_tag": "godot"})
         assert (restarted["instance_id"], restarted["version"]) == (ids[0], newer["version"])
 

@@ -47,6 +47,17 @@ async def test_unknown_routes_and_methods_have_the_error_shape(api: Api, method:
     assert (status == 405) == ("allow" in answer.headers)
 
 
+async def test_a_405_names_all_methods_of_the_path(api: Api) -> None:
+    for path, allowed in ((f"{PATH}/some-id", "DELETE, GET"), (f"{PATH}/start", "POST"), ("/v2/servers/", "GET")):
+        assert (await api.call("PATCH", path)).headers["allow"] == allowed
+
+
+async def test_true_is_no_number_and_zero_no_boolean(api: Api) -> None:
+    for wrong in ({"version": True}, {"auto_restart": 0}, {"ttl": True}):
+        assert (await api.call("POST", f"{PATH}/start", json=api.start_body | wrong)).status_code == 422
+    assert (await api.start(ttl=600.0, version="1"))["ttl"] == 600
+
+
 @pytest.mark.parametrize("path", ["/api/health/", "/api/v3/servers/", "/api/v3/servers//", "/api/v3/builds/"])
 async def test_trailing_slashes_are_no_redirect(api: Api, path: str) -> None:
     assert (await api.call("GET", path)).status_code == 200

@@ -1,4 +1,4 @@
-"""The API of `api_kit` as a process of its own: `python -m tests.unit.serve_api FOLDER`.
+"""The API of `api_kit` as a process of its own: `python -m tests.serve_api FOLDER`.
 
 Prints one line of JSON, `{"url", "headers"}`, once it answers; ends with SIGTERM.
 """
@@ -14,6 +14,8 @@ import uvicorn
 from fleet.projects.admin_keys import AdminKeys
 from tests.unit.api_kit import open_api
 
+HOOK_SECRET = "schemathesis"  # of tests/contract/schemathesis/config.toml
+
 
 class _Server(uvicorn.Server):
     said = ""
@@ -25,6 +27,7 @@ class _Server(uvicorn.Server):
 
 async def main(folder: Path) -> None:
     api = await open_api(folder)
+    api.settings.storage_hook_secret = HOOK_SECRET
     await api.running()
     with socket.create_server(("127.0.0.1", 0)) as listener:
         server = _Server(uvicorn.Config(api.app, log_level="critical"))
