@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -229,7 +230,7 @@ async def open_api_again(api: Api) -> Api:
     context = AppContext.make(api.settings, api.store, old.catalog, old.builds, api.regions)
     app = create_app(context)
     client = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://fleet.test")
-    return Api(app, api.store, api.regions, api.project, api.other, api.settings, client, [])
+    return replace(api, app=app, client=client)
 
 
 async def test_one_key_slows_no_other(strict: Api) -> None:
