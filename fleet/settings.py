@@ -138,6 +138,15 @@ class LobbySettings(BaseModel):
     stats_s: float = Field(default=10.0, gt=0, description="how often who waits in a queue hears of it")
 
 
+class StripeSettings(BaseModel):
+    """Usage for Stripe's billing meters. Off unless both files are named."""
+
+    key_file: Path | None = Field(default=None, description="a restricted key that may write meter events")
+    customers: Path | None = Field(default=None, description="YAML: project id to Stripe customer id")
+    event_name: str = Field(default="fleet_usage", description="of a meter that sums millionths of the currency")
+    url: str = "https://api.stripe.com"
+
+
 class LogLimits(BaseModel):
     max_mb: int = Field(default=10, description="kept per server run, in the engine and in the archive")
     retention_days: float = 14.0
@@ -190,6 +199,7 @@ class FleetSettings(BaseSettings):
     events: EventSettings = EventSettings()
     webhooks: WebhookSettings = WebhookSettings()
     lobbies: LobbySettings = LobbySettings()
+    stripe: StripeSettings = StripeSettings()
     simulated: SimulatedSettings = SimulatedSettings()
 
     @property

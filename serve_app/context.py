@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import structlog
 from sqlmodel import literal, select
 
+from fleet.billing.budgets import BudgetService
 from fleet.billing.prices import price_book
 from fleet.billing.service import UsageService
 from fleet.builds.service import BuildService
@@ -53,6 +54,7 @@ class AppContext:
     admin: AdminService
     admin_keys: AdminKeys
     usage: UsageService
+    budgets: BudgetService
     webhooks: WebhookService
     dispatcher: Dispatcher
     keepers: Keepers
@@ -74,6 +76,7 @@ class AppContext:
         servers = ServerService(store, regions, builds, catalog, settings.servers, plans)
         projects = ProjectService(store, Sealer(settings.home, "auth"))
         pools = PoolService(projects, regions, catalog, settings.servers, plans)
+        usage = UsageService(store, price_book(settings.prices_config))
         ending = ProjectEnding(store, regions, settings.exports)
 
         async def told(project: Project) -> None:
@@ -92,7 +95,8 @@ class AppContext:
             idempotency=IdempotencyService(store, Sealer(settings.home, "idempotency").cipher()),
             webhooks=WebhookService(store, Sealer(settings.home, "webhook"), settings.webhooks),
             dispatcher=Dispatcher(store, Sealer(settings.home, "webhook"), settings.webhooks),
-            usage=UsageService(store, price_book(settings.prices_config)),
+            usage=usage,
+            budgets=BudgetService(store, usage),
             plans=plans,
             ending=ending,
             admin=AdminService(store, projects, plans, ending, told),

@@ -21,7 +21,7 @@ from serve_app.metrics import Targets
 from serve_app.read_cache import ReadCache
 from serve_app.v2 import document
 from serve_app.v2.face import LegacyFace
-from serve_app.v3 import builds, events, health, projects, servers, uploads, usage, webhooks
+from serve_app.v3 import budget, builds, events, health, projects, servers, uploads, usage, webhooks
 from serve_app.v3.common import operation_id
 
 # Made once: FastAPI prepares the routes of an included router at their first use, which takes a tenth of a second.
@@ -34,6 +34,7 @@ for _router in (
     builds.router,
     events.router,
     usage.router,
+    budget.router,
     webhooks.router,
     uploads.router,
     admin.router,

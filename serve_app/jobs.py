@@ -5,7 +5,7 @@ from collections.abc import Coroutine
 from functools import partial
 from typing import Any
 
-from fleet.billing import ledger
+from fleet.billing import budgets, ledger, meters
 from fleet.events import dispatch
 from fleet.events.webhooks import any_work
 from fleet.jobs import run_leased
@@ -13,14 +13,22 @@ from serve_app.context import AppContext
 
 USAGE_EVERY_S = 60.0
 WEBHOOKS_EVERY_S = 1.0
+BUDGETS_EVERY_S = 60.0
+METERS_EVERY_S = 600.0
 
 
 def _jobs(context: AppContext) -> list[Coroutine[Any, Any, None]]:
     store = context.store
-    return [
+    jobs = [
         run_leased(store, ledger.JOB, partial(ledger.aggregate, store), USAGE_EVERY_S),
         run_leased(store, dispatch.JOB, context.dispatcher.work, WEBHOOKS_EVERY_S, limit_s=None, needed=any_work),
+        run_leased(store, budgets.JOB, context.budgets.review_all, BUDGETS_EVERY_S, needed=budgets.any_budget),
     ]
+    stripe = context.settings.stripe
+    if stripe.key_file is not None and stripe.customers is not None:
+        work = partial(meters.export_to_stripe, store, context.usage, stripe)
+        jobs.append(run_leased(store, meters.JOB, work, METERS_EVERY_S, limit_s=3600))
+    return jobs
 
 
 def start_jobs(context: AppContext) -> list[asyncio.Task[None]]:
