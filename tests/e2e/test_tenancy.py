@@ -114,6 +114,32 @@ def test_a_match_has_one_server_however_many_start_it_at_once(operator: Operator
 
 
 @pytest.mark.slow
+def test_a_match_has_one_server_where_some_starts_find_a_warm_one(operator: Operator, tenant: Tenant) -> None:
+    operator.call("PATCH", f"/projects/{tenant.project_id}", json={"plan": "pro"})
+    policy = {"mode": "fixed"}
+    pool = {"enabled": True, "regions": {"us-east": {"small": 2}}, "build": "demo", "policy": policy}
+    tenant.call("POST", "/projects/settings", json={"unique_match": True, "pool_config": pool})
+    kinds: set[str] = set()
+    for number in range(ROUNDS):
+        if number % 3 == 0:  # in between the pool is empty, or fills while they ask
+            eventually(lambda: tenant.call("GET", "/pools")["pools"][0]["stock"]["warm"] > 0, 60, "the pool is warm")
+        answers = tenant.race(match_id=f"warm-{number}")
+        assert {answer.status_code for answer in answers} == {201}
+        made = {answer.json()["instance_id"] for answer in answers}
+        assert len(made) == 1
+        assert {server["instance_id"] for server in tenant.alive()} == made
+        kinds.add(tenant.alive()[0]["start_kind"])
+        tenant.stop_all()
+    assert "hot" in kinds
+    operator.call("PATCH", f"/projects/{tenant.project_id}", json={"plan": "free"})
+    everything = {"include_pool": True, "include_launching": True}
+    eventually(
+        lambda: tenant.call("GET", "/servers", params=everything)["total"] == 0, 30, "a pool beyond the plan is emptied"
+    )
+    operator.call("PATCH", f"/projects/{tenant.project_id}", json={"plan": "pro"})
+
+
+@pytest.mark.slow
 def test_a_project_goes_although_the_replica_that_sees_to_it_is_killed(operator: Operator) -> None:
     leaving = Tenant(operator, "leaving")
     server = leaving.start("demo")

@@ -13,6 +13,7 @@ from fleet.catalog import load_catalog
 from fleet.errors import Conflict, Forbidden, Unavailable
 from fleet.pools.config import PoolConfig
 from fleet.projects.plans import PLANS_FILE, Plan, PlanBook, check_count, check_pools, check_start, effective_ttl
+from fleet.region.pool_store import PoolStore
 from fleet.store.tables import Budget, Project, StartReservation
 from fleet.times import now_ms
 from tests.unit.api_kit import Api, open_api
@@ -149,6 +150,21 @@ async def test_a_free_projects_pool_is_not_asked(api: Api) -> None:
     await move(api, "free")
     claimed = await api.call("POST", "/api/v3/servers/claim", json={"region": "us-east"})
     assert (claimed.status_code, claimed.json()["error"]) == (409, "No pool")
+
+
+async def test_managers_leave_out_pools_that_a_plan_does_not_have(api: Api, tmp_path: Path) -> None:
+    file = tmp_path / "plans.yaml"
+    file.write_text("plans: {free: {pools: false}, tiny: {sizes: [micro]}, pro: {}}")
+    await api.call("POST", SETTINGS, json={"pool_config": POOL})
+    store = PoolStore(api.store, "us-east", PlanBook(file))
+    assert len(await store.wished()) == 1
+    for plan in ("free", "tiny", "forgotten"):
+        await move(api, plan)
+        assert await store.wished(api.project.project_id) == {}, plan
+    await move(api, "pro")
+    async with api.store.write() as session:
+        (await session.exec(select(Project).where(Project.id == api.project.project_id))).one().suspended_at = 1
+    assert await store.wished() == {}
 
 
 async def test_a_budget_that_is_used_up_stops_new_starts_only_if_it_shall(api: Api) -> None:

@@ -17,7 +17,17 @@ from fleet.projects.admin_service import Admin, AdminService, status_of
 from fleet.projects.ending import ProjectEnding
 from fleet.projects.export import TABLES
 from fleet.projects.scope import owned
-from fleet.store.tables import Build, BuildLog, MatchStart, Project, Server, ServerEvent, UsageHour, Webhook
+from fleet.store.tables import (
+    Build,
+    BuildLog,
+    Idempotency,
+    MatchStart,
+    Project,
+    Server,
+    ServerEvent,
+    UsageHour,
+    Webhook,
+)
 from fleet.times import now_ms
 from tests.unit.api_kit import Api
 
@@ -41,7 +51,8 @@ async def fill(api: Api) -> None:
     for project in (api.project, api.other):
         key, owner = project.server_key, project.project_id
         for name in ("a", "b"):
-            await api.call("POST", "/api/v3/servers/start", key, json={**api.start_body, "name": name})
+            sent = {"json": {**api.start_body, "name": name}, "headers": {"idempotency-key": name}}
+            await api.call("POST", "/api/v3/servers/start", key, **sent)
         await api.call(
             "POST", "/api/v3/projects/settings", key, json={"environment_variables": {"PASSWORD": "hunter2"}}
         )
@@ -64,6 +75,8 @@ async def counts(api: Api, project_id: str) -> dict[str, int]:
             found[table.__name__] = len((await session.exec(owned(table, project_id))).all())
         builds = (await session.exec(owned(Build, project_id))).all()
         logs = (await session.exec(select(BuildLog))).all()
+        repeatable = (await session.exec(select(Idempotency.scope))).all()
+        found["Idempotency"] = sum(scope.startswith(project_id) for scope in repeatable)
         found["BuildLog"] = sum(log.build_id in {build.build_id for build in builds} for log in logs)
     return found
 
@@ -76,6 +89,7 @@ def lines(archive: zipfile.ZipFile, table: type[SQLModel] | str) -> list[dict[st
 async def test_its_servers_stop_its_data_is_kept_for_the_operator_and_then_gone(api: Api) -> None:
     await fill(api)
     before, others = await counts(api, api.project.project_id), await counts(api, api.other.project_id)
+    assert before["Idempotency"] == 2
     project = await service(api).delete(ADMIN, api.project.project_id, grace_s=0)
     assert status_of(project) == "deleting"
     refused = await api.call("GET", "/api/v3/servers")
