@@ -7,7 +7,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 TESTS ?= tests
 
-.PHONY: help demo up down test lint format bench-api bench-edge bench-launch bench-commit bench-scale bench-claim lock migrations-check
+.PHONY: help demo up down test audit lint format bench-api bench-edge bench-launch bench-commit bench-scale bench-claim lock migrations-check
 
 help:  ## What can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -32,7 +32,10 @@ format: $(STAMP)  ## Bring the code into shape
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-test: lint  ## Everything: lint, then all tests with a real engine and a real fleet
+audit: $(STAMP)  ## Known vulnerabilities of the pinned dependencies; says so where nobody can be asked
+	@$(BIN)/python -m fleet.ops.audit requirements.lock
+
+test: lint audit  ## Everything: lint, then all tests with a real engine and a real fleet
 	$(BIN)/python -m fleet.ops.ensure_engine
 	$(BIN)/pytest $(TESTS)
 
