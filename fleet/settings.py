@@ -58,6 +58,9 @@ class RateLimits(BaseModel):
 
     reads_per_s: int = Field(default=100, ge=0)
     writes_per_s: int = Field(default=10, ge=0)
+    lobby_reads_per_s: int = Field(default=5000, ge=0, description="of all players of a key together, on lobbies")
+    lobby_writes_per_s: int = Field(default=1000, ge=0)
+    lobby_writes_per_address_per_s: int = Field(default=100, ge=0, description="of one address, on lobbies of one key")
     unknown_keys_per_minute: int = Field(default=60, ge=0, description="that one address may try")
 
 
@@ -108,6 +111,7 @@ class EventSettings(BaseModel):
 
     max_streams: int = Field(default=50, ge=1, description="open at once per project and replica")
     max_stream_s: float = Field(default=3600.0, gt=0, description="then a stream ends, and its reader comes again")
+    max_player_streams: int = Field(default=5000, ge=1, description="of a project's players, per replica")
     queue: int = Field(default=2000, ge=1000, description="events that a reader may be behind before it is let go")
 
 

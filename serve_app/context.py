@@ -13,11 +13,13 @@ from fleet.builds.service import BuildService
 from fleet.catalog import Catalog
 from fleet.events.dispatch import Dispatcher
 from fleet.events.tail import Tail
+from fleet.events.targets import guarded_socket
 from fleet.events.webhooks import WebhookService
 from fleet.idempotency.service import IdempotencyService
 from fleet.lobbies.lobbies import Keepers, Lobbies, NoKeepers
 from fleet.lobbies.service import LobbyFeed, LobbyService
 from fleet.lobbies.watch import Watch
+from fleet.players.service import PlayerService
 from fleet.pools.config import pooled_regions
 from fleet.pools.service import PoolService
 from fleet.projects.admin_keys import AdminKeys
@@ -30,6 +32,8 @@ from fleet.servers.service import Regions, ServerService
 from fleet.settings import FleetSettings
 from fleet.store.engine import Store
 from fleet.store.tables import Project
+from serve_app.player_streams import PlayerStreams
+from serve_app.stream_query import Tickets
 
 log = structlog.get_logger(__name__)
 HOUSEKEEPING_S = 60.0
@@ -55,6 +59,9 @@ class AppContext:
     admin_keys: AdminKeys
     usage: UsageService
     budgets: BudgetService
+    players: PlayerService
+    player_streams: PlayerStreams
+    tickets: Tickets
     webhooks: WebhookService
     dispatcher: Dispatcher
     keepers: Keepers
@@ -93,6 +100,9 @@ class AppContext:
             pools=pools,
             tail=Tail(store, queue=settings.events.queue, max_streams=settings.events.max_streams),
             idempotency=IdempotencyService(store, Sealer(settings.home, "idempotency").cipher()),
+            players=PlayerService(Sealer(settings.home, "auth"), guarded_socket(settings.webhooks.networks)),
+            player_streams=PlayerStreams(settings.events.max_player_streams),
+            tickets=Tickets(settings.home),
             webhooks=WebhookService(store, Sealer(settings.home, "webhook"), settings.webhooks),
             dispatcher=Dispatcher(store, Sealer(settings.home, "webhook"), settings.webhooks),
             usage=usage,

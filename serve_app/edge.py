@@ -24,6 +24,7 @@ from serve_app.errors import error_response
 from serve_app.idempotency import HEADER, Idempotent, is_write
 from serve_app.limits import ADMIN, FREE, Gatekeeper
 from serve_app.read_cache import Kept, Key, ReadCache
+from serve_app.stream_query import Tickets, is_player_stream
 
 log = structlog.get_logger(__name__)
 
@@ -39,6 +40,7 @@ _SAFE = [
 _HSTS = (b"strict-transport-security", b"max-age=31536000")
 _SCHEME = b"x-fleet-scheme"  # set by HAProxy alone, on what came by TLS (fleet/ops/haproxy_shim.py)
 _NOT_NAMED = "The project's allowed_origins do not have the web page that this client key was used from."
+_PLAYER = b"x-player-id"
 _LIVE = (b"wait_for", b"follow")  # reads that wait for what comes
 _STREAMS = ("/v3/events", "/me/events")  # paths of streams end so
 
@@ -53,12 +55,14 @@ class Edge:
         metrics: HttpMetrics,
         gatekeeper: Gatekeeper,
         idempotency: IdempotencyService,
+        tickets: Tickets,
         echo_id: bool,
     ) -> None:
         self.app = app
         self.idempotent = Idempotent(app, idempotency)
         self.cache = cache
         self.gatekeeper = gatekeeper
+        self.tickets = tickets
         self.metrics = metrics
         self.echo_id = echo_id
 
@@ -67,9 +71,11 @@ class Edge:
             await self.app(scope, receive, send)
             return
         exchange = _Exchange(scope, send, self.metrics, self.echo_id)
+        refusal = preflight(scope)
+        if refusal is None and is_player_stream(scope["path"]):
+            refusal = self.tickets.adopt(scope)
         key = _header(scope, b"api-key")
         origin = _header(scope, b"origin")
-        refusal = preflight(scope)
         if refusal is None and key is not None and not scope["path"].startswith(FREE):
             paged = origin is not None
             exchange.gate, refusal = await self.gatekeeper.admit(scope, key, exchange.extra, fresh=paged)
@@ -151,9 +157,12 @@ class _Exchange:
         self._body: bytes | None = None
 
     def owner(self) -> str | None:
-        """Whose the Idempotency-Keys are that it sends; None if nobody's, and the app refuses it."""
+        """Whose the Idempotency-Keys are that it sends; None if nobody's, and the app refuses it. Players share a
+        client key, and must not get each other's answers."""
         if self.gate is not None:
-            return f"{self.gate.caller.project_id}:{self.gate.caller.kind}"
+            player = _header(self.scope, _PLAYER)
+            owner = f"{self.gate.caller.project_id}:{self.gate.caller.kind}"
+            return owner if player is None else f"{owner}:{player.decode('latin-1')}"
         return "admin:admin" if self.is_admin else None
 
     async def send(self, message: Message) -> None:
@@ -200,10 +209,11 @@ class _Exchange:
 
 def _cache_key(scope: Scope, api_key: bytes | None) -> Key | None:
     query = scope["query_string"]
-    live = scope["path"].rstrip("/").endswith(_STREAMS) or any(word in query for word in _LIVE)
-    if api_key is None or scope["method"] != "GET" or live:
+    path = scope["path"]
+    live = path.rstrip("/").endswith(_STREAMS) or is_player_stream(path) or any(word in query for word in _LIVE)
+    if api_key is None or scope["method"] != "GET" or live or _header(scope, _PLAYER) is not None:
         return None
-    return api_key, scope["path"], query
+    return api_key, path, query
 
 
 def _header(scope: Scope, wanted: bytes) -> bytes | None:

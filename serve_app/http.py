@@ -21,7 +21,19 @@ from serve_app.metrics import Targets
 from serve_app.read_cache import ReadCache
 from serve_app.v2 import document
 from serve_app.v2.face import LegacyFace
-from serve_app.v3 import budget, builds, events, health, projects, servers, uploads, usage, webhooks
+from serve_app.v3 import (
+    budget,
+    builds,
+    events,
+    health,
+    lobbies,
+    lobby_events,
+    projects,
+    servers,
+    uploads,
+    usage,
+    webhooks,
+)
 from serve_app.v3.common import operation_id
 
 # Made once: FastAPI prepares the routes of an included router at their first use, which takes a tenth of a second.
@@ -36,6 +48,8 @@ for _router in (
     usage.router,
     budget.router,
     webhooks.router,
+    lobby_events.router,
+    lobbies.router,
     uploads.router,
     admin.router,
     reference.router,
@@ -81,6 +95,7 @@ def create_app(
         metrics=metrics,
         gatekeeper=gatekeeper,
         idempotency=context.idempotency,
+        tickets=context.tickets,
         echo_id=echo_request_id,
     )
     install_error_handlers(app)
@@ -100,6 +115,7 @@ async def _lifespan(app: FastAPI) -> AsyncGenerator[None]:
         with suppress(asyncio.CancelledError):
             await house
         await stop_jobs(jobs)
+        await context.players.close()
         await context.tail.close()
         await context.ending.close()
         await context.store.close()

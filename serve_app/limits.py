@@ -7,7 +7,7 @@ from starlette.responses import Response
 from starlette.types import Scope
 
 from fleet.errors import FleetError, Unauthorized
-from fleet.limits.limiter import Gate, Limiter
+from fleet.limits.limiter import Count, Gate, Limiter
 from fleet.limits.windows import Taken
 from fleet.projects.admin_keys import AdminKeys
 from fleet.projects.service import ProjectService
@@ -20,6 +20,8 @@ CLIENT_HEADER = "x-fleet-client"  # the address that HAProxy saw, set by it alon
 # These need no project's key; whoever sends one all the same is not counted.
 FREE = ("/api/health", "/health", "/metrics", "/api/doc", "/api/reference", "/upload/", "/api/admin/")
 ADMIN = "/api/admin/"
+_LOBBIES = ("/api/v3/lobbies", "/api/v2/lobbies", "/api/v2/matchmaker")
+_PLAYER = b"x-player-id"
 _CLIENT = CLIENT_HEADER.encode()
 _READS = frozenset({"GET", "HEAD", "OPTIONS"})
 
@@ -47,15 +49,30 @@ class Gatekeeper:
             if gate is None:
                 return None, None
         write = scope["method"] not in _READS
-        limit = gate.quota.writes if write else gate.quota.reads
-        if not limit:
-            return gate, None
-        taken = self._limiter.try_take(gate, write) or await self._limiter.take(gate, write)
-        extra += limit_headers(limit, taken)
+        if scope["path"].startswith(_LOBBIES):
+            return gate, await self._admit_player(gate, scope, write, extra)
+        count = self._limiter.count(gate, write)
+        return gate, await self._take(count, write, extra) if count.limit else None
+
+    async def _admit_player(self, gate: Gate, scope: Scope, write: bool, extra: Headers) -> Response | None:
+        """A call to a lobby, counted for its player first; headers tell that count."""
+        address = client_of(scope).encode("latin-1", "replace")
+        player = next((value for name, value in scope["headers"] if name == _PLAYER), address)
+        told = extra
+        for count in self._limiter.lobby_counts(gate, write, player[:256], address):
+            refusal = await self._take(count, write, told)
+            if refusal is not None:
+                return refusal
+            told = []
+        return None
+
+    async def _take(self, count: Count, write: bool, extra: Headers) -> Response | None:
+        taken = self._limiter.try_take(count) or await self._limiter.take(count)
+        extra += limit_headers(count.limit, taken)
         if taken.granted:
-            return gate, None
+            return None
         what = "writes" if write else "reads"
-        return gate, _refusal(taken.retry_s, f"This key may send {limit} {what} per second.")
+        return _refusal(taken.retry_s, f"{count.who} may send {count.limit} {what} per second.")
 
     def admit_admin(self, scope: Scope, key: bytes | None) -> tuple[bool, Response | None]:
         """Whether it is an admin key, and the refusal if too many that are none came from the address."""

@@ -21,6 +21,7 @@ Every answer carries an `x-request-id`. Every error is `{"error","detail","statu
 """
 TAGS = [
     {"name": "Servers", "description": "Running games: start, watch, change, stop, and their logs."},
+    {"name": "Lobbies", "description": "Players who gather, look for a match and play; live."},
     {"name": "Pools", "description": "Warm servers that wait for players: how many, and why."},
     {"name": "Projects", "description": "Settings: ports, environment, pools."},
     {"name": "Builds", "description": "Versions of a game: a ZIP with a Linux server, or a container image."},

@@ -32,6 +32,17 @@ class Quota(NamedTuple):
 
     reads: int
     writes: int
+    lobby_reads: int = 0  # of all players together
+    lobby_writes: int = 0
+    lobby_address_writes: int = 0
+
+
+class Count(NamedTuple):
+    """One of the limits that a request counts against."""
+
+    tag: int
+    limit: int
+    who: str
 
 
 @dataclass(slots=True)
@@ -40,6 +51,7 @@ class Gate:
 
     caller: Principal
     until: float
+    key: bytes
     reads: int  # tags of its two counts
     writes: int
     quota: Quota
@@ -68,7 +80,7 @@ class Limiter:
         if len(self._gates) >= _MAX_GATES:
             del self._gates[next(iter(self._gates))]
         reads = tag_of(b"r" + key)
-        gate = Gate(caller, caller.valid_until, reads, tag_of(b"w" + key), self._quota_of(caller))
+        gate = Gate(caller, caller.valid_until, key, reads, tag_of(b"w" + key), self._quota_of(caller))
         self._gates[key] = gate
         return gate
 
@@ -76,16 +88,32 @@ class Limiter:
         """Nobody's key any more."""
         self._gates.pop(key, None)
 
-    def try_take(self, gate: Gate, write: bool) -> Taken | None:
-        """One request; None if `take` has to ask for it."""
+    def count(self, gate: Gate, write: bool) -> Count:
+        """What a request counts against."""
         if write:
-            return self._windows.try_take(gate.writes, gate.quota.writes)
-        return self._windows.try_take(gate.reads, gate.quota.reads)
+            return Count(gate.writes, gate.quota.writes, "This key")
+        return Count(gate.reads, gate.quota.reads, "This key")
 
-    async def take(self, gate: Gate, write: bool) -> Taken:
+    def lobby_counts(self, gate: Gate, write: bool, player: bytes, address: bytes) -> list[Count]:
+        """The same for a call to a lobby: a whole game shares its client key, so each player counts alone, and there
+        is a ceiling for all. The address counts too, since a player's name is for the caller to choose."""
+        quota, kind = gate.quota, b"w" if write else b"r"
+        alone = Count(
+            tag_of(b"p" + kind + gate.key + b"\0" + player), quota.writes if write else quota.reads, "A player"
+        )
+        together = quota.lobby_writes if write else quota.lobby_reads
+        counts = [alone, Count(tag_of(b"l" + kind + gate.key), together, "All players of this key together")]
         if write:
-            return await self._windows.fetch(gate.writes, gate.quota.writes)
-        return await self._windows.fetch(gate.reads, gate.quota.reads)
+            tag = tag_of(b"a" + gate.key + b"\0" + address)
+            counts.insert(1, Count(tag, quota.lobby_address_writes, "All players of one address together"))
+        return [count for count in counts if count.limit]
+
+    def try_take(self, count: Count) -> Taken | None:
+        """One request; None if `take` has to ask for it."""
+        return self._windows.try_take(count.tag, count.limit)
+
+    async def take(self, count: Count) -> Taken:
+        return await self._windows.fetch(count.tag, count.limit)
 
     # Keys that nobody knows -------------------------------------------------------------------------------------
 
@@ -108,7 +136,13 @@ def open_limiter(settings: FleetSettings, windows: Windows | None = None, folder
     plans = plan_book(settings.plans_config)
 
     def quota_of(caller: Principal) -> Quota:
-        usual = Quota(limits.reads_per_s, limits.writes_per_s)
+        usual = Quota(
+            limits.reads_per_s,
+            limits.writes_per_s,
+            limits.lobby_reads_per_s,
+            limits.lobby_writes_per_s,
+            limits.lobby_writes_per_address_per_s,
+        )
         try:
             plan = plans.get(caller.plan)
         except FleetError:  # what needs the plan says so
@@ -116,6 +150,9 @@ def open_limiter(settings: FleetSettings, windows: Windows | None = None, folder
         return Quota(
             usual.reads if plan.reads_per_s is None else plan.reads_per_s,
             usual.writes if plan.writes_per_s is None else plan.writes_per_s,
+            usual.lobby_reads if plan.lobby_reads_per_s is None else plan.lobby_reads_per_s,
+            usual.lobby_writes if plan.lobby_writes_per_s is None else plan.lobby_writes_per_s,
+            usual.lobby_address_writes,
         )
 
     failed = SharedWindows(folder / "failed", window_s=60.0, slots=2048)

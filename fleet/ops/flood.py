@@ -14,8 +14,12 @@ from fleet.projects.plans import plan_book
 from fleet.settings import FleetSettings
 
 ALLOWANCE = 2.2
-# As serve_app/limits.py: these are not counted.
-_FREE = "{ path_beg /upload/ /api/health /health /metrics /api/doc /api/reference /api/admin/ }"
+# As serve_app/limits.py: these are not counted. All players of a game share its client key, so calls to lobbies are
+# counted by player, which replicas do.
+_FREE = (
+    "{ path_beg /upload/ /api/health /health /metrics /api/doc /api/reference /api/admin/ "
+    "/api/v3/lobbies /api/v2/lobbies /v2/lobbies /lobbies /api/v2/matchmaker /v2/matchmaker /matchmaker }"
+)
 _V2 = "{ path_beg /v2/ /api/v2/ }"
 
 

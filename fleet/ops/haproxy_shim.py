@@ -27,8 +27,11 @@ UPLOADS = "{ path_beg /upload/ } or { path_end /v2/builds/builds/upload /v2/buil
 BACK_PRESSURE = f"    http-request set-header x-request-disconnect-disabled ?1 if {UPLOADS}"
 # Replicas see only this proxy; what a client sends under that name is replaced.
 CLIENT = "    http-request set-header x-fleet-client %[src]"
-# Its lines hold whole URLs, and these are signed.
-SILENT = "    http-request set-log-level silent if { path_beg /upload/ }"
+# Its lines hold whole URLs, and these are signed, or say who a player is.
+SILENT = (
+    "    http-request set-log-level silent if { path_beg /upload/ } or { path_end /me/events /me/events/ } "
+    "or { path_sub /lobbies-sse/ }"
+)
 SCHEME = (
     "    http-request del-header x-fleet-scheme",
     "    http-request set-header x-fleet-scheme https if { ssl_fc }",

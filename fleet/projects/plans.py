@@ -35,6 +35,8 @@ class Plan(BaseModel):
         default=None, ge=0, description="of one key; none: as the settings say; 0: no limit"
     )
     writes_per_s: int | None = Field(default=None, ge=0)
+    lobby_reads_per_s: int | None = Field(default=None, ge=0, description="of all players of a key together")
+    lobby_writes_per_s: int | None = Field(default=None, ge=0)
 
     def has_size(self, size: str) -> bool:
         return self.sizes is None or size in self.sizes

@@ -56,7 +56,7 @@ class AppendLog:
 # bearer tokens and player tokens (JWTs), passwords in URLs. All that is left is what it was.
 _SECRET = re.compile(
     rb"(\b(?:pf|pfclient|pfadmin|whsec)_)[A-Za-z0-9_-]{6,}"
-    rb"|(\bsignature=)[^&\s\"\\]+"
+    rb"|(\b(?:signature|ticket|player-token|player_token|client-auth-token|api-key)=)[^&\s\"\\]+"
     rb"|(\b[Bb]earer )[^\s\"\\]+"
     rb"|(\beyJ)[\w-]+\.[\w-]+\.[\w-]*"
     rb"|(://[^/\s:@\"\\]*:)[^@/\s\"\\]+(?=@)"
