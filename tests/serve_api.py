@@ -30,12 +30,14 @@ async def main(folder: Path) -> None:
     api.settings.storage_hook_secret = HOOK_SECRET
     await api.running()
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        server = _Server(uvicorn.Config(api.app, log_level="critical"))
+        # No lifespan, so nothing is done in the background: webhooks with generated addresses must not be sent.
+        server = _Server(uvicorn.Config(api.app, log_level="critical", lifespan="off"))
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         headers = {"api-key": api.project.server_key, "admin-key": AdminKeys(folder).rotate(0)}
         server.said = json.dumps({"url": url, "headers": headers})
         await server.serve(sockets=[listener])
     await api.client.aclose()
+    await api.store.close()
 
 
 if __name__ == "__main__":

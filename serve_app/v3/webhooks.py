@@ -10,7 +10,7 @@ from fleet.store.tables import Webhook, WebhookDelivery
 from fleet.times import iso
 from serve_app.auth import Context, ServerKey
 from serve_app.json import StrictJsonRoute, json_response
-from serve_app.v3.common import errors
+from serve_app.v3.common import Flag, errors
 
 router = APIRouter(prefix="/api/v3/webhooks", route_class=StrictJsonRoute, tags=["Events"])
 
@@ -26,14 +26,14 @@ class WebhookIn(BaseModel):
     model_config = ConfigDict(extra="forbid")
     url: Url
     events: Events = None
-    enabled: bool = True
+    enabled: Flag = True
 
 
 class WebhookChange(BaseModel):
     model_config = ConfigDict(extra="forbid")
     url: Url = ""
     events: Events = None
-    enabled: bool = True
+    enabled: Flag = True
 
 
 class WebhookOut(BaseModel):
@@ -99,6 +99,7 @@ async def create_webhook(body: WebhookIn, caller: ServerKey, context: Context) -
 
 @router.get("/{webhook_id}", response_model=WebhookOut, responses=errors(401, 403, 404), summary="One webhook")
 async def get_webhook(webhook_id: str, caller: ServerKey, context: Context) -> Response:
+    """What it is sent, and whether it is on."""
     return json_response(_view(await context.webhooks.get(caller.project_id, webhook_id)))
 
 
@@ -187,6 +188,7 @@ async def resend(webhook_id: str, delivery_id: DeliveryId, caller: ServerKey, co
     summary="Send all again that were given up",
 )
 async def resend_dead(webhook_id: str, caller: ServerKey, context: Context) -> Response:
+    """All that has been given up, again from the first attempt."""
     return json_response({"resent": await context.webhooks.resend_dead(caller.project_id, webhook_id)}, 202)
 
 

@@ -55,9 +55,7 @@ class GodotGame:
             assert time.monotonic() < deadline, server
             time.sleep(POLL_S)
             server = read(SERVER, self._call("GET", f"/servers/{server['instance_id']}"))
-        return next(
-            one for one in server["network_ports"] if one["protocol"] == "tcp" and one["tls_enabled"] == self.tls
-        )
+        return next(one for one in server["network_ports"] if one["protocol"] == "tcp" and one["tls_enabled"])
 
     def stop(self, instance_id: str) -> None:
         """Which its key may not."""
