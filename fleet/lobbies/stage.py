@@ -148,6 +148,7 @@ class Stage:
         if start is not None:
             await asyncio.wait([start])
         if (match := self._match(match_id, "ending")) is not None:
+            crash_point("lobby.stopping")
             await self._world.stop(match, match.detail or "the match is over", sure=match_id not in self._unsure)
             self._unsure.discard(match_id)
             self._games.settled(match_id, now_ms())

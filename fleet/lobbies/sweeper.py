@@ -45,7 +45,7 @@ class Sweeper:
             self.sweep: _SWEEP_S,
             self.announce: _ANNOUNCE_S,
             self._stats: self._core.settings.stats_s,
-            self._tidy: 15.0,
+            self.tidy: 15.0,
         }
         self._tasks = [asyncio.create_task(self._repeat(work, seconds)) for work, seconds in every.items()]
 
@@ -105,7 +105,7 @@ class Sweeper:
     async def _stats(self) -> None:
         self._core.feed.tell_stats()
 
-    async def _tidy(self) -> None:
+    async def tidy(self) -> None:
         """Replicas and projects that are gone."""
         core = self._core
         core.feed.end_silent()
