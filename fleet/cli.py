@@ -15,6 +15,7 @@ from fleet.cli_nodes import nodes
 from fleet.cli_projects import projects
 from fleet.cli_simulate import simulate
 from fleet.cli_tls import tls
+from fleet.cli_usage import usage
 from fleet.errors import FleetError
 from fleet.ops.home import Home, OpsError, find_home, open_home, read_access
 from fleet.settings import SIMULATED, FleetSettings, get_settings
@@ -159,6 +160,7 @@ def rotate(
 register(app)
 app.command()(demo)
 app.command("ask")(ask_command)
+app.command("usage")(usage)
 app.add_typer(keys, name="keys")
 app.add_typer(nodes, name="nodes")
 app.add_typer(projects, name="projects")

@@ -1,5 +1,6 @@
 """`fleet simulate`: what-if in virtual time, through the production functions."""
 
+import asyncio
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -69,6 +70,23 @@ def pools(
         typer.echo(json.dumps(json_of(found)))
     else:
         Console(highlight=False).print(as_table(found, title))
+
+
+@simulate.command("month")
+def month(
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    matches: Annotated[int, typer.Option(min=0, max=5000)] = 200,
+    entries: Annotated[int, typer.Option(min=0, max=5000, help="pool servers")] = 150,
+    worlds: Annotated[int, typer.Option(min=0, max=500, help="persistent servers")] = 20,
+) -> None:
+    """A month of a project with restarts, crashes and lost nodes: its statement beside a count of its own."""
+    from fleet.simulate.audit import as_table, audit
+
+    found = asyncio.run(audit(seed, matches, entries, worlds))
+    Console(highlight=False).print(as_table(found))
+    if not found.agrees:
+        typer.echo("The statement and the count differ.", err=True)
+        raise typer.Exit(1)
 
 
 def _synthetic(shape: str, seed: int, per_minute: float, days: float) -> "Demand":

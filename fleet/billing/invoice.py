@@ -24,7 +24,7 @@ header p, footer { margin: 2px 0; color: var(--soft); font-size: 13px; }
 header div:last-child { text-align: right; }
 .sum { display: flex; flex-wrap: wrap; gap: 12px; margin: 28px 0; }
 .sum div { flex: 1 1 150px; padding: 14px 16px; background: var(--tint); border-radius: 8px; }
-.sum b { display: block; font-size: 21px; font-variant-numeric: tabular-nums; }
+.sum b { display: block; font-size: 19px; font-variant-numeric: tabular-nums; }
 .sum span { color: var(--soft); font-size: 13px; }
 .sum .total { color: #fff; background: var(--accent); } .sum .total span { color: #dbe5ff; }
 h2 { margin: 28px 0 4px; font-size: 16px; }
@@ -35,7 +35,7 @@ th { color: var(--soft); font-size: 12px; font-weight: 600; }
 tfoot td { font-weight: 600; border-bottom: 0; }
 footer { margin-top: 32px; padding-top: 16px; border-top: 1px solid var(--line); }
 @media (max-width: 600px) { body { padding: 0; } main { padding: 24px 16px; border: 0; border-radius: 0; }
-  header div:last-child { text-align: left; } }
+  header div:last-child { text-align: left; } table { font-size: 12px; } th, td { padding: 6px 3px; } }
 @media print { @page { margin: 16mm; } body { padding: 0; background: #fff; font-size: 12px; }
   main { padding: 0; border: 0; max-width: none; } .sum div { border: 1px solid var(--line); }
   .sum .total { color: var(--ink); background: #fff; } .sum .total span { color: var(--soft); }
@@ -57,14 +57,14 @@ def invoice(statement: Statement, project: str, forecast: int | None) -> str:
     lines = [line for period in statement.periods for line in period.lines if line.ms]
     tables = "\n".join(_table(title, [line for line in lines if line.kind == kind]) for kind, title in _TITLES.items())
     running = statement.as_of < statement.end
-    guess = f"<div><span>Expected at month end</span><b>{_money(forecast)}</b></div>" if forecast is not None else ""
+    guess = f"<div><span>Forecast</span><b>{_money(forecast)}</b></div>" if forecast is not None else ""
     return _PAGE.substitute(
         month=(iso(statement.start) or "")[:7],
         project=escape(project),
         project_id=escape(statement.project_id),
-        used=_money(statement.amount("used")),
-        idle=_money(statement.amount("idle")),
-        total=_money(statement.amount()),
+        used=_money(statement.amount("used"), 6),
+        idle=_money(statement.amount("idle"), 6),
+        total=_money(statement.amount(), 6),
         forecast=guess,
         tables=tables if lines else "<p>Nothing ran in this month.</p>",
         start=(iso(statement.start) or "")[:10],
@@ -97,5 +97,5 @@ def _hours(ms: int) -> str:
 
 
 def _money(micros: int, places: int = 2) -> str:
-    """Whole cents by default; more where lines are shown as they are summed."""
+    """Whole cents for a guess; all places where what is shown must add up."""
     return f"{Decimal(micros) / 1_000_000:,.{places}f}"

@@ -340,3 +340,33 @@ async def test_periods_that_make_no_sense_or_are_too_long(tmp_path: Path) -> Non
             await service.statement("p", start, end, "hour", END)
     assert (await service.statement("p", START, END, "hour", END)).periods == ()
     await store.close()
+
+
+def test_the_command_line_prints_a_statement_and_an_audit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from typer.testing import CliRunner
+
+    from fleet.cli import app
+    from fleet.settings import get_settings
+
+    books = Books(tmp_path)
+
+    async def live_a_while() -> None:
+        life = await books.begin()
+        await life.manager_starts("us-east")
+        life.is_ready(life.starts("us-east", "small", START), START)
+        await life.close()
+        await books.store.close()
+
+    asyncio.run(live_a_while())
+    monkeypatch.setenv("FLEET_HOME", str(tmp_path))
+    get_settings.cache_clear()
+    try:
+        told = CliRunner().invoke(app, ["usage", "p", "--month", "2026-02", "--json"])
+        missing = CliRunner().invoke(app, ["usage", "nobody"])
+    finally:
+        get_settings.cache_clear()
+    assert told.exit_code == 0, told.output
+    assert '"amount": "6.720000"' in told.output  # 28 days of a small server
+    assert missing.exit_code == 2
+    audited = CliRunner().invoke(app, ["simulate", "month", "--matches", "5", "--entries", "5", "--worlds", "1"])
+    assert audited.exit_code == 0, audited.output
