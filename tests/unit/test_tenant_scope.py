@@ -23,6 +23,8 @@ METHODS = {"get", "join", "outerjoin", "select_from", "get_one"}
 ACROSS_PROJECTS: dict[str, str] = {
     "fleet.admin": "the operator's scripts",
     "fleet.billing.ledger": "one job computes the usage of all",
+    "fleet.billing.budgets:any_budget": "whether that job is needed",
+    "fleet.billing.budgets:review_all": "one job looks at the budgets of all",
     "fleet.builds.collect": "what no build of anyone needs",
     "fleet.builds.pipeline": "works on the build that it was given",
     "fleet.builds.service:_expire": "housekeeping: links that ran out",
