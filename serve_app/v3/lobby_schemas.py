@@ -10,6 +10,7 @@ from fleet.errors import PayloadTooLarge
 from fleet.lobbies.model import Confirmation, LobbyChange, LobbyView, Matchmaking, NewLobby, QueueStats, Standing, State
 from fleet.players.model import ID_PATTERN, MAX_ID
 from fleet.times import iso
+from serve_app.v3.common import NUMBER, Flag
 from serve_app.v3.server_schemas import ServerOut, port_view
 
 MAX_STATE = 16 * 1024
@@ -18,7 +19,7 @@ NO_CONTROLS = r"^[^\x00-\x1f\x7f]+$"
 Status = Literal["waiting", "in_queue", "starting", "matched", "match_found", "in_game"]
 LobbyName = Annotated[str, StringConstraints(min_length=1, max_length=100, pattern=NO_CONTROLS)]
 Region = Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=NO_CONTROLS)]
-Seats = Annotated[int, Field(ge=1, le=100)]
+Seats = Annotated[int, Field(ge=1, le=100), NUMBER]
 AnyPlayer = Annotated[str, StringConstraints(min_length=1, max_length=MAX_ID, pattern=ID_PATTERN)]
 
 
@@ -39,11 +40,11 @@ class LobbyIn(_Camel):
     name: LobbyName
     max_players: Seats | None = Field(default=None, description="2, or as the config says")
     region: Region | None = Field(default=None, description="`us-east` if left out")
-    is_private: bool | None = Field(default=None, description="Not listed; joined by id or code")
-    allow_late_join: bool | None = Field(default=None, description="May be joined while in a game; true if left out")
+    is_private: Flag | None = Field(default=None, description="Not listed; joined by id or code")
+    allow_late_join: Flag | None = Field(default=None, description="May be joined while in a game; true if left out")
     settings: dict[str, Any] | None = Field(default=None, description="Goes to the game server")
     state: dict[str, Any] | None = Field(default=None, description="The host's own state")
-    force_fresh: bool | None = Field(default=None, description="A lobby that the caller hosts gives way")
+    force_fresh: Flag | None = Field(default=None, description="A lobby that the caller hosts gives way")
 
     def new(self) -> NewLobby:
         return NewLobby(
@@ -82,8 +83,8 @@ class LobbySettingsIn(_Camel):
 
     name: LobbyName | None = None
     max_players: Seats | None = None
-    is_private: bool | None = None
-    allow_late_join: bool | None = None
+    is_private: Flag | None = None
+    allow_late_join: Flag | None = None
     region: Region | None = None
     settings: dict[str, Any] | None = Field(default=None, description="Merged, one level deep")
 
@@ -98,7 +99,7 @@ class QueueIn(_Camel):
 
 class StandingIn(_Camel):
     players: Annotated[list[AnyPlayer], Field(min_length=1, max_length=100)]
-    rank: Annotated[int, Field(ge=1, le=1000, description="1 is the best; equal ranks are a draw")]
+    rank: Annotated[int, Field(ge=1, le=1000, description="1 is the best; equal ranks are a draw"), NUMBER]
 
 
 class EndIn(_Camel):

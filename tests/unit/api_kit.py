@@ -226,7 +226,14 @@ def make_schema(path: Path) -> None:
 
 
 # Tests of other things ask faster than the defaults allow.
-GENEROUS = RateLimits(reads_per_s=100_000, writes_per_s=100_000, unknown_keys_per_minute=100_000)
+GENEROUS = RateLimits(
+    reads_per_s=100_000,
+    writes_per_s=100_000,
+    lobby_reads_per_s=100_000,
+    lobby_writes_per_s=100_000,
+    lobby_writes_per_address_per_s=100_000,
+    unknown_keys_per_minute=100_000,
+)
 
 
 async def open_api(
