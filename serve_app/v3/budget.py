@@ -45,7 +45,7 @@ async def get_budget(caller: ServerKey, context: Context) -> Response:
     return json_response(_view(await context.budgets.get(caller.project_id)))
 
 
-@router.put("", response_model=BudgetOut, responses=errors(401, 403), summary="Set the budget")
+@router.put("", response_model=BudgetOut, responses=errors(400, 401, 403), summary="Set the budget")
 async def put_budget(body: BudgetIn, caller: ServerKey, context: Context) -> Response:
     """In force at once. Alerts are `budget.alert` events, which webhooks can be sent. Running servers are never
     stopped; with `hard_stop`, new starts are refused (403) until the limit is raised or the month ends."""
