@@ -5,12 +5,15 @@ from dataclasses import dataclass
 
 from fleet.matchmaking.entry import Entry, Terms
 from fleet.matchmaking.model import Found, Quality, Team
-from fleet.matchmaking.objective import gain
+from fleet.matchmaking.objective import LATENCY, LATENCY_MS, SPREAD, gain, widest_window
 from fleet.matchmaking.pairs import Pairs
 from fleet.matchmaking.roles import NOWHERE, assigned
 from fleet.matchmaking.teams import Split, split
 
 FULL_ENOUGH = 1e-9
+PER_MS = LATENCY / LATENCY_MS
+NEAREST = 128  # tickets around an anchor that are weighed; fewer for small matches
+UNREACHED_MS = 1_000.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +30,10 @@ class Made:
     def entries(self) -> list[Entry]:
         return [entry for team in self.teams for entry in team]
 
+    @property
+    def value(self) -> float:
+        return self.teams[0][0].value if self.teams[0] else self.entries[0].value
+
 
 class Assembler:
     """Builds matches of one mode. Pure: what it knows are the mode's terms."""
@@ -36,35 +43,39 @@ class Assembler:
         self.pairs = pairs
         self.mode = terms.mode
         self.full = terms.mode.shape.players
+        self.least = terms.mode.shape.least_players
+        self.may_be_partial = terms.mode.shape.may_be_partial
+        self.nearest = max(min(NEAREST, max(24, 8 * self.full)), 2 * self.full)
+        self.per_value = SPREAD / widest if (widest := widest_window(terms.mode)) else 0.0
 
     def gather(self, anchor: Entry, candidates: Iterable[Entry], now: float) -> list[Entry]:
         """The anchor and, in the order given, each candidate that fits with all before; stops when a match is full."""
         terms, regions = self.terms, self.terms.regions
-        placer = terms.placer
+        placer, steps = terms.placer, terms.placer.steps
         room = self.full - anchor.size
         state = placer.step(0, anchor.kind)
         group = [anchor]
-        if state == NOWHERE or room < 0:
+        if state == NOWHERE or room <= 0:
             return group
         low = high = anchor.value
         reach = terms.window(anchor, now)
         floor, ceiling = low - reach, high + reach
         mask = regions.mask(anchor, now)
         overlaps: tuple[int, ...] = anchor.overlaps
-        careful = self.pairs.any
+        careful = self.pairs.any or bool(anchor.blocked)
         for other in candidates:
-            if room == 0:
-                break
             value = other.value
             if other.size > room or value < floor or value > ceiling or not other.alive:
                 continue
             reach = terms.window(other, now)
             if low < value - reach or high > value + reach:
                 continue
-            common = mask & regions.mask(other, now)
+            common = mask & (other.mask if now < other.mask_until else regions.mask(other, now))
             if not common:
                 continue
-            after = placer.step(state, other.kind)
+            after = steps[state].get(other.kind)
+            if after is None:
+                after = placer.step(state, other.kind)
             if after == NOWHERE:
                 continue
             if overlaps:
@@ -72,10 +83,13 @@ class Assembler:
                 if not all(shared):
                     continue
                 overlaps = tuple(shared)
-            if (careful or other.blocked or any(one.blocked for one in group)) and not self._meet(group, other, now):
+            if (careful or other.blocked) and not self._meet(group, other, now):
                 continue
             group.append(other)
             room -= other.size
+            if room == 0:
+                break
+            careful = careful or bool(other.blocked)
             state, mask = after, common
             low, high = min(low, value), max(high, value)
             floor, ceiling = max(floor, value - reach), min(ceiling, value + reach)
@@ -90,6 +104,43 @@ class Assembler:
             if self.pairs.any and not self.pairs.allow(one, other, now):
                 return False
         return True
+
+    def liked(self, anchor: Entry, candidates: Iterable[Entry], region: int | None, tilt: float = 1.0) -> list[Entry]:
+        """Candidates in the order to try them: by what each would cost a match in that region.
+
+        `tilt` makes distance in value count for more or less, for the search.
+        """
+        value, per_value = anchor.value, self.per_value * tilt
+        if region is None:
+            alive = [one for one in candidates if one.alive and one is not anchor]
+            order = [(abs(one.value - value) * per_value + one.drag, one.id, one) for one in alive]
+        else:
+            base = anchor.worsts.get(region, UNREACHED_MS)
+            order = [
+                (
+                    abs(one.value - value) * per_value
+                    + (PER_MS * over if (over := one.worsts.get(region, UNREACHED_MS) - base) > 0 else 0.0)
+                    + one.drag,
+                    one.id,
+                    one,
+                )
+                for one in candidates
+                if one.alive and one is not anchor
+            ]
+        order.sort()
+        return [one[2] for one in order]
+
+    def joins(self, entry: Entry, members: Sequence[Entry], now: float) -> bool:
+        """Whether a ticket fits with all who play already, roles and region aside."""
+        window = self.terms.window
+        reach = window(entry, now)
+        for one in members:
+            if abs(one.value - entry.value) > min(reach, window(one, now)):
+                return False
+        shared = entry.overlaps
+        for one in members:
+            shared = tuple(a & b for a, b in zip(shared, one.overlaps, strict=True))
+        return all(shared) and self._meet(members, entry, now)
 
     def made(self, group: Sequence[Entry], now: float) -> Made | None:
         """The group on teams, if it is a match: full, or partial after enough waiting, and even enough."""

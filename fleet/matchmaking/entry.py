@@ -10,6 +10,8 @@ from fleet.matchmaking.roles import Placer
 from fleet.matchmaking.rules import DifferenceRule, OverlapRule, SkillRule
 
 FOREVER = float("inf")
+# In the objective's units: what a whole timeout of waiting, the freedom of a role, and a party's next player count for.
+AGE, EASY, PARTY = 0.2, 0.03, 0.02
 
 
 class Entry:
@@ -17,12 +19,17 @@ class Entry:
 
     __slots__ = (
         "alive",
+        "best",
         "blocked",
         "born",
+        "drag",
+        "id",
         "key",
         "kind",
+        "listed",
         "mask",
         "mask_until",
+        "masks",
         "means",
         "mu",
         "next_try",
@@ -40,6 +47,7 @@ class Entry:
 
     def __init__(self, ticket: Ticket) -> None:
         self.ticket = ticket
+        self.id = ticket.ticket_id
         self.born = ticket.created_at
         self.size = ticket.size
         self.value = 0.0
@@ -47,6 +55,8 @@ class Entry:
         self.kind = 0
         self.mask = ANYWHERE
         self.mask_until = FOREVER
+        self.best: int | None = None
+        self.drag = 0.0
         self.reach: tuple[tuple[float, int], ...] = ()
         self.worsts: dict[int, float] = {}
         self.means: dict[int, float] = {}
@@ -56,7 +66,9 @@ class Entry:
         self.mu = 0.0
         self.variance = 0.0
         self.shard: tuple[Any, ...] = ()
-        self.alive = True
+        self.masks: list[int] = []
+        self.alive = True  # free to be matched
+        self.listed = False  # among its shard's items
         self.next_try = 0.0
         self.tries = 0
 
@@ -94,11 +106,13 @@ class Terms:
     def entry(self, ticket: Ticket) -> Entry:
         made = Entry(ticket)
         hall = self.placer.hall
-        made.kind = self.placer.kind([hall.mask(player.roles) for player in ticket.players])
+        made.masks = [hall.mask(player.roles) for player in ticket.players]
+        made.kind = self.placer.kind(made.masks)
         made.value = self._value(ticket)
         made.key = (made.value, made.born, ticket.ticket_id)
         made.shard = tuple(ticket.fields.get(name) for name in self.mode.strict_fields)
         self.regions.place(made)
+        made.drag = self._drag(made)
         made.overlaps = tuple(self._overlap(name, ticket.fields.get(name)) for name in self.overlap_fields)
         if self.skill is not None:
             made.mu = sum(player.mu for player in ticket.players)
@@ -106,6 +120,12 @@ class Terms:
         else:
             made.mu = made.value * self.unit * made.size
         return made
+
+    def _drag(self, entry: Entry) -> float:
+        """What makes a candidate worth less than others as near: coming later, being easy to place elsewhere."""
+        hall = self.placer.hall
+        easy = sum(mask == hall.any for mask in entry.masks) / entry.size if hall.any else 0.0
+        return AGE * entry.born / self.mode.timeout + EASY * easy - PARTY * (entry.size - 1)
 
     def _value(self, ticket: Ticket) -> float:
         match self.rule:

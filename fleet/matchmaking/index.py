@@ -1,59 +1,116 @@
 """Waiting tickets that may meet, in order of their value; and what roles they supply."""
 
 from bisect import bisect_left, insort
-from collections.abc import Iterator
+from collections.abc import Sequence
+from itertools import count
 
 from fleet.matchmaking.entry import Entry
 from fleet.matchmaking.shape import Shape
 
-Item = tuple[float, float, str, Entry]
+Item = tuple[float, float, str, int, Entry]
+TWINS = 64
 
 
 class Shard:
-    """Tickets with the same values of the strict `equals` rules."""
+    """Tickets with the same values of the strict `equals` rules. Those gone stay as dead items until they are many."""
 
-    def __init__(self, shape: Shape, any_role: int) -> None:
+    def __init__(self, shape: Shape) -> None:
         self.items: list[Item] = []
         self.shape = shape
+        self.tickets = 0
         self.players = 0
         self.supply = [0] * len(shape.roles)
-        self._any = any_role
-        needed = [sum(dict(team.roles).get(role, 0) for team in shape.teams) for role in shape.roles]
-        self._needed = needed
+        self._dead = 0
+        self._serial = count()
+        self.needed = [sum(dict(team.roles).get(role, 0) for team in shape.teams) for role in shape.roles]
 
-    def add(self, entry: Entry, masks: list[int]) -> None:
-        insort(self.items, (*entry.key, entry))
-        self._count(entry.size, masks, 1)
+    def __len__(self) -> int:
+        return len(self.items) - self._dead
 
-    def remove(self, entry: Entry, masks: list[int]) -> None:
-        place = bisect_left(self.items, entry.key)
-        del self.items[place]
-        self._count(entry.size, masks, -1)
+    def add(self, entry: Entry) -> None:
+        self.tickets += 1
+        self._list(entry)
+        self._count(entry, 1)
 
-    def _count(self, size: int, masks: list[int], sign: int) -> None:
-        self.players += sign * size
+    def remove(self, entry: Entry) -> None:
+        """The entry leaves the queue, whether it is held or not."""
+        self.tickets -= 1
+        if entry.alive:
+            self.hold(entry)
+
+    def hold(self, entry: Entry) -> None:
+        """The entry is part of a match that is being made."""
+        entry.alive = False
+        self._count(entry, -1)
+        self._dead += 1
+        if self._dead * 8 > len(self.items) + 64:
+            for item in self.items:
+                item[4].listed = item[4].alive
+            self.items = [item for item in self.items if item[4].alive]
+            self._dead = 0
+
+    def release(self, entry: Entry) -> None:
+        """The entry waits on after all."""
+        entry.alive = True
+        self._count(entry, 1)
+        if entry.listed:
+            self._dead -= 1
+        else:
+            self._list(entry)
+
+    def _list(self, entry: Entry) -> None:
+        entry.listed = True
+        insort(self.items, (*entry.key, next(self._serial), entry))
+
+    def _count(self, entry: Entry, sign: int) -> None:
+        self.players += sign * entry.size
         for bit in range(len(self.supply)):
-            self.supply[bit] += sign * sum(mask >> bit & 1 for mask in masks)
+            for mask in entry.masks:
+                self.supply[bit] += sign * (mask >> bit & 1)
 
     def can_fill(self) -> bool:
         """Whether there are players and roles for a whole match at all."""
-        enough = all(held >= needed for held, needed in zip(self.supply, self._needed, strict=True))
-        return enough and self.players >= self.shape.players
+        if self.players < self.shape.players:
+            return False
+        return all(held >= needed for held, needed in zip(self.supply, self.needed, strict=True))
 
-    def near(self, entry: Entry, most: int) -> Iterator[Entry]:
-        """Others by distance from the entry's value; of those as far, the longer waiting first."""
+    def plenty(self, entry: Entry) -> float:
+        """How well supplied the scarcest wish of a ticket is: the lower, the rarer the ticket."""
+        if not self.supply:
+            return 0.0
+        share = [held / needed for held, needed in zip(self.supply, self.needed, strict=True)]
+        return min(max(share[bit] for bit in range(len(share)) if mask >> bit & 1) for mask in entry.masks)
+
+    def near(self, value: float, most: int, beyond: int = 0) -> list[Entry]:
+        """About `most` tickets around a value, half of them below; without the nearest `beyond`."""
         items = self.items
-        value = entry.value
-        right = bisect_left(items, (value,))
-        left = right - 1
-        end = len(items)
-        while most > 0 and (left >= 0 or right < end):
-            if left < 0 or (right < end and items[right][0] - value <= value - items[left][0]):
-                other = items[right][3]
-                right += 1
-            else:
-                other = items[left][3]
-                left -= 1
-            if other is not entry:
-                most -= 1
-                yield other
+        place = bisect_left(items, (value,))
+        first, last = max(0, place - most // 2), place + (most + 1) // 2
+        first, last = max(0, first - max(0, last - len(items))), last + max(0, most // 2 - place)
+        if not beyond:
+            return [item[4] for item in items[first:last]]
+        inner, outer = max(first, place - beyond // 2), place + (beyond + 1) // 2
+        below = [item[4] for item in items[first:inner]]
+        return below[::-1] + [item[4] for item in items[outer:last]]
+
+    def eldest_twin(self, entry: Entry) -> Entry:
+        """Who has waited longest among those who differ from the entry in nothing but that."""
+        items = self.items
+        place = bisect_left(items, (entry.value,))
+        for value, born, _, _, other in items[place : place + TWINS]:
+            if value != entry.value or born >= entry.born:
+                break
+            if other.alive and alike(other, entry):
+                return other
+        return entry
+
+
+def alike(a: Entry, b: Entry) -> bool:
+    """Whether two tickets are the same to every rule but for their players' names and their waiting."""
+    if a.kind != b.kind or a.ticket.fields != b.ticket.fields or a.blocked or b.blocked:
+        return False
+    return _wishes(a) == _wishes(b)
+
+
+def _wishes(entry: Entry) -> Sequence[tuple[object, ...]]:
+    return [(one.mu, one.sigma, one.roles, one.regions, one.latencies) for one in entry.ticket.players]

@@ -5,33 +5,38 @@ All of it is a function of what was called with which `now`: no clock, no I/O, n
 
 from collections.abc import Callable, Iterable
 from heapq import heappop, heappush
+from random import Random
 from time import perf_counter
 from typing import Any
 
 from fleet.matchmaking.assemble import Assembler, Made
+from fleet.matchmaking.backfill import Running
 from fleet.matchmaking.config import ModeConfig
 from fleet.matchmaking.entry import Entry, Terms
 from fleet.matchmaking.index import Shard
-from fleet.matchmaking.model import Found, Ticket
+from fleet.matchmaking.model import Found, OpenMatch, Ticket
 from fleet.matchmaking.pairs import Pairs
 from fleet.matchmaking.regions import RegionBook
 from fleet.matchmaking.roles import Placer
 from fleet.matchmaking.rules import RegionRule
+from fleet.matchmaking.sweep import Sweeper, postpone
 
-NEAREST = 128
+BEYOND = 1_024  # how far an arriving ticket's attempt looks for what is missing near it
 Clock = Callable[[], float]
 
 
 class Matcher:
     """The queue of one project, lobby config and mode. A found match's tickets have left the queue."""
 
-    def __init__(self, mode: ModeConfig) -> None:
+    def __init__(self, mode: ModeConfig, seed: int = 0) -> None:
         rule = next((rule for rule in mode.rules if isinstance(rule, RegionRule)), None)
         self.mode = mode
         self.terms = Terms(mode, Placer(mode.shape), RegionBook(rule))
         self.assembler = Assembler(self.terms, Pairs(mode))
         self._entries: dict[str, Entry] = {}
         self._shards: dict[tuple[Any, ...], Shard] = {}
+        self._running: dict[str, Running] = {}
+        self._sweeper = Sweeper(self.assembler, Random(seed))
         self._deadlines: list[tuple[float, str]] = []
 
     def __len__(self) -> int:
@@ -52,8 +57,8 @@ class Matcher:
         self._entries[ticket.ticket_id] = entry
         shard = self._shards.get(entry.shard)
         if shard is None:
-            shard = self._shards[entry.shard] = Shard(self.mode.shape, self.terms.placer.hall.any)
-        shard.add(entry, self._masks(entry))
+            shard = self._shards[entry.shard] = Shard(self.mode.shape)
+        shard.add(entry)
         heappush(self._deadlines, (entry.born + self.mode.timeout, ticket.ticket_id))
 
     def remove(self, ticket_id: str) -> bool:
@@ -61,29 +66,52 @@ class Matcher:
         entry = self._entries.pop(ticket_id, None)
         if entry is None:
             return False
-        entry.alive = False
         shard = self._shards[entry.shard]
-        shard.remove(entry, self._masks(entry))
-        if not shard.items:
+        shard.remove(entry)
+        if not shard.tickets:
             del self._shards[entry.shard]
         return True
 
-    def attempt(self, ticket_id: str, now: float) -> Found | None:
-        """A match with this ticket, if one can be made now."""
-        entry = self._entries.get(ticket_id)
-        made = None if entry is None else self._around(entry, now)
-        return None if made is None else self._take(made, now)
+    def open(self, match: OpenMatch) -> None:
+        """A running match takes more lobbies from now on; replaces what was known of it."""
+        self._running[match.match_id] = Running(match, self.assembler)
 
-    def sweep(self, now: float, budget_s: float = 0.2, clock: Clock = perf_counter) -> list[Found]:
-        """Matches among all who wait, the longest waiting first, until the budget is used up."""
+    def close(self, match_id: str) -> bool:
+        """A running match takes nobody any more; whether it did."""
+        return self._running.pop(match_id, None) is not None
+
+    def attempt(self, ticket_id: str, now: float) -> Found | None:
+        """A place in a running match for this ticket, or a match with it, if there can be one now.
+
+        Where somebody waits longer who differs from the ticket in nothing else, it is their turn.
+        """
+        entry = self._entries.get(ticket_id)
+        if entry is None:
+            return None
+        shard = self._shards[entry.shard]
+        entry = shard.eldest_twin(entry)
+        placed = self._placed(entry, now)
+        if placed is not None:
+            return placed
+        self.terms.placer.tidy()
+        made = self._sweeper.around(entry, shard, now, BEYOND)
+        if made is None:
+            postpone(entry, now, self.assembler)
+            return None
+        return self._take(made, now)
+
+    def sweep(
+        self, now: float, budget_s: float = 0.2, clock: Clock = perf_counter, *, search: bool = True
+    ) -> list[Found]:
+        """Matches among all who wait, as far as the budget goes; the next call goes on from there.
+
+        With a clock that counts calls instead of time the result depends on nothing but the arguments.
+        """
         ends = clock() + budget_s
-        found: list[Found] = []
-        for entry in sorted(self._entries.values(), key=lambda one: (one.born, one.key)):
-            if clock() > ends:
-                break
-            if entry.alive and (made := self._around(entry, now)):
-                found.append(self._take(made, now))
-        return found
+        found = [placed for entry in self._eldest() if (placed := self._placed(entry, now))] if self._running else []
+        self.terms.placer.tidy()
+        made = self._sweeper.run(list(self._shards.values()), now, lambda: clock() < ends, search=search)
+        return found + [self._take(one, now) for one in made]
 
     def expired(self, now: float) -> list[str]:
         """Tickets whose time in the queue is over. They stay until they are removed."""
@@ -99,20 +127,20 @@ class Matcher:
 
     def snapshot(self) -> list[Ticket]:
         """All waiting tickets, the longest waiting first: enough to build an equal matcher."""
-        waiting = sorted(self._entries.values(), key=lambda one: (one.born, one.ticket.ticket_id))
-        return [entry.ticket for entry in waiting]
+        return [entry.ticket for entry in self._eldest()]
 
-    def _masks(self, entry: Entry) -> list[int]:
-        hall = self.terms.placer.hall
-        return [hall.mask(player.roles) for player in entry.ticket.players]
+    def _eldest(self) -> list[Entry]:
+        return sorted(self._entries.values(), key=lambda one: (one.born, one.id))
 
-    def _around(self, entry: Entry, now: float) -> Made | None:
-        shard = self._shards[entry.shard]
-        if not self.mode.shape.may_be_partial and not shard.can_fill():
-            return None
-        self.terms.placer.tidy()
-        group = self.assembler.gather(entry, shard.near(entry, NEAREST), now)
-        return self.assembler.made(group, now)
+    def _placed(self, entry: Entry, now: float) -> Found | None:
+        """The ticket in the running match that has waited longest for somebody like it."""
+        for running in self._running.values():
+            team = running.team_for(entry, now)
+            if team is not None:
+                self.remove(entry.id)
+                self.open(running.match_with(entry, team))
+                return running.found(entry, team, now)
+        return None
 
     def _take(self, made: Made, now: float) -> Found:
         found = self.assembler.found(made, now)
@@ -121,9 +149,20 @@ class Matcher:
         return found
 
 
-def match(tickets: Iterable[Ticket], mode: ModeConfig, now: float) -> list[Found]:
-    """Matches among a snapshot of tickets; always the same for the same arguments."""
+def match(tickets: Iterable[Ticket], mode: ModeConfig, now: float, *, rounds: int = 500) -> list[Found]:
+    """Matches among a snapshot of tickets; always the same for the same arguments. `rounds` bounds the search."""
     matcher = Matcher(mode)
     for ticket in tickets:
         matcher.add(ticket)
-    return matcher.sweep(now, budget_s=1.0, clock=lambda: 0.0)
+    return matcher.sweep(now, budget_s=rounds + 2 * len(matcher), clock=_Steps())
+
+
+class _Steps:
+    """A clock that moves by one at each look."""
+
+    def __init__(self) -> None:
+        self._at = 0
+
+    def __call__(self) -> float:
+        self._at += 1
+        return self._at

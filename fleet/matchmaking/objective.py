@@ -14,12 +14,20 @@ def gain(mode: ModeConfig, players: int, quality: Quality) -> float:
 
     Spread counts by the widest window the mode ever allows, latency by 200 ms, waiting by the mode's timeout.
     """
-    rule = mode.first_difference
-    widest = 0.0 if rule is None else max(rule.growth.max or 5 * rule.max_difference, rule.max_difference)
+    widest = widest_window(mode)
     spread = min(1.0, quality.spread / widest) if widest else 0.0
     off = SPREAD * spread + IMBALANCE * 2 * quality.imbalance
     off += LATENCY * min(1.0, quality.worst_latency / LATENCY_MS)
     return players * (1 + WAIT * min(1.0, max(0.0, quality.mean_wait) / mode.timeout) - off)
+
+
+def widest_window(mode: ModeConfig) -> float:
+    """The widest the rule of the queue's order ever gets; five times its limit where it grows without end."""
+    rule = mode.first_difference
+    if rule is None:
+        return 0.0
+    widest = rule.growth.max
+    return max(rule.max_difference, 5 * rule.max_difference if widest is None else widest)
 
 
 def chance_off(difference: float, variance: float) -> float:

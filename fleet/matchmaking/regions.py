@@ -38,6 +38,7 @@ class RegionBook:
             costs = [latency(player, name) for player in players]
             entry.worsts[self.bit(name)] = max(costs)
             entry.means[self.bit(name)] = sum(costs) / len(costs)
+        entry.best = min(entry.worsts, key=lambda bit: (entry.worsts[bit], self.names[bit]), default=None)
         if self.rule is None or not named:
             return
         reach: list[tuple[float, int]] = []
@@ -45,6 +46,7 @@ class RegionBook:
             if all(name in player.regions or (not player.regions and _knows(player, name)) for player in players):
                 reach.append((entry.born + self._opens(players, name), self.bit(name)))
         entry.reach = tuple(sorted(reach))
+        entry.best = min((b for _, b in reach), key=lambda bit: (entry.worsts[bit], self.names[bit]), default=None)
         entry.mask, entry.mask_until = 0, float("-inf")
 
     def _opens(self, players: Sequence["Player"], name: str) -> float:
@@ -82,7 +84,7 @@ class RegionBook:
             mean = sum(entry.means.get(bit, UNNAMED_MS) * entry.size for entry in group) / players
             ranked.append((worst // STEP_MS, mean // STEP_MS, mean, bit, worst))
         if len(ranked) > 1:
-            ranked.sort(key=lambda one: (one[0], one[1], -self._votes(group, one[3]), one[2], one[3]))
+            ranked.sort(key=lambda one: (one[0], one[1], -self._votes(group, one[3]), one[2], self.names[one[3]]))
         return [(worst, mean, bit) for _, _, mean, bit, worst in ranked]
 
     def _votes(self, group: Sequence["Entry"], bit: int) -> float:

@@ -8,6 +8,7 @@ from a state by a *kind* of lobby (its size and roles) is worked out once and th
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 from fleet.matchmaking.shape import Shape, TeamShape
 
@@ -136,27 +137,32 @@ class Placer:
                 after.add(tuple(sorted(teams, reverse=True)) if self.alike else tuple(teams))
 
 
+Wishes = Sequence[Sequence[str]]
+
+
 def assigned(team: TeamShape, wishes: Sequence[tuple[str, Sequence[str]]]) -> dict[str, str]:
     """A role for each player of a team, by augmenting paths; the pickiest choose first, then wishes are traded.
 
     `wishes` are (player, roles from dearest on; none: any). Players on open places get their dearest role, or none.
     """
+    ordered = sorted(wishes, key=lambda wish: (len(wish[1]) or 1_000, wish[1]))
+    roles = _roles_for(team, tuple(tuple(liked) for _, liked in ordered))
+    return {player: role for (player, _), role in zip(ordered, roles, strict=True) if role is not None}
+
+
+@lru_cache(maxsize=50_000)
+def _roles_for(team: TeamShape, wishes: tuple[tuple[str, ...], ...]) -> tuple[str | None, ...]:
     places: list[str | None] = [role for role, count in team.roles for _ in range(count)]
     places += [None] * team.open_places
     holder: list[int | None] = [None] * len(places)
-    order = sorted(range(len(wishes)), key=lambda who: len(wishes[who][1]) or 1_000)
-    for who in order:
+    for who in range(len(wishes)):
         _seat(who, wishes, places, holder, set())
     _trade(wishes, places, holder)
-    roles: dict[str, str] = {}
+    roles: list[str | None] = [None] * len(wishes)
     for place, who in enumerate(holder):
-        if who is None:
-            continue
-        player, liked = wishes[who]
-        role = places[place] or (liked[0] if liked else None)
-        if role is not None:
-            roles[player] = role
-    return roles
+        if who is not None:
+            roles[who] = places[place] or (wishes[who][0] if wishes[who] else None)
+    return tuple(roles)
 
 
 def _cost(liked: Sequence[str], role: str | None) -> int | None:
@@ -167,12 +173,12 @@ def _cost(liked: Sequence[str], role: str | None) -> int | None:
 
 def _seat(
     who: int,
-    wishes: Sequence[tuple[str, Sequence[str]]],
+    wishes: Wishes,
     places: Sequence[str | None],
     holder: list[int | None],
     seen: set[int],
 ) -> bool:
-    liked = wishes[who][1]
+    liked = wishes[who]
     open_to = [(cost, place) for place, role in enumerate(places) if (cost := _cost(liked, role)) is not None]
     for _, place in sorted(open_to):
         if place in seen:
@@ -185,11 +191,11 @@ def _seat(
     return False
 
 
-def _trade(wishes: Sequence[tuple[str, Sequence[str]]], places: Sequence[str | None], holder: list[int | None]) -> None:
+def _trade(wishes: Wishes, places: Sequence[str | None], holder: list[int | None]) -> None:
     """Two players who both, taken together, like it better trade places."""
 
     def cost(who: int | None, place: int) -> int:
-        found = 0 if who is None else _cost(wishes[who][1], places[place])
+        found = 0 if who is None else _cost(wishes[who], places[place])
         return 1_000 if found is None else found
 
     for first in range(len(places)):
