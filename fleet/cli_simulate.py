@@ -89,6 +89,42 @@ def month(
         raise typer.Exit(1)
 
 
+@simulate.command("matchmaking")
+def matchmaking(
+    mode: Annotated[str, typer.Option(help="a sample mode, or a JSON file with a mode's config")] = "5v5",
+    per_minute: Annotated[float, typer.Option(min=0.1, max=20_000, help="lobbies that queue")] = 120.0,
+    minutes: Annotated[float, typer.Option(min=0.5, max=1_440, help="length of the virtual time")] = 20.0,
+    curve: Annotated[str, typer.Option(help="how they come: steady, day or rush")] = "steady",
+    parties: Annotated[bool, typer.Option(help="some queue together")] = True,
+    skill_sd: Annotated[float, typer.Option(min=0, max=100, help="spread of skills")] = 6.0,
+    seed: Annotated[int, typer.Option(min=0, help="of the population")] = 0,
+    exact: Annotated[bool, typer.Option(help="compare snapshots with an exact solver, too (needs scipy)")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+    plot: Annotated[Path | None, typer.Option(help="write a plot, .svg or .png")] = None,
+) -> None:
+    """Let a population queue: waits, skill, latency; our matcher beside first come first served and fixed windows."""
+    from fleet.simulate import match_compare, match_show
+
+    try:
+        if plot is not None and plot.suffix not in (".svg", ".png"):
+            raise FleetError(f"{plot} should end in .svg or .png.", error="Bad plot name")
+        terms = match_compare.Terms(mode, per_minute, minutes * 60, curve, parties, skill_sd, seed)
+        found = match_compare.compare(terms)
+        solved = match_compare.against_exact(terms) if exact else []
+        if plot is not None:
+            match_show.draw(found, plot, terms.title)
+    except FleetError as error:
+        typer.echo(f"{error.error}: {error.detail}", err=True)
+        raise typer.Exit(2) from None
+    if as_json:
+        typer.echo(json.dumps(match_show.as_json(found, solved)))
+        return
+    console = Console(highlight=False)
+    console.print(match_show.as_table(found, terms.title))
+    if solved:
+        console.print(match_show.solver_table(solved))
+
+
 def _synthetic(shape: str, seed: int, per_minute: float, days: float) -> "Demand":
     from fleet.simulate.shapes import SHAPES, synthetic
 

@@ -26,7 +26,6 @@ class Entry:
         "id",
         "key",
         "kind",
-        "listed",
         "mask",
         "mask_until",
         "masks",
@@ -68,7 +67,6 @@ class Entry:
         self.shard: tuple[Any, ...] = ()
         self.masks: list[int] = []
         self.alive = True  # free to be matched
-        self.listed = False  # among its shard's items
         self.next_try = 0.0
         self.tries = 0
 

@@ -2,17 +2,16 @@
 
 from bisect import bisect_left, insort
 from collections.abc import Sequence
-from itertools import count
 
 from fleet.matchmaking.entry import Entry
 from fleet.matchmaking.shape import Shape
 
-Item = tuple[float, float, str, int, Entry]
+Item = tuple[float, float, str, Entry]
 TWINS = 64
 
 
 class Shard:
-    """Tickets with the same values of the strict `equals` rules. Those gone stay as dead items until they are many."""
+    """Tickets with the same values of the strict `equals` rules."""
 
     def __init__(self, shape: Shape) -> None:
         self.items: list[Item] = []
@@ -20,17 +19,14 @@ class Shard:
         self.tickets = 0
         self.players = 0
         self.supply = [0] * len(shape.roles)
-        self._dead = 0
-        self._serial = count()
         self.needed = [sum(dict(team.roles).get(role, 0) for team in shape.teams) for role in shape.roles]
 
     def __len__(self) -> int:
-        return len(self.items) - self._dead
+        return len(self.items)
 
     def add(self, entry: Entry) -> None:
         self.tickets += 1
-        self._list(entry)
-        self._count(entry, 1)
+        self.release(entry)
 
     def remove(self, entry: Entry) -> None:
         """The entry leaves the queue, whether it is held or not."""
@@ -42,25 +38,13 @@ class Shard:
         """The entry is part of a match that is being made."""
         entry.alive = False
         self._count(entry, -1)
-        self._dead += 1
-        if self._dead * 8 > len(self.items) + 64:
-            for item in self.items:
-                item[4].listed = item[4].alive
-            self.items = [item for item in self.items if item[4].alive]
-            self._dead = 0
+        del self.items[bisect_left(self.items, entry.key)]
 
     def release(self, entry: Entry) -> None:
         """The entry waits on after all."""
         entry.alive = True
         self._count(entry, 1)
-        if entry.listed:
-            self._dead -= 1
-        else:
-            self._list(entry)
-
-    def _list(self, entry: Entry) -> None:
-        entry.listed = True
-        insort(self.items, (*entry.key, next(self._serial), entry))
+        insort(self.items, (*entry.key, entry))
 
     def _count(self, entry: Entry, sign: int) -> None:
         self.players += sign * entry.size
@@ -88,19 +72,19 @@ class Shard:
         first, last = max(0, place - most // 2), place + (most + 1) // 2
         first, last = max(0, first - max(0, last - len(items))), last + max(0, most // 2 - place)
         if not beyond:
-            return [item[4] for item in items[first:last]]
+            return [item[3] for item in items[first:last]]
         inner, outer = max(first, place - beyond // 2), place + (beyond + 1) // 2
-        below = [item[4] for item in items[first:inner]]
-        return below[::-1] + [item[4] for item in items[outer:last]]
+        below = [item[3] for item in items[first:inner]]
+        return below[::-1] + [item[3] for item in items[outer:last]]
 
     def eldest_twin(self, entry: Entry) -> Entry:
         """Who has waited longest among those who differ from the entry in nothing but that."""
         items = self.items
         place = bisect_left(items, (entry.value,))
-        for value, born, _, _, other in items[place : place + TWINS]:
+        for value, born, _, other in items[place : place + TWINS]:
             if value != entry.value or born >= entry.born:
                 break
-            if other.alive and alike(other, entry):
+            if alike(other, entry):
                 return other
         return entry
 

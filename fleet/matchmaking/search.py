@@ -11,9 +11,10 @@ from fleet.matchmaking.assemble import Assembler, Made
 from fleet.matchmaking.entry import Entry
 
 NEIGHBOURS = 8  # matches near a place, of which some are undone
-MOST_UNDONE = 3
+MOST_UNDONE = 4
 FREE_NEAR = 24  # tickets without a match that join in
-PATIENCE = 100  # rounds without a gain after which, with some more for each match, it is good enough
+PATIENCE = 500  # rounds without a gain after which, with some more for each match, it is good enough
+TAKEN = 0.7  # the share of candidates that half of the tries see, so that the nearest is not always the one
 SLACK = 1e-9
 
 
@@ -75,7 +76,8 @@ class Search:
             if not anchor.alive:
                 continue
             region, tilt = self._region(anchor), self.chance.choice((0.25, 1.0, 1.0, 4.0))
-            liked = self.assembler.liked(anchor, pool, region, tilt)
+            some = pool if self.chance.random() < 0.5 else [one for one in pool if self.chance.random() < TAKEN]
+            liked = self.assembler.liked(anchor, some, region, tilt)
             one = self.assembler.made(self.assembler.gather(anchor, liked, self.now), self.now)
             if one is not None:
                 made.append(one)

@@ -26,11 +26,15 @@ class Sweeper:
 
     def run(self, shards: Sequence[Shard], now: float, going: Callable[[], bool], *, search: bool) -> list[Made]:
         """Disjoint matches; their entries are held, and for the caller to take out."""
+        self._agenda = [(entry, shard) for entry, shard in self._agenda if entry.alive]
         if not self._agenda:
             self._agenda = [(entry, shard) for shard in shards for entry in self._due(shard, now)][::-1]
         plans: dict[int, list[Made]] = {}
-        while self._agenda and going():
-            entry, shard = self._agenda.pop()
+        while self._agenda:
+            entry, shard = self._agenda[-1]
+            if entry.alive and not going():
+                break
+            self._agenda.pop()
             if not entry.alive:
                 continue
             made = self.around(entry, shard, now)
@@ -65,17 +69,15 @@ class Sweeper:
         share = [held / needed for held, needed in zip(shard.supply, shard.needed, strict=True)]
         scarce = 0 if partial or not share else 1 << share.index(min(share))
         due = [
-            item[4]
+            item[3]
             for item in shard.items
-            if (entry := item[4]).alive
-            and entry.next_try <= now
-            and (not scarce or any(mask & scarce for mask in entry.masks))
+            if (entry := item[3]).next_try <= now and (not scarce or any(mask & scarce for mask in entry.masks))
         ]
         return sorted(due, key=lambda entry: (shard.plenty(entry), -entry.size, entry.born, entry.id))
 
     def _searched(self, shard: Shard, plans: list[Made], now: float, going: Callable[[], bool]) -> list[Made]:
         before = {entry.id: entry for made in plans for entry in made.entries}
-        free = [item[4] for item in shard.items if item[4].alive]
+        free = [item[3] for item in shard.items]
         search = Search(self.assembler, self.chance, now)
         after = search.improve(plans, free, going)
         held = {entry.id: entry for made in after for entry in made.entries}
