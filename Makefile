@@ -7,7 +7,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 TESTS ?= tests
 
-.PHONY: help demo up down test audit lint format bench-api bench-edge bench-launch bench-commit bench-scale bench-claim lock migrations-check
+.PHONY: help demo up down test audit lint format bench-api bench-edge bench-launch bench-commit bench-scale bench-claim bench-match lock migrations-check
 
 help:  ## What can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -63,6 +63,9 @@ bench-scale: $(STAMP)  ## 10,000 servers on 200 simulated nodes
 
 bench-pool: $(STAMP)  ## The pool policy against others, in virtual time (--quick: ARGS=--quick)
 	@$(BIN)/python -m bench.pool $(ARGS)
+
+bench-match: $(STAMP)  ## The matcher: a pass over 100,000 waiting tickets, arriving tickets' attempts (ARGS=--quick)
+	@$(BIN)/python -m bench.matchmaking $(ARGS)
 
 lock:  ## Pin every dependency, with hashes, from pyproject.toml
 	$(BIN)/uv pip compile pyproject.toml --group dev --python-version 3.11 --universal --generate-hashes \
