@@ -39,6 +39,10 @@ def json_column(default: Any = None) -> Any:
     return Field(default=default, sa_column=Column(JSON(none_as_null=True), nullable=True))
 
 
+# SQLite would give the newest entry's number again once that is deleted, and whoever reads on from it miss an entry.
+_NEVER_AGAIN = {"sqlite_autoincrement": True}
+
+
 class Project(SQLModel, table=True):
     id: str = Field(primary_key=True)
     name: str
@@ -201,6 +205,7 @@ class ServerEvent(SQLModel, table=True):
     __table_args__ = (
         Index("server_event_server", "instance_id", "id"),
         Index("server_event_project", "project_id", "id"),
+        _NEVER_AGAIN,
     )
     id: int | None = Field(default=None, primary_key=True, sa_type=_Counting)
     instance_id: str = Field(foreign_key="server.instance_id")
@@ -216,7 +221,7 @@ class ServerEvent(SQLModel, table=True):
 class ProjectEvent(SQLModel, table=True):
     """The append-only journal of what is not a server: builds, pools, lobbies, budgets, the project itself."""
 
-    __table_args__ = (Index("project_event_project", "project_id", "id"),)
+    __table_args__ = (Index("project_event_project", "project_id", "id"), _NEVER_AGAIN)
     id: int | None = Field(default=None, primary_key=True, sa_type=_Counting)
     project_id: str
     kind: str  # build | pool | lobby | budget | project

@@ -85,6 +85,7 @@ def upgrade() -> None:
         sa.Column("data", sa.JSON(none_as_null=True), nullable=True),
         sa.Column("tx", sa.BigInteger(), server_default=_transaction(), nullable=True),
         sa.PrimaryKeyConstraint("id"),
+        sqlite_autoincrement=True,
     )
     with op.batch_alter_table("projectevent", schema=None) as batch_op:
         batch_op.create_index("project_event_project", ["project_id", "id"], unique=False)
@@ -169,7 +170,9 @@ def upgrade() -> None:
         batch_op.create_index("webhook_delivery_due", ["state", "next_at"], unique=False)
         batch_op.create_index("webhook_delivery_event", ["webhook_id", "event_id"], unique=True)
 
-    with op.batch_alter_table("serverevent", schema=None) as batch_op:
+    numbers_never_again = {"sqlite_autoincrement": True}
+    recreate = "never" if _on_postgres() else "always"
+    with op.batch_alter_table("serverevent", recreate=recreate, table_kwargs=numbers_never_again) as batch_op:
         batch_op.add_column(sa.Column("tx", sa.BigInteger(), server_default=_transaction(), nullable=True))
         batch_op.create_index("server_event_project", ["project_id", "id"], unique=False)
     if _on_postgres():
