@@ -37,7 +37,8 @@ audit: $(STAMP)  ## Known vulnerabilities of the pinned dependencies; says so wh
 
 test: lint audit  ## Everything: lint, then all tests with a real engine and a real fleet
 	$(BIN)/python -m fleet.ops.ensure_engine
-	$(BIN)/pytest $(TESTS)
+	$(if $(filter tests,$(TESTS)),$(BIN)/pytest -n auto tests/unit)
+	$(BIN)/pytest $(TESTS) $(if $(filter tests,$(TESTS)),--ignore=tests/unit)
 
 # A benchmark asks with one key what many would: its fleet has a big customer's limits.
 MANY = FLEET_LIMITS__READS_PER_S=100000 FLEET_LIMITS__WRITES_PER_S=100000

@@ -1,4 +1,4 @@
-"""The stage on which both runtimes are tested."""
+"""The stage on which both runtimes are tested; the API in this process as unit tests have it."""
 
 import asyncio
 import secrets
@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.contract.runtime_stage import Stage, engine_problem
+from tests.unit.conftest import api, plain_logs  # noqa: F401
 
 
 @pytest.fixture(params=["docker", "process"])

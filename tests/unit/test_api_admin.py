@@ -10,7 +10,7 @@ from sqlmodel import select
 from fleet.projects.admin_keys import AdminKeys
 from fleet.store.tables import AdminEvent, ApiKey
 from tests.unit.api_kit import Api
-from tests.unit.test_project_ending import end
+from tests.contract.test_project_ending import end
 
 ADMIN = "/api/admin/v1"
 SETTINGS = "/api/v3/projects/settings"

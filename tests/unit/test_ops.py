@@ -47,7 +47,7 @@ def test_proxy_config_becomes_private() -> None:
     ]
     assert "mode 600 level admin" in mended
     assert "    http-request set-header x-fleet-client %[src]\n" in mended
-    assert "    http-request set-log-level silent if { path_beg /upload/ }\n" in mended
+    assert "    http-request set-log-level silent if { path_beg /upload/ } or { path_end /me/events" in mended
     assert "disconnect-disabled ?1 if { path_beg /upload/ } or { path_end /v2/builds/builds/upload " in mended
     assert "errorfile 503 /run/x/ours.http" in mended
     assert mend(mended, "/run/x/ours.http") == mended
