@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.contract.test_admission import *  # noqa: F403
 from tests.postgres import PostgresServer
 from tests.unit.api_kit import Api, open_api
-from tests.contract.test_admission import *  # noqa: F403
 
 # A connection that is given up while it opens (its request was cancelled) leaves its socket to the collector.
 pytestmark = pytest.mark.filterwarnings(

@@ -194,20 +194,24 @@ class Api:
         return server
 
     async def add_build(self, **values: Any) -> Build:
-        project_id = values.pop("project_id", self.project.project_id)
-        number = values.pop("version", 1)
-        defaults = {
-            "build_id": f"build-{values.get('name', 'default')}-{number}-{project_id[:4]}",
-            "name": "default",
-            "status": "ready",
-            "build_type": "zip",
-            "executable_path": "Server.x86_64",
-            "content_hash": "0" * 64,
-        }
-        build = Build(**{**defaults, **values}, project_id=project_id, version=number, created_at=now_ms())
-        async with self.store.write() as session:
-            session.add(build)
-        return build
+        return await add_build(self.store, values.pop("project_id", self.project.project_id), **values)
+
+
+async def add_build(store: Store, project_id: str, **values: Any) -> Build:
+    """A ready build, version 1 of "default", unless `values` say otherwise."""
+    number = values.pop("version", 1)
+    defaults = {
+        "build_id": f"build-{values.get('name', 'default')}-{number}-{project_id[:4]}",
+        "name": "default",
+        "status": "ready",
+        "build_type": "zip",
+        "executable_path": "Server.x86_64",
+        "content_hash": "0" * 64,
+    }
+    build = Build(**{**defaults, **values}, project_id=project_id, version=number, created_at=now_ms())
+    async with store.write() as session:
+        session.add(build)
+    return build
 
 
 @cache
@@ -223,6 +227,33 @@ def _empty_database() -> bytes:
 
 def make_schema(path: Path) -> None:
     path.write_bytes(_empty_database())
+
+
+async def _furnish(store: Store) -> tuple[NewProject, NewProject]:
+    """Two projects, and one ready build in each."""
+    one, two = await create_project(store, "one"), await create_project(store, "two")
+    await add_build(store, one.project_id)
+    await add_build(store, two.project_id)
+    return one, two
+
+
+_furnished: list[tuple[bytes, NewProject, NewProject]] = []
+
+
+async def _furnished_database(path: Path) -> tuple[NewProject, NewProject]:
+    """The same in each test's own file, made once: most of a short test's time would be waiting for the disk."""
+    if not _furnished:
+        with tempfile.TemporaryDirectory() as folder:
+            made = Path(folder, "fleet.db")
+            make_schema(made)
+            store = Store(f"sqlite+aiosqlite:///{made}")
+            one, two = await _furnish(store)
+            await store.close()
+            assert not made.with_name("fleet.db-wal").exists()
+            _furnished.append((made.read_bytes(), one, two))
+    content, one, two = _furnished[0]
+    path.write_bytes(content)
+    return one, two
 
 
 # Tests of other things ask faster than the defaults allow.
@@ -243,26 +274,23 @@ async def open_api(
     lobbies = LobbySettings(hold_s=0.3, host_grace_s=0.3, stats_s=0.3)
     settings = FleetSettings(home=folder, database_url=database_url, plans_config=plans, lobbies=lobbies, limits=limits)
     (folder / "fleet-id").write_text("unit")
-    if database_url is None:
-        make_schema(folder / "fleet.db")
+    furnished = await _furnished_database(folder / "fleet.db") if database_url is None else None
     store = Store(settings.database)
+    one, two = furnished or await _furnish(store)
     regions = BookkeepingRegions(store)
     submitted: list[str] = []
     builds = BuildService(store, settings, submitted.append)
     keepers = LocalKeepers(store, settings, regions, builds)
     app = create_app(AppContext.make(settings, store, load_catalog(), builds, regions, keepers))
     transport = httpx.ASGITransport(app)
-    api = Api(
+    return Api(
         app,
         store,
         regions,
-        await create_project(store, "one"),
-        await create_project(store, "two"),
+        one,
+        two,
         settings,
         httpx.AsyncClient(transport=transport, base_url="http://fleet.test"),
         submitted,
         keepers,
     )
-    await api.add_build()
-    await api.add_build(project_id=api.other.project_id)
-    return api

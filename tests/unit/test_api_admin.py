@@ -9,8 +9,8 @@ from sqlmodel import select
 
 from fleet.projects.admin_keys import AdminKeys
 from fleet.store.tables import AdminEvent, ApiKey
-from tests.unit.api_kit import Api
 from tests.contract.test_project_ending import end
+from tests.unit.api_kit import Api
 
 ADMIN = "/api/admin/v1"
 SETTINGS = "/api/v3/projects/settings"
