@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from fleet.matchmaking.entry import Entry, Terms
+from fleet.matchmaking.entry import Entry, Terms, shared
 from fleet.matchmaking.model import Found, Quality, Team
 from fleet.matchmaking.objective import LATENCY, LATENCY_MS, SPREAD, gain, widest_window
 from fleet.matchmaking.pairs import Pairs
@@ -61,7 +61,7 @@ class Assembler:
         reach = terms.window(anchor, now)
         floor, ceiling = low - reach, high + reach
         mask = regions.mask(anchor, now)
-        overlaps: tuple[int, ...] = anchor.overlaps
+        overlaps = anchor.overlaps
         careful = self.pairs.any or bool(anchor.blocked)
         for other in candidates:
             value = other.value
@@ -78,11 +78,9 @@ class Assembler:
                 after = placer.step(state, other.kind)
             if after == NOWHERE:
                 continue
-            if overlaps:
-                shared = [a & b for a, b in zip(overlaps, other.overlaps, strict=True)]
-                if not all(shared):
-                    continue
-                overlaps = tuple(shared)
+            values = shared(overlaps, other.overlaps) if overlaps else overlaps
+            if values is None:
+                continue
             if (careful or other.blocked) and not self._meet(group, other, now):
                 continue
             group.append(other)
@@ -90,7 +88,7 @@ class Assembler:
             if room == 0:
                 break
             careful = careful or bool(other.blocked)
-            state, mask = after, common
+            state, mask, overlaps = after, common, values
             low, high = min(low, value), max(high, value)
             floor, ceiling = max(floor, value - reach), min(ceiling, value + reach)
         return group
@@ -133,14 +131,15 @@ class Assembler:
     def joins(self, entry: Entry, members: Sequence[Entry], now: float) -> bool:
         """Whether a ticket fits with all who play already, roles and region aside."""
         window = self.terms.window
-        reach = window(entry, now)
+        reach, overlaps = window(entry, now), entry.overlaps
         for one in members:
             if abs(one.value - entry.value) > min(reach, window(one, now)):
                 return False
-        shared = entry.overlaps
-        for one in members:
-            shared = tuple(a & b for a, b in zip(shared, one.overlaps, strict=True))
-        return all(shared) and self._meet(members, entry, now)
+            values = shared(overlaps, one.overlaps)
+            if values is None:
+                return False
+            overlaps = values
+        return self._meet(members, entry, now)
 
     def made(self, group: Sequence[Entry], now: float) -> Made | None:
         """The group on teams, if it is a match: full, or partial after enough waiting, and even enough."""

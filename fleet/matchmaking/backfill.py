@@ -28,6 +28,10 @@ class Running:
         ]
         self.room = self.terms.mode.shape.players - sum(entry.size for entry in self.members)
 
+    @property
+    def value(self) -> float:
+        return sum(entry.value for entry in self.members) / max(1, len(self.members))
+
     def _held(self, player_id: str) -> Sequence[str]:
         role = self.match.roles.get(player_id)
         return () if role is None else (role,)

@@ -1,6 +1,6 @@
 """A ticket made ready for comparing: names become bits, rules become numbers."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from fleet.matchmaking.config import ModeConfig
@@ -9,6 +9,8 @@ from fleet.matchmaking.regions import ANYWHERE, RegionBook
 from fleet.matchmaking.roles import Placer
 from fleet.matchmaking.rules import DifferenceRule, OverlapRule, SkillRule
 
+# For each `overlap` rule the values a lobby would take; None: any.
+Overlaps = tuple[frozenset[str] | None, ...]
 FOREVER = float("inf")
 # In the objective's units: what a whole timeout of waiting, the freedom of a role, and a party's next player count for.
 AGE, EASY, PARTY = 0.2, 0.03, 0.02
@@ -26,6 +28,7 @@ class Entry:
         "id",
         "key",
         "kind",
+        "listed",
         "mask",
         "mask_until",
         "masks",
@@ -59,7 +62,7 @@ class Entry:
         self.reach: tuple[tuple[float, int], ...] = ()
         self.worsts: dict[int, float] = {}
         self.means: dict[int, float] = {}
-        self.overlaps: tuple[int, ...] = ()
+        self.overlaps: Overlaps = ()
         self.players = frozenset(player.player_id for player in ticket.players)
         self.blocked = frozenset(one for player in ticket.players for one in player.blocked)
         self.mu = 0.0
@@ -67,6 +70,7 @@ class Entry:
         self.shard: tuple[Any, ...] = ()
         self.masks: list[int] = []
         self.alive = True  # free to be matched
+        self.listed = False  # among its shard's items
         self.next_try = 0.0
         self.tries = 0
 
@@ -78,7 +82,6 @@ class Terms:
     mode: ModeConfig
     placer: Placer
     regions: RegionBook
-    bits: dict[str, dict[str, int]] = field(default_factory=dict[str, dict[str, int]])
 
     def __post_init__(self) -> None:
         rule = self.mode.first_difference
@@ -111,7 +114,8 @@ class Terms:
         made.shard = tuple(ticket.fields.get(name) for name in self.mode.strict_fields)
         self.regions.place(made)
         made.drag = self._drag(made)
-        made.overlaps = tuple(self._overlap(name, ticket.fields.get(name)) for name in self.overlap_fields)
+        values = (ticket.fields.get(name) for name in self.overlap_fields)
+        made.overlaps = tuple(frozenset(several) if several else None for several in values)
         if self.skill is not None:
             made.mu = sum(player.mu for player in ticket.players)
             made.variance = sum(player.sigma**2 for player in ticket.players)
@@ -134,8 +138,8 @@ class Terms:
             case _:
                 return 0.0
 
-    def _overlap(self, name: str, values: Any) -> int:
-        if not values:
-            return ANYWHERE
-        known = self.bits.setdefault(name, {})
-        return sum(1 << known.setdefault(str(value), len(known)) for value in values)
+
+def shared(ours: Overlaps, theirs: Overlaps) -> Overlaps | None:
+    """What two sides have in common in each field; None if in one of them nothing."""
+    both = tuple(a if b is None else b if a is None else a & b for a, b in zip(ours, theirs, strict=True))
+    return None if any(one is not None and not one for one in both) else both

@@ -22,6 +22,7 @@ from fleet.matchmaking.rules import RegionRule
 from fleet.matchmaking.sweep import Sweeper, postpone
 
 BEYOND = 1_024  # how far an arriving ticket's attempt looks for what is missing near it
+NEAR_RUNNING = 64  # who is asked in a sweep whether they fit into a running match
 Clock = Callable[[], float]
 
 
@@ -93,7 +94,7 @@ class Matcher:
         placed = self._placed(entry, now)
         if placed is not None:
             return placed
-        self.terms.placer.tidy()
+        self._tidy()
         made = self._sweeper.around(entry, shard, now, BEYOND)
         if made is None:
             postpone(entry, now, self.assembler)
@@ -108,10 +109,14 @@ class Matcher:
         With a clock that counts calls instead of time the result depends on nothing but the arguments.
         """
         ends = clock() + budget_s
-        found = [placed for entry in self._eldest() if (placed := self._placed(entry, now))] if self._running else []
-        self.terms.placer.tidy()
-        made = self._sweeper.run(list(self._shards.values()), now, lambda: clock() < ends, search=search)
-        return found + [self._take(one, now) for one in made]
+        found = self._backfilled(now, lambda: clock() < ends)
+        self._tidy()
+        shards = list(self._shards.values())
+        made = self._sweeper.run(shards, now, lambda: clock() < ends, search=search)
+        found += [self._take(one, now) for one in made]
+        for shard in shards:
+            shard.tidy()
+        return found
 
     def expired(self, now: float) -> list[str]:
         """Tickets whose time in the queue is over. They stay until they are removed."""
@@ -131,6 +136,30 @@ class Matcher:
 
     def _eldest(self) -> list[Entry]:
         return sorted(self._entries.values(), key=lambda one: (one.born, one.id))
+
+    def _backfilled(self, now: float, going: Callable[[], bool]) -> list[Found]:
+        """Who fits into running matches by now, of those about as good as their players."""
+        found: list[Found] = []
+        for match_id in list(self._running):
+            running = self._running[match_id]
+            if not running.room or not going():
+                continue
+            shards = list(self._shards.values()) if running.shard is None else [self._shards.get(running.shard)]
+            near = [entry for shard in shards if shard for entry in shard.near(running.value, NEAR_RUNNING)]
+            for entry in sorted(near, key=lambda one: (one.born, one.id)):
+                placed = self._placed(entry, now) if entry.alive else None
+                if placed is not None:
+                    found.append(placed)
+        return found
+
+    def _tidy(self) -> None:
+        """Keep the table of placements small: its states at once, its kinds when players made up very many."""
+        placer = self.terms.placer
+        placer.tidy()
+        if placer.crowded:
+            placer.renew()
+            for entry in self._entries.values():
+                entry.kind = placer.kind(entry.masks)
 
     def _placed(self, entry: Entry, now: float) -> Found | None:
         """The ticket in the running match that has waited longest for somebody like it."""

@@ -16,7 +16,7 @@ WIDTH = 10  # bits per set of roles: counts to 511 and a guard
 GUARD = 1 << (WIDTH - 1)
 FEW_TEAMS = 4
 KEPT_FEW, KEPT_MANY = 64, 4
-MAX_STATES = 20_000
+MAX_STATES, MAX_KINDS = 20_000, 50_000
 
 Placement = tuple[int, ...]
 State = frozenset[Placement]
@@ -68,6 +68,15 @@ class Placer:
         self.alike = shape.alike
         self.capacities = tuple(self.hall.capacity(team) for team in shape.teams)
         self._kept = KEPT_FEW if len(shape.teams) <= FEW_TEAMS else KEPT_MANY
+        self.renew()
+
+    @property
+    def crowded(self) -> bool:
+        """Whether so many kinds of lobbies have come that it is time to renew."""
+        return len(self._adds) > MAX_KINDS
+
+    def renew(self) -> None:
+        """Forget all kinds and states: whoever has a kind must ask for it anew."""
         self._kinds: dict[tuple[int, ...], int] = {}
         self._adds: list[int] = []
         self._forget()

@@ -69,15 +69,17 @@ class Sweeper:
         share = [held / needed for held, needed in zip(shard.supply, shard.needed, strict=True)]
         scarce = 0 if partial or not share else 1 << share.index(min(share))
         due = [
-            item[3]
+            item[4]
             for item in shard.items
-            if (entry := item[3]).next_try <= now and (not scarce or any(mask & scarce for mask in entry.masks))
+            if (entry := item[4]).alive
+            and entry.next_try <= now
+            and (not scarce or any(mask & scarce for mask in entry.masks))
         ]
         return sorted(due, key=lambda entry: (shard.plenty(entry), -entry.size, entry.born, entry.id))
 
     def _searched(self, shard: Shard, plans: list[Made], now: float, going: Callable[[], bool]) -> list[Made]:
         before = {entry.id: entry for made in plans for entry in made.entries}
-        free = [item[3] for item in shard.items]
+        free = [item[4] for item in shard.items if item[4].alive]
         search = Search(self.assembler, self.chance, now)
         after = search.improve(plans, free, going)
         held = {entry.id: entry for made in after for entry in made.entries}

@@ -1,7 +1,7 @@
 """From a lobby's players and their states to a ticket. What a mode needs and a player lacks is told at once, as 4xx."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -26,8 +26,17 @@ class Member:
     latencies: Mapping[str, float] = field(default_factory=dict[str, float])
 
 
-def ticket_of(mode: ModeConfig, ticket_id: str, created_at: float, members: Sequence[Member]) -> Ticket:
-    """The ticket of a lobby that queues; BadRequest says which player's state does not fit the mode."""
+def ticket_of(
+    mode: ModeConfig,
+    ticket_id: str,
+    created_at: float,
+    members: Sequence[Member],
+    known_regions: Collection[str] | None = None,
+) -> Ticket:
+    """The ticket of a lobby that queues; BadRequest says which player's state does not fit the mode.
+
+    Of regions only `known_regions` count, if told: names that players make up must not fill our books.
+    """
     playing = [member for member in members if not _spectates(member)]
     if not playing:
         raise BadRequest("Only spectators are in this lobby: somebody must play.", error="Nobody plays")
@@ -35,7 +44,7 @@ def ticket_of(mode: ModeConfig, ticket_id: str, created_at: float, members: Sequ
         detail = f"{len(playing)} players queue together, but the mode takes lobbies of at most {mode.party_limit}."
         raise BadRequest(detail, error="Party too large")
     regions = next((rule.field for rule in mode.rules if isinstance(rule, RegionRule)), "regions")
-    players = tuple(_player(mode, member, regions) for member in playing)
+    players = tuple(_player(mode, member, regions, known_regions) for member in playing)
     fields = {name: value for rule in mode.rules if (named := _field(rule, playing)) for name, value in [named]}
     watching = tuple(member.player_id for member in members if _spectates(member))
     return Ticket(ticket_id, players, created_at, fields, watching)
@@ -46,14 +55,18 @@ def _spectates(member: Member) -> bool:
     return isinstance(role, str) and role.lower() == SPECTATOR
 
 
-def _player(mode: ModeConfig, member: Member, regions_field: str) -> Player:
+def _player(mode: ModeConfig, member: Member, regions_field: str, known: Collection[str] | None) -> Player:
+    named = _texts(member, regions_field)[:MAX_REGIONS]
+    regions = tuple(name for name in named if known is None or name in known)
+    if named and not regions:
+        raise BadRequest(f"Player {member.player_id}: '{named[0][:40]}' is no region here.", error="Bad region")
     return Player(
         player_id=member.player_id,
         mu=member.mu,
         sigma=member.sigma,
         roles=_roles(mode, member),
-        regions=_texts(member, regions_field)[:MAX_REGIONS],
-        latencies=_latencies(member),
+        regions=regions,
+        latencies={name: ms for name, ms in _latencies(member).items() if known is None or name in known},
         blocked=member.blocked,
     )
 
@@ -88,6 +101,8 @@ def _latencies(member: Member) -> dict[str, float]:
     if not isinstance(told, Mapping):
         raise _unfit(member, "latencies", "an object of milliseconds by region")
     named = cast(Mapping[str, object], told)
+    if len(named) > MAX_REGIONS:
+        raise _unfit(member, "latencies", f"at most {MAX_REGIONS} regions")
     return {name: min(_number(member, "latencies", value), MAX_LATENCY_MS) for name, value in named.items()}
 
 

@@ -135,3 +135,11 @@ def test_any_json_is_a_mode_or_a_fault(mode: object) -> None:
     except Unprocessable:
         return
     assert 1 <= players <= 200
+
+
+def test_regions_that_nobody_knows_are_left_out() -> None:
+    member = Member("x", {"regions": ["moon", "eu-west"], "latencies": {"eu-west": 20, "moon": 1}})
+    player = ticket_of(fives(), "a", 0.0, [member], {"eu-west"}).players[0]
+    assert (player.regions, player.latencies) == (("eu-west",), {"eu-west": 20.0})
+    with pytest.raises(BadRequest, match="'moon' is no region here"):
+        ticket_of(fives(), "a", 0.0, [Member("x", {"regions": ["moon"]})], {"eu-west"})
