@@ -27,6 +27,7 @@ _HEADERS = {
     "api-key": b"api-key",
     "player-id": b"x-player-id",
     "player-token": b"x-player-token",
+    "client-auth-token": b"client-auth-token",
 }
 _ENDS = ("/me/events", "/events")
 _BEGINS = ("/api/v3/lobbies/", "/api/v2/lobbies-sse/")

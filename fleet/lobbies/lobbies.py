@@ -66,7 +66,9 @@ class Lobbies:
         self._keepers = keepers
 
     async def page(self, project_id: str, config: str, query: LobbyQuery) -> LobbyPage:
-        rows = owned(Lobby, project_id).where(col(Lobby.config) == config, col(Lobby.is_private).is_(False))
+        rows = owned(Lobby, project_id).where(col(Lobby.config) == config)
+        if not query.include_private:
+            rows = rows.where(col(Lobby.is_private).is_(False))
         if query.status is not None:
             rows = rows.where(col(Lobby.status) == query.status)
         if query.region is not None:

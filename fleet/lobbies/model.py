@@ -166,7 +166,7 @@ class NewLobby:
 
 @dataclass(frozen=True, slots=True)
 class LobbyChange:
-    """What the host changes; None stays as it is. `settings` are merged, one level deep."""
+    """What the host changes; None stays as it is. `settings` are merged, one level deep; `host`: who is it next."""
 
     name: str | None = None
     max_players: int | None = None
@@ -174,6 +174,7 @@ class LobbyChange:
     allow_late_join: bool | None = None
     region: str | None = None
     settings: State | None = None
+    host: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,9 +187,10 @@ class Standing:
 
 @dataclass(frozen=True, slots=True)
 class LobbyQuery:
-    """Which public lobbies to list, newest first."""
+    """Which lobbies to list, newest first: public ones, unless private ones are wanted too."""
 
     region: str | None = None
     status: str | None = None
     limit: int = 50
     offset: int = 0
+    include_private: bool = False

@@ -100,6 +100,8 @@ def changed(lobby: Lobby, player_id: str, change: LobbyChange, now: int) -> Lobb
             f"maxPlayers {change.max_players} is below the {len(lobby.players)} players who are here.",
             error="maxPlayers too small",
         )
+    if change.host is not None:
+        lobby = hosted_by(lobby, change.host, now)
     new = {
         "name": change.name,
         "max_players": change.max_players,

@@ -8,20 +8,22 @@ from fastapi.openapi.utils import get_openapi
 from starlette.responses import Response
 
 from serve_app.json import json_response
-from serve_app.v2 import builds, projects, servers, storage
+from serve_app.v2 import builds, lobbies, matchmaker, projects, servers, storage
 from serve_app.v2.face import PREFIX
 from serve_app.v3.common import operation_id
 
 TITLE = "Fleet API, version 2"
 DESCRIPTION = """\
 For clients that speak PlayFlow's version 2; new ones should use version 3 (`/api/doc`). Each path answers under `/v2/…`
-too, with or without a trailing slash. Every answer carries `Deprecation` and a `Link` to the call that replaces it.
+too, lobbies and the matchmaker also without any prefix, with or without a trailing slash. Every answer carries
+`Deprecation` and a `Link` to the call that replaces it.
 
-An error is `{"error","detail","status","message"}`, a 422 `{"detail":[{"loc","msg","type"}]}`.
+An error is `{"error","detail","status","message"}`, a 422 `{"detail":[{"loc","msg","type"}]}`;
+lobbies and the matchmaker answer 400 in the first shape instead.
 """
 
 described = APIRouter(generate_unique_id_function=operation_id)
-for _part in (servers, builds, storage, projects):
+for _part in (servers, builds, storage, projects, lobbies, matchmaker):
     described.include_router(_part.router)
 
 all_routes = APIRouter()

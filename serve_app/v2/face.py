@@ -13,6 +13,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 PREFIX = "/api/v2"
 SHORT_PREFIX = "/v2"
+# The service that had lobbies and the matchmaker of old had no prefix at all.
+BARE = ("/lobbies", "/lobbies-sse", "/matchmaker")
 HEALTH = "/health"
 # 1 January 2026: the clients' own kit speaks v3 since the end of 2025.
 DEPRECATION = (b"deprecation", b"@1767225600")
@@ -39,7 +41,11 @@ class LegacyFace:
 
 
 def is_legacy(path: str) -> bool:
-    return _under(path, SHORT_PREFIX) or _under(path, PREFIX) or path.rstrip("/") == HEALTH
+    return _under(path, SHORT_PREFIX) or _under(path, PREFIX) or _is_bare(path) or path.rstrip("/") == HEALTH
+
+
+def _is_bare(path: str) -> bool:
+    return any(_under(path, prefix) for prefix in BARE)
 
 
 def _under(path: str, prefix: str) -> bool:
@@ -48,8 +54,9 @@ def _under(path: str, prefix: str) -> bool:
 
 def lengthen(scope: Scope) -> None:
     """Let the routes see one spelling."""
-    if _under(scope["path"], SHORT_PREFIX):
-        scope["path"] = "/api" + scope["path"]
+    path = scope["path"]
+    if _under(path, SHORT_PREFIX) or _is_bare(path):
+        scope["path"] = ("/api" if _under(path, SHORT_PREFIX) else PREFIX) + path
         scope.pop("raw_path", None)
 
 
@@ -61,6 +68,8 @@ def successor(path: str) -> str:
     rest = path.removeprefix(PREFIX)
     if rest in _OTHERS:
         return _OTHERS[rest]
+    if _is_bare(rest):
+        return "/api/v3/lobbies"
     if _under(rest, "/servers"):
         return "/api/v3" + quote(rest)
     if _under(rest, "/builds/builds"):

@@ -7,6 +7,7 @@ from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import Response
 
+from serve_app.errors import error_response
 from serve_app.json import StrictJsonRoute, json_response
 from serve_app.v3.common import ErrorOut, Issue, Responses, errors
 
@@ -40,9 +41,32 @@ class LegacyRoute(StrictJsonRoute):
         return handle
 
 
+class LegacyLobbyRoute(StrictJsonRoute):
+    """A route of the old lobby service, which told bad input as 400 with a text."""
+
+    def get_route_handler(self) -> Any:
+        handler = super().get_route_handler()
+
+        async def handle(request: Request) -> Response:
+            try:
+                return await handler(request)
+            except RequestValidationError as error:
+                issues = [_issue(found) for found in error.errors()[:MOST_ISSUES]]
+                text = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in issues)
+                return error_response(400, "Bad request", text)
+
+        return handle
+
+
 def _issue(found: dict[str, Any]) -> dict[str, Any]:
     loc = [part if isinstance(part, int) else str(part)[:200] for part in found["loc"]]
     return {"loc": loc, "msg": found["msg"], "type": found["type"]}
+
+
+def lobby_errors(*statuses: int) -> Responses:
+    """The same for routes of the old lobby service."""
+    known = legacy_errors(400, 401, *statuses)
+    return {status: text for status, text in known.items() if status != 422}
 
 
 def legacy_errors(*statuses: int) -> Responses:

@@ -10,7 +10,7 @@ player has left or was kicked (coming again is then 404), and when its reader is
 """
 
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import Annotated
 from urllib.parse import quote, urlencode
@@ -28,8 +28,7 @@ from fleet.times import iso
 from serve_app.auth import Context
 from serve_app.context import AppContext
 from serve_app.json import StrictJsonRoute, json_response
-from serve_app.player_streams import OpenStream
-from serve_app.players import Player, ThePlayer
+from serve_app.players import ThePlayer
 from serve_app.stream_query import Ticket
 from serve_app.v3.common import errors
 from serve_app.v3.lobbies import Config
@@ -42,6 +41,7 @@ router = APIRouter(prefix="/api/v3/lobbies/{config}", tags=["Lobbies"], route_cl
 PING_S = 30.0
 PING = ServerSentEvent(event="ping", data="", sep="\n")
 _MAX_ID = 128
+Render = Callable[[AsyncGenerator[LobbyEvent]], AsyncGenerator[bytes]]
 
 
 @router.get(
@@ -70,11 +70,8 @@ async def my_events(
 
     Browsers' EventSource, which sends no headers, gets a `ticket` from `events-token`, or puts `api-key` (a client
     key), `player-id` and `player-token` into the query."""
-    most_s = min(timeout_s, context.settings.events.max_stream_s)
-    context.player_streams.check_room(player.project_id)
-    coming = context.lobby_feed.follow(player.project_id, config, player.id, last_event_id or after)
-    first = await anext(coming)  # a player without a lobby hears so before the stream begins
-    return event_stream(_stream(context, config, player, first, coming, most_s), ping_s=PING_S, ping=PING)
+    stream = LobbyStream(context, player.project_id, config, player.id, timeout_s)
+    return await stream.response(last_event_id or after, _rendered_all)
 
 
 @router.post(
@@ -93,36 +90,43 @@ async def events_token(
     return json_response({"ticket": ticket, "expiresAt": iso(int(until * 1000)), "url": url})
 
 
-async def _stream(
-    context: AppContext,
-    config: str,
-    player: Player,
-    first: LobbyEvent,
-    coming: AsyncGenerator[LobbyEvent],
-    most_s: float,
-) -> AsyncIterator[bytes]:
-    who = (player.project_id, config, player.id)
-    place = context.player_streams.enter(who, most_s)
-    try:
-        async with aclosing(coming):
-            yield rendered(first)
-            async for event in _until_it_ends(coming, place):
-                yield rendered(event)
-    except FleetError as error:
-        # The answer has begun; the client comes again, and then hears it as a status.
-        log.warning("lobby_stream_failed", project_id=player.project_id, error=error.detail)
-    finally:
-        context.player_streams.leave(who, place)
+class LobbyStream:
+    """One player's stream, from its opening to its end."""
 
+    def __init__(self, context: AppContext, project_id: str, config: str, player_id: str, most_s: float) -> None:
+        self._context = context
+        self._who = (project_id, config, player_id)
+        self._most_s = min(most_s, context.settings.events.max_stream_s)
 
-async def _until_it_ends(coming: AsyncGenerator[LobbyEvent], place: OpenStream) -> AsyncIterator[LobbyEvent]:
-    while True:
+    async def response(self, last_event_id: str | None, render: Render) -> Response:
+        """The stream; a player without a lobby hears so before it begins."""
+        self._context.player_streams.check_room(self._who[0])
+        coming = self._context.lobby_feed.follow(*self._who, last_event_id)
+        first = await anext(coming)
+        return event_stream(render(self._events(first, coming)), ping_s=PING_S, ping=PING)
+
+    async def _events(self, first: LobbyEvent, coming: AsyncGenerator[LobbyEvent]) -> AsyncGenerator[LobbyEvent]:
+        place = self._context.player_streams.enter(self._who, self._most_s)
         try:
-            async with place.time_left():
-                event = await anext(coming)
+            async with aclosing(coming):
+                yield first
+                while True:
+                    async with place.time_left():
+                        event = await anext(coming)
+                    yield event
         except (StopAsyncIteration, TimeoutError):
             return
-        yield event
+        except FleetError as error:
+            # The answer has begun; the client comes again, and then hears it as a status.
+            log.warning("lobby_stream_failed", project_id=self._who[0], error=error.detail)
+        finally:
+            self._context.player_streams.leave(self._who, place)
+
+
+async def _rendered_all(events: AsyncGenerator[LobbyEvent]) -> AsyncGenerator[bytes]:
+    async with aclosing(events):
+        async for event in events:
+            yield rendered(event)
 
 
 def rendered(event: LobbyEvent) -> bytes:

@@ -56,16 +56,16 @@ async def refused(api: Api, status: int, error: str, method: str, path: str, pla
 
 
 async def until(
-    api: Api, player: str, so: Callable[[dict[str, Any]], bool] = lambda _: True, **wanted: Any
+    api: Api, player: str, so: Callable[[dict[str, Any]], bool] = lambda _: True, config: str = "default", **wanted: Any
 ) -> dict[str, Any]:
     """The player's lobby, once it is so; its stream tells."""
     project = api.project.project_id
-    following = api.app.state.context.lobby_feed.follow(project, "default", player)
+    following = api.app.state.context.lobby_feed.follow(project, config, player)
     async with asyncio.timeout(WAIT_S), aclosing(following) as coming:
         async for event in coming:
             found = lobby_view(event.lobby) if event.lobby else {}
             if found and so(found) and all(found[name] == value for name, value in wanted.items()):
-                return await lobby(api, "GET", "/me", player)
+                return found
     raise AssertionError(f"the lobby of {player} is gone")
 
 

@@ -18,7 +18,8 @@ from jsonschema import Draft202012Validator, FormatChecker
 
 HERE = Path(__file__).parent
 NAMES = ("servers_builds_v2", "lobby_builds_upload_v2")
-_FACTS = ("type", "format", "enum", "minimum", "maximum", "required")
+LOBBIES = "legacy_matchmaker_lobbies"
+_FACTS = ("type", "format", "enum", "minimum", "maximum", "maxLength", "required")
 _REF = "#/components/schemas/"
 _formats = FormatChecker()
 
@@ -56,6 +57,7 @@ def boiled_down(name: str) -> Description:
 
 
 def original(name: str, document: dict[str, Any]) -> Description:
+    document = plain(document)
     operations = {
         operation: {"answers": {int(status): _content(answer) for status, answer in found["responses"].items()}}
         for operation, found in _operations(document)
@@ -69,6 +71,7 @@ def originals() -> Path | None:
 
 
 def boil_down(document: dict[str, Any]) -> dict[str, Any]:
+    document = plain(document)
     operations = {operation: _operation(found) for operation, found in _operations(document)}
     shapes = {name: _shape(schema) for name, schema in document["components"]["schemas"].items()}
     return {"operations": operations, "shapes": shapes}
@@ -81,7 +84,23 @@ def _operations(document: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]
 
 
 def _content(answer: dict[str, Any]) -> dict[str, Any]:
-    return answer["content"]["application/json"]["schema"]
+    """Its schema; one that anything fits if the file names none."""
+    return answer.get("content", {}).get("application/json", {}).get("schema", {})
+
+
+def plain(part: Any) -> Any:
+    """OpenAPI 3.0 in words of JSON Schema. A nullable object without properties is what the file's generator wrote for
+    anything that may be null; and of its `oneOf`s several fit a matched ticket, so one is enough."""
+    if isinstance(part, list):
+        return [plain(one) for one in part]
+    if not isinstance(part, dict):
+        return part
+    part = {("anyOf" if name == "oneOf" else name): plain(value) for name, value in part.items()}
+    if part.pop("nullable", False) is not True:
+        return part
+    if part.get("type") == "object" and "properties" not in part:
+        return {name: value for name, value in part.items() if name != "type"}
+    return {"anyOf": [part, {"type": "null"}]}
 
 
 def _operation(operation: dict[str, Any]) -> dict[str, Any]:
@@ -104,15 +123,16 @@ def _shape(schema: dict[str, Any]) -> dict[str, Any]:
         boiled["$ref"] = "#/shapes/" + schema["$ref"].removeprefix(_REF)
     if "items" in schema:
         boiled["items"] = _shape(schema["items"])
-    if "anyOf" in schema:
-        boiled["anyOf"] = [_shape(one) for one in schema["anyOf"]]
+    for several in ("anyOf", "allOf"):
+        if several in schema:
+            boiled[several] = [_shape(one) for one in schema[several]]
     if "properties" in schema:
         boiled["properties"] = {name: _shape(one) for name, one in schema["properties"].items()}
     return boiled
 
 
 def main(folder: Path) -> None:
-    for name in NAMES:
+    for name in (*NAMES, LOBBIES):
         boiled = boil_down(json.loads((folder / f"{name}.json").read_text()))
         text = yaml.safe_dump(boiled, sort_keys=False, width=120, default_flow_style=None)
         (HERE / f"{name}.yaml").write_text(text)
