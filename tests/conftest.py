@@ -89,6 +89,7 @@ def fleet_environment(folder: Path) -> dict[str, str]:
             # The suites share one key and are many at once, as a big customer's back ends are.
             "FLEET_LIMITS__READS_PER_S": "5000",
             "FLEET_LIMITS__WRITES_PER_S": "1000",
+            "FLEET_LIMITS__LOBBY_WRITES_PER_ADDRESS_PER_S": "1000",
             "FLEET_LIMITS__UNKNOWN_KEYS_PER_MINUTE": "100000",
         }
     )
