@@ -97,14 +97,20 @@ class EventReader:
         return self
 
     def __exit__(self, *_: object) -> None:
+        """The stream ends by itself when the player leaves; what is left open is closed with it."""
         self._stop = True
+        if self._answer is not None:
+            self._answer.close()
+        self._thread.join(WAIT_S)
 
     _stop = False
+    _answer: httpx.Response | None = None
 
     def _run(self) -> None:
         headers = {"accept": "text/event-stream", "cache-control": "no-cache"}
         try:
             with self._player.http.stream("GET", f"{self._player.path}/me/events", headers=headers) as answer:
+                self._answer = answer
                 if answer.status_code == 200:
                     self._read(answer.iter_lines())
         except (httpx.HTTPError, RuntimeError):
