@@ -58,6 +58,9 @@ bench-commit: $(STAMP)  ## Durable claims per second of a manager's group commit
 bench-claim: $(STAMP)  ## Claims of warm servers: in the manager, and through the whole stack (simulated nodes)
 	@$(BIN)/python -m bench.claim
 
+bench-lobby: $(STAMP)  ## Lobbies and tickets per second through the keeper, and how soon a match is made
+	@$(BIN)/python -m bench.lobby
+
 bench-scale: $(STAMP)  ## 10,000 servers on 200 simulated nodes
 	@$(BIN)/python -m bench.scale_plan
 	@$(BIN)/python -m bench.scale

@@ -8,14 +8,16 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from sqlalchemy import insert
+
 from fleet.errors import Conflict
-from fleet.events.journal import event_statement, project_event
 from fleet.lobbies.match import OVER, Match
 from fleet.lobbies.model import Lobby
 from fleet.lobbies.rows import Rating, lobby_rows, match_rows, rating_statements
 from fleet.store.tables import ProjectEvent
 from fleet.store.transact import Statement
 
+_INSERT_EVENTS = insert(ProjectEvent)
 Where = tuple[str, str]  # project, config
 
 
@@ -49,7 +51,7 @@ class Books:
         self._touched: set[str] = set()
         self._ratings: list[Rating] = []
         self._told: list[Told] = []
-        self._events: list[ProjectEvent] = []
+        self._events: list[dict[str, Any]] = []  # rows, since making their objects costs ten times as much
 
     def load(self, lobbies: Iterable[Lobby], matches: Iterable[Match]) -> None:
         """What the database has; nothing of it is to be written or told."""
@@ -121,7 +123,8 @@ class Books:
 
     def note(self, project_id: str, subject: str, what: str, at: int, **data: Any) -> None:
         """An entry of the project's journal, with what players or a studio would ask."""
-        self._events.append(project_event(project_id, "lobby", subject, f"lobby.{what}", data or None, at))
+        row = {"project_id": project_id, "kind": "lobby", "subject": subject, "type": f"lobby.{what}"}
+        self._events.append({**row, "at": at, "data": data or None})
 
     def take(self) -> Batch:
         """What has gathered since; the books are clean afterwards."""
@@ -131,7 +134,7 @@ class Books:
         if self._ratings:
             statements += rating_statements(self._ratings)
         if self._events:
-            statements.append(event_statement(self._events))
+            statements.append((_INSERT_EVENTS, self._events))
         batch = Batch(statements, self._told, self._touched)
         self._ratings, self._told, self._events, self._over, self._touched = [], [], [], [], set()
         return batch

@@ -56,6 +56,8 @@ class Core:
         self.queues = Queues()
         self.ratings = RatingBook()
         self.presence = Presence(now_ms())
+        self._gathering: asyncio.Task[None] | None = None
+        self._committing = asyncio.Lock()
         terms = MatchTerms(int(settings.start_s * 1000), int(settings.requeue_s * 1000), int(settings.hold_s * 1000))
         config = self.projects.config
         self.matches = Matches(self.books, self.queues, self.ratings, config, new_match_id, terms)
@@ -154,21 +156,22 @@ class Core:
     # Committing -----------------------------------------------------------------------------------------------------
 
     async def commit(self) -> None:
-        """Changes on disk; then streams, timers and the world may know."""
-        batch = self.books.take()
-        effects, self.matches.effects = self.matches.effects, []
-        touched = batch.matches
-        await self.commits.submit(batch.statements)
-        self.feed.tell(batch.told)
-        self.healer.arm({told.lobby_id for told in batch.told})
-        self.healer.arm_matches(touched)
-        self.stage.carry_out(effects)
+        """What has changed so far is on disk; then streams, timers and the world know."""
+        if self._gathering is None:
+            self._gathering = asyncio.create_task(self._commit())
+        await asyncio.shield(self._gathering)
 
-    def change(self, work: Callable[[int], None]) -> "asyncio.Future[None]":
-        """Do something to the books now, and commit."""
-        work(now_ms())
-        self.matches.try_fresh(now_ms())
-        return asyncio.ensure_future(self.commit())
+    async def _commit(self) -> None:
+        """One at a time, so that whatever changes meanwhile goes together in the next: in one statement per table."""
+        async with self._committing:
+            self._gathering = None
+            batch = self.books.take()
+            effects, self.matches.effects = self.matches.effects, []
+            await self.commits.submit(batch.statements)
+            self.feed.tell(batch.told)
+            self.healer.arm({told.lobby_id for told in batch.told})
+            self.healer.arm_matches(batch.matches)
+            self.stage.carry_out(effects)
 
     # What is shown --------------------------------------------------------------------------------------------------
 

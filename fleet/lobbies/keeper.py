@@ -4,6 +4,7 @@ It is thin: `core.py` does the work. After any restart it raises the shard's epo
 reads its rows again.
 """
 
+import gc
 import os
 
 import ray
@@ -54,6 +55,9 @@ class LobbyKeeper:
         commits = GroupCommit(store, name, epoch, die)
         self._core = Core(shard, settings.lobbies, store, commits, World(store, starts, regions))
         await self._core.load(lambda project_id: shard_of(project_id, settings.lobbies.shards))
+        # Thousands of small objects that live long: looking at them again and again would be a third of the work.
+        gc.freeze()
+        gc.set_threshold(100_000, 20, 50)
         log.info("keeper ready", shard=shard, epoch=epoch, lobbies=len(self._core.books.lobbies), pid=os.getpid())
 
     async def commands(self, commands: list[Command]) -> list[Answer]:

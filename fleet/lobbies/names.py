@@ -22,4 +22,8 @@ def epoch_name(shard: int) -> str:
 
 def new_match_id(now: int) -> str:
     """As games know them: `match_<unix ms>_<7 of base 36>`."""
-    return f"match_{now}_{''.join(secrets.choice(_BASE36) for _ in range(7))}"
+    number, text = secrets.randbelow(36**7), ""
+    for _ in range(7):
+        number, digit = divmod(number, 36)
+        text += _BASE36[digit]
+    return f"match_{now}_{text}"

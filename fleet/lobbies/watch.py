@@ -103,7 +103,13 @@ class ShardWatch:
             return
         task = asyncio.create_task(self._carry(self._question()))
         self._asking.add(task)
-        task.add_done_callback(self._asking.discard)
+        task.add_done_callback(self._answered)
+
+    def _answered(self, task: asyncio.Task[None]) -> None:
+        """The last question is answered: the next one. Two may end in one turn of the loop, so it is counted here."""
+        self._asking.discard(task)
+        if self._places and not self._asking and not task.cancelled():
+            self._schedule(0)
 
     def _question(self) -> Poll:
         first = self._session is None
@@ -132,8 +138,6 @@ class ShardWatch:
             self._hand_out(news.lobby_id, news)
         for lobby_id, stats in answer.stats:
             self._hand_out(lobby_id, stats)
-        if self._places and len(self._asking) == 1 and self._session == poll.session:
-            self._schedule(0)  # the newest question is answered; the next one
 
     def _hand_out(self, lobby_id: str, news: News | QueueStats) -> None:
         for place in self._places.get(lobby_id, ()):

@@ -67,7 +67,13 @@ class RegionWatch:
         if self._waiters:
             task = shared_task(self._carry())
             self._asking.add(task)
-            task.add_done_callback(self._asking.discard)
+            task.add_done_callback(self._answered)
+
+    def _answered(self, task: asyncio.Task[None]) -> None:
+        """Those who wait on ask again. Two questions may end in the same turn of the loop, so it is counted here."""
+        self._asking.discard(task)
+        if self._waiters and not self._asking and not task.cancelled():
+            self._schedule()
 
     async def _carry(self) -> None:
         wants: dict[str, frozenset[str]] = {}
@@ -83,5 +89,3 @@ class RegionWatch:
             if name in told and not future.done():
                 future.set_result(None)
                 del self._waiters[future]
-        if self._waiters and len(self._asking) == 1:  # the newest question is answered; those who wait on ask again
-            self._schedule()

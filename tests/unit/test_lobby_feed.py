@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 
 from fleet.errors import NotFound
+from fleet.lobbies.calls import Poll, Polled
 from fleet.lobbies.healing import Due, Terms, due
 from fleet.lobbies.model import Lobby, LobbyEvent, Player, Queued, QueueStats
 from fleet.lobbies.presence import Presence
-from fleet.lobbies.watch import QUEUE, Place, parse_event_id
+from fleet.lobbies.watch import QUEUE, Place, ShardWatch, parse_event_id
 from fleet.store.tables import Project
 from fleet.times import now_ms
 from tests.unit.api_kit import Api
@@ -150,6 +151,27 @@ async def test_a_storm_of_streams_comes_back_whole(club: Club) -> None:
     await asyncio.gather(*(club.do("set_state", name, {"a": 2}) for name in names))
     again = await asyncio.gather(*(watch(p, last, 4) for p, last in zip(everybody, lasts, strict=True)))
     assert {tuple(versions) for versions, _ in again} == {(3, 4)}
+
+
+async def test_two_questions_answered_in_one_turn_are_followed_by_another() -> None:
+    asked: list[tuple[Poll, asyncio.Future[Polled]]] = []
+
+    async def ask(poll: Poll) -> Polled:
+        asked.append((poll, asyncio.get_running_loop().create_future()))
+        return await asked[-1][1]
+
+    async def until(count: int) -> None:
+        await eventually(lambda: asyncio.sleep(0, len(asked) >= count))
+
+    watch = ShardWatch(ask)
+    watch.join(Place("l", "ann", 1))
+    await until(1)
+    watch.join(Place("m", "bob", 1))
+    await until(2)
+    for _, answer in asked[:2]:
+        answer.set_result(Polled(known=True))
+    await until(3)
+    await watch.close()
 
 
 async def test_a_slow_reader_is_let_go_and_holds_nobody_up() -> None:
