@@ -7,7 +7,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 TESTS ?= tests
 
-.PHONY: help demo up down test audit lint format bench-api bench-edge bench-launch bench-commit bench-scale bench-claim bench-match lock migrations-check
+.PHONY: help demo up down test audit client lint format bench-api bench-edge bench-launch bench-commit bench-scale bench-claim bench-match lock migrations-check
 
 help:  ## What can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -31,6 +31,9 @@ lint: $(STAMP)  ## Style, types, the one-way arrows, migrations
 format: $(STAMP)  ## Bring the code into shape
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+client: $(STAMP)  ## Generated parts of fleet/client: models from our OpenAPI, the sync client from the async one
+	@$(BIN)/python -m scripts.make_client
 
 audit: $(STAMP)  ## Known vulnerabilities of the pinned dependencies; says so where nobody can be asked
 	@$(BIN)/python -m fleet.ops.audit requirements.lock

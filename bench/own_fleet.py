@@ -15,8 +15,8 @@ import httpx
 import psutil
 import yaml
 
+from fleet.client.packing import pack
 from fleet.ops.home import find_home, free_ports, read_access
-from fleet.ops.pack import pack
 from fleet.ops.processes import command_of, supervised
 
 ROOT = Path(__file__).parent.parent

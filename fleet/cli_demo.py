@@ -4,15 +4,17 @@ import socket
 import time
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
 from fleet.cli_api import connect, push_build
+from fleet.client import FleetClient, WaitFailed
+from fleet.client.models import NetworkPort, ServerOut
+from fleet.client.requests import StartIn
 from fleet.errors import BadRequest, FleetError
 from fleet.ops.home import Access, find_home, read_access
-from fleet.ops.rest import Rest
 from fleet.settings import get_settings
 
 console = Console(highlight=False, soft_wrap=True)
@@ -23,58 +25,59 @@ ANSWER_TIMEOUT_S = 15.0
 def demo() -> None:
     """Upload the demo game, start a server cold and one from a warm pool, play one packet against it."""
     folder = _demo_folder()
-    with connect() as rest:
+    with connect() as fleet:
         console.print("[dim]·[/dim] Uploading the demo game")
-        build = push_build(rest, folder, BUILD, "Server.x86_64")
-        console.print(f"[dim]·[/dim] Build ready: {build['name']} version {build['version']}")
+        build = push_build(fleet, folder, BUILD, "Server.x86_64")
+        console.print(f"[dim]·[/dim] Build ready: {build.name} version {build.version}")
         console.print(f"[dim]·[/dim] Starting a server in {REGION} (the first one prepares the runtime)")
-        _end(rest, _start(rest, "demo-first", "--first")[0])
-        cold, cold_ms = _start(rest, "demo-cold", "--cold")
-        _end(rest, cold)
+        _end(fleet, _start(fleet, "demo-first", "--first")[0])
+        cold, cold_ms = _start(fleet, "demo-cold", "--cold")
+        _end(fleet, cold)
         console.print(f"[dim]·[/dim] Cold, from the request to open ports: [bold]{cold_ms:.0f} ms[/bold]")
-        _warm_pool(rest, build["version"])
-        server, hot_ms = _start(rest, "demo", None)
-    port = server["network_ports"][0]
-    kind = "From the warm pool" if server["start_kind"] == "hot" else "Cold again, since the pool was empty"
+        _warm_pool(fleet, build.version)
+        server, hot_ms = _start(fleet, "demo", None)
+    port = server.network_ports[0]
+    kind = "From the warm pool" if server.start_kind == "hot" else "Cold again, since the pool was empty"
     console.print(
         f"[dim]·[/dim] {kind}: [bold green]{hot_ms:.0f} ms[/bold green] ({cold_ms / hot_ms:.0f} times faster)"
     )
-    answer = ask(port["host"], port["external_port"], b"join you", ANSWER_TIMEOUT_S)
+    answer = ask(port.host, port.external_port, b"join you", ANSWER_TIMEOUT_S)
     console.print(f"[dim]·[/dim] Sent 'join you' by UDP, the game answers: [bold green]{answer.decode()}[/bold green]")
     _tell(server, port, _access())
 
 
-def _start(rest: Rest, name: str, args: str | None) -> tuple[dict[str, Any], float]:
+def _start(fleet: FleetClient, name: str, args: str | None) -> tuple[ServerOut, float]:
     """A running server, and the milliseconds until it was. With arguments of its own it cannot be a pool's."""
-    body = {"name": name, "region": REGION, "version_tag": BUILD} | ({"startup_args": args} if args else {})
+    wanted: StartIn = {"name": name, "region": REGION, "version_tag": BUILD}
+    if args:
+        wanted["startup_args"] = args
     began = time.perf_counter()
-    server = rest.call("POST", "/servers/start", json=body, params={"wait_for": "running", "timeout": 60})
-    deadline = time.monotonic() + 180
-    while server["status"] == "launching" and time.monotonic() < deadline:
-        query = {"wait_for": "running", "timeout": 60}
-        server = rest.call("GET", f"/servers/{server['instance_id']}", params=query)
-    if server["status"] != "running":
-        raise FleetError(
-            f"It is {server['status']}. See: fleet logs {server['instance_id']}", error="No running server"
-        )
+    server = fleet.servers.start(wait_running=60, **wanted)
+    if server.status != "running":
+        try:
+            server = fleet.servers.wait(server.instance_id, within=180)
+        except WaitFailed as error:
+            raise FleetError(
+                f"{error.detail} See: fleet logs {server.instance_id}", error="No running server"
+            ) from error
     return server, (time.perf_counter() - began) * 1000
 
 
-def _end(rest: Rest, server: dict[str, Any]) -> None:
-    rest.call("DELETE", f"/servers/{server['instance_id']}")
+def _end(fleet: FleetClient, server: ServerOut) -> None:
+    fleet.servers.stop(server.instance_id)
 
 
-def _warm_pool(rest: Rest, version: int) -> None:
+def _warm_pool(fleet: FleetClient, version: int) -> None:
     """A pool of one server of the demo game, unless the project has pools already; returns when it has this version."""
-    if not (rest.call("GET", "/projects/settings")["pool_config"] or {}).get("enabled"):
-        regions = {REGION: {"small": {"count": 1, "build": BUILD}}}
-        rest.call("POST", "/projects/settings", json={"pool_config": {"enabled": True, "regions": regions}})
+    if not (fleet.projects.settings().pool_config or {}).get("enabled"):
+        fleet.projects.change_settings(
+            pool_config={"enabled": True, "regions": {REGION: {"small": {"count": 1, "build": BUILD}}}}
+        )
         console.print(f"[dim]·[/dim] A warm pool of one server in {REGION}: pool_config in the project's settings")
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
-        pools = rest.call("GET", "/pools")["pools"]
-        mine = [pool for pool in pools if (pool["region"], pool["build"]) == (REGION, BUILD)]
-        if not mine or any(pool["stock"]["warm"] and pool["build_version"] == version for pool in mine):
+        mine = [pool for pool in fleet.pools.list().pools if (pool.region, pool.build) == (REGION, BUILD)]
+        if not mine or any(pool.stock["warm"] and pool.build_version == version for pool in mine):
             return
         time.sleep(0.2)
 
@@ -118,20 +121,20 @@ def _access() -> Access | None:
     return read_access(home) if home else None
 
 
-def _tell(server: dict[str, Any], port: dict[str, Any], access: Access | None) -> None:
-    address = f"{port['host']}:{port['external_port']}"
+def _tell(server: ServerOut, port: NetworkPort, access: Access | None) -> None:
+    address = f"{port.host}:{port.external_port}"
     console.print(f"\n[bold green]A game server runs at {address} (udp)[/bold green]")
     if access:
         console.print(f"  API         {access.url}/api   reference: {access.url}/api/reference")
         console.print(f"  server key  {access.server_key}\n  client key  {access.client_key}")
-    console.print(f"  logs        {get_settings().home / 'logs'}   (the game's: fleet logs {server['instance_id']})")
+    console.print(f"  logs        {get_settings().home / 'logs'}   (the game's: fleet logs {server.instance_id})")
     console.print("\nWhat to type next:")
     for command, meaning in (
         (f".venv/bin/fleet ask {address} state", "play another packet"),
         (".venv/bin/fleet servers", "what runs"),
         (".venv/bin/fleet pools", "what stands ready, and why"),
-        (f".venv/bin/fleet logs -f {server['instance_id']}", "what the game says"),
-        (f".venv/bin/fleet stop {server['instance_id']}", "end it"),
+        (f".venv/bin/fleet logs -f {server.instance_id}", "what the game says"),
+        (f".venv/bin/fleet stop {server.instance_id}", "end it"),
         (".venv/bin/fleet builds push DIR", "upload your own game"),
         ("make down", "stop everything"),
     ):

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
+from typing import Any
 
 from fastapi import APIRouter, FastAPI
 
@@ -19,7 +20,7 @@ from serve_app.jobs import start_jobs, stop_jobs
 from serve_app.limits import Gatekeeper
 from serve_app.metrics import Targets
 from serve_app.read_cache import ReadCache
-from serve_app.v2 import document
+from serve_app.v2 import document as v2_document
 from serve_app.v2.face import LegacyFace
 from serve_app.v3 import (
     budget,
@@ -55,7 +56,17 @@ for _router in (
     reference.router,
 ):
     _api.include_router(_router)
-_api.include_router(document.all_routes, include_in_schema=False)
+_api.include_router(v2_document.all_routes, include_in_schema=False)
+
+
+_VERSION = "3.0.0"
+
+
+def document() -> dict[str, Any]:
+    """The OpenAPI document of all routes, without services behind them."""
+    app = FastAPI(routes=_api.routes, version=_VERSION, separate_input_output_schemas=False)
+    reference.describe(app)
+    return app.openapi()
 
 
 def create_app(
@@ -73,7 +84,7 @@ def create_app(
     """
     app = FastAPI(
         routes=_api.routes,
-        version="3.0.0",
+        version=_VERSION,
         openapi_url="/api/doc",
         docs_url=None,
         redoc_url=None,

@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from fleet.cli_api import parse_port
+from fleet.client.packing import pack
 from fleet.errors import BadRequest
 from fleet.ops.api import local_url, render
 from fleet.ops.haproxy import error_page, write_shim
@@ -19,7 +20,6 @@ from fleet.ops.haproxy_shim import mend
 from fleet.ops.head import Head, child_environment, read_head
 from fleet.ops.home import OpsError, free_ports, make_run_dir, open_home, port_is_free, read_json, write_private
 from fleet.ops.logs import KEPT_SESSIONS, keep_ray_logs
-from fleet.ops.pack import pack
 from fleet.ops.processes import MARKER, ProcessId, end, environment_of, identify, is_alive, supervised
 from fleet.ops.supervisor import AlreadyRunning, lock_holder, take_lock
 from fleet.region.nodes_config import load_nodes_config

@@ -2,14 +2,24 @@
 
 import os
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from fleet.errors import BadRequest
 
+Progress = Callable[[int, int], None]  # bytes that have gone out, of how many
 LEFT_OUT = frozenset({".git", ".svn", "__pycache__", ".DS_Store"})
 # ZIP knows no dates before this; build tools like to set 1970.
 OLDEST = (1980, 1, 1, 0, 0, 0)
+
+
+def as_archive(source: Path, folder: Path) -> tuple[Path, int]:
+    """The ZIP that `source` is, or that is made of it in `folder`; and its size."""
+    archive = source
+    if source.is_dir():
+        archive = folder / "build.zip"
+        pack(source, archive)
+    return archive, archive.stat().st_size
 
 
 def pack(folder: Path, archive: Path) -> None:
