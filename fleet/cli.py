@@ -16,6 +16,7 @@ from fleet.cli_projects import projects
 from fleet.cli_simulate import simulate
 from fleet.cli_tls import tls
 from fleet.cli_usage import usage
+from fleet.client import Unreachable
 from fleet.errors import FleetError
 from fleet.ops.home import Home, OpsError, find_home, open_home, read_access
 from fleet.settings import SIMULATED, FleetSettings, get_settings
@@ -175,7 +176,8 @@ def main() -> None:
         app()
     except FleetError as error:
         errors.print(f"[bold red]{error.error}:[/bold red] ", end="")
-        errors.print(error.detail, markup=False)
+        hint = " Is the fleet up? Try 'fleet status'." if isinstance(error, Unreachable) else ""
+        errors.print(f"{error.detail}{hint}", markup=False)
         sys.exit(1)
 
 
