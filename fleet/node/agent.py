@@ -83,6 +83,9 @@ class Agent:
     async def forget(self, epoch: int, key: RunKey) -> None:
         self._node.forget(epoch, key)
 
+    async def ready(self, epoch: int, key: RunKey) -> None:
+        self._node.ready(epoch, key)
+
     async def freeze(self, epoch: int, key: RunKey) -> None:
         await self._node.freeze(epoch, key)
 

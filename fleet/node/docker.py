@@ -64,7 +64,7 @@ from fleet.node.runtime import (
 )
 from fleet.node.series import Usage
 from fleet.node.server_folder import make_private, server_folder, write_config
-from fleet.node.words import Heard
+from fleet.node.words import Heard, Word
 
 log = structlog.get_logger(__name__)
 
@@ -327,6 +327,9 @@ class DockerRuntime:
 
     def hear(self, heard: Heard) -> None:
         self._api.heard = heard
+
+    def say(self, key: RunKey, word: Word) -> None:
+        self._api.say(key, word)
 
     async def rewrite_config(self, key: RunKey, config: dict[str, Any]) -> None:
         write_config(server_folder(self._place.servers_dir, key), config)

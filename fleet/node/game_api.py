@@ -130,6 +130,11 @@ class GameApi:
             door.changed.set()
             door.changed = asyncio.Event()
 
+    def say(self, key: RunKey, word: Word) -> None:
+        """As if the game had said it; nothing if it has no door (any more)."""
+        if (door := self._doors.get(key)) is not None:
+            door.say(word)
+
     async def shut(self, key: RunKey) -> None:
         door = self._doors.pop(key, None)
         if door is not None and door.listener is not None:

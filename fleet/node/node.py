@@ -36,6 +36,7 @@ from fleet.node.sampler import Sampler
 from fleet.node.tenure import Tenure
 from fleet.node.vigil import Vigil
 from fleet.node.warm_networks import WarmNetworks
+from fleet.node.words import Ready
 from fleet.settings import NodeSettings
 from fleet.times import now_ms
 
@@ -173,6 +174,11 @@ class Node:
         if run is not None and not run.stopping and not run.view.state.ended:
             run.stopping = True
             self._spawn(self._stop(run, grace_s))
+
+    def ready(self, epoch: int, key: RunKey) -> None:
+        """The project says for its game that it takes players: as if the game had said so itself."""
+        self._check(epoch)
+        self._runtime.say(key, Ready())
 
     async def freeze(self, epoch: int, key: RunKey) -> None:
         """Let a running game stand still; an event says so. One that ends or has not begun is left alone."""

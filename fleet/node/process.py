@@ -52,7 +52,7 @@ from fleet.node.runtime import (
 )
 from fleet.node.series import Usage
 from fleet.node.server_folder import make_private, server_folder, write_config
-from fleet.node.words import Heard
+from fleet.node.words import Heard, Word
 from fleet.times import now_ms
 
 log = structlog.get_logger(__name__)
@@ -250,6 +250,9 @@ class ProcessRuntime:
 
     def hear(self, heard: Heard) -> None:
         self._api.heard = heard
+
+    def say(self, key: RunKey, word: Word) -> None:
+        self._api.say(key, word)
 
     async def rewrite_config(self, key: RunKey, config: dict[str, Any]) -> None:
         write_config(self._folder(key).config_folder(), config)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from fleet.node.series import Usage
 
 if TYPE_CHECKING:
-    from fleet.node.words import Heard
+    from fleet.node.words import Heard, Word
 
 Proto = Literal["udp", "tcp"]
 
@@ -267,6 +267,10 @@ class Runtime(Protocol):
 
     def hear(self, heard: "Heard") -> None:
         """`heard(key, word)` is called for whatever a game says of itself (`words.py`)."""
+        ...
+
+    def say(self, key: RunKey, word: "Word") -> None:
+        """Take the word as the game's own, and keep it for the next agent."""
         ...
 
     async def serve(self, key: RunKey) -> None:

@@ -35,7 +35,7 @@ from fleet.node.runtime import (
     RuntimePlace,
 )
 from fleet.node.series import Usage
-from fleet.node.words import Heard
+from fleet.node.words import Heard, Word
 from fleet.settings import SIMULATED, SimulatedSettings
 from fleet.times import now_ms
 
@@ -322,6 +322,8 @@ class SimulatedRuntime:
 
     def hear(self, heard: Heard) -> None:
         """Nothing runs there, so nothing speaks."""
+
+    def say(self, key: RunKey, word: Word) -> None: ...
 
     async def rewrite_config(self, key: RunKey, config: dict[str, Any]) -> None:
         run = self._known(key)

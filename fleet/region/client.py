@@ -100,6 +100,9 @@ class RegionClient:
     async def update(self, region: str, instance_id: str, custom_data: dict[str, Any]) -> Server:
         return row_of(Server, await self._command(region, "update", instance_id, custom_data))
 
+    async def ready(self, region: str, instance_id: str) -> Server:
+        return row_of(Server, await self._command(region, "ready", instance_id))
+
     async def restart(self, region: str, instance_id: str, changes: RestartChanges, op_id: str) -> Server:
         return row_of(Server, await self._command(region, "restart", instance_id, dict(changes.values), op_id))
 

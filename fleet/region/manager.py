@@ -190,6 +190,13 @@ class RegionManager:
         self._executor.tell_game(server)
         return row_values(server)
 
+    async def ready(self, instance_id: str) -> dict[str, Any]:
+        """The project says for its game that it takes players (builds with `ready_by` game)."""
+        server = self._alive(instance_id)
+        if server.node_id:
+            await self._executor.ask(server.node_id, "ready", current(server))
+        return row_values(server)
+
     async def restart(self, instance_id: str, values: dict[str, Any], op_id: str) -> dict[str, Any]:
         """A new generation with changed values; once per op_id. The old run is stopped."""
         server = self._alive(instance_id)

@@ -66,6 +66,10 @@ class Regions(Protocol):
 
     async def update(self, region: str, instance_id: str, custom_data: dict[str, Any]) -> Server: ...
 
+    async def ready(self, region: str, instance_id: str) -> Server:
+        """Take it that the game says it is ready. Saying it again changes nothing."""
+        ...
+
     async def restart(self, region: str, instance_id: str, changes: RestartChanges, op_id: str) -> Server:
         """A new run of the same server; one effect for one `op_id`."""
         ...
@@ -274,6 +278,11 @@ class ServerService:
             build = await self._builds.resolve(caller.project_id, tag, values.get("version"))
             values["build_id"], values["version_tag"], values["version"] = build.build_id, build.name, build.version
         return values
+
+    async def ready(self, caller: Principal, instance_id: str) -> Server:
+        """The game takes players, says the project: heard where readiness is the game's own call."""
+        server = await self.get(caller, instance_id)
+        return server if server.status != "launching" else await self._regions.ready(server.region, instance_id)
 
     async def stop(self, caller: Principal, instance_id: str, detail: str | None) -> Server:
         """Stop the server. Stopping it again is the same success."""

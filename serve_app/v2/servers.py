@@ -88,8 +88,10 @@ async def legacy_report_status(
     context: Context,
     status: Annotated[State, Header(alias="X-Server-Status", description="What the game says it is")],
 ) -> Response:
-    """`stopped` ends the server. The fleet sees by itself when a game's ports are open, so `launching` and `running`
-    change nothing; the answer tells what the server really is."""
+    """`stopped` ends the server. `running` is the ready call of a build that is `ready_by` game; for others the fleet
+    sees by itself when the ports are open. The answer tells what the server really is."""
+    if status == "running":
+        await context.servers.ready(caller, instance_id)
     if status == "stopped":
         await context.servers.stop(caller, instance_id, "reported stopped by the game")
     return json_response(instance_view(await context.servers.get(caller, instance_id)))

@@ -96,6 +96,18 @@ async def test_a_build_may_ask_for_the_games_own_word(bench: Bench) -> None:
             await asyncio.sleep(0.01)
 
 
+async def test_the_project_may_say_it_for_its_game(bench: Bench) -> None:
+    key, _ = await launched(bench, "game")
+    await bench.until(lambda v: "has not said" in v.message)
+    bench.node.ready(1, key)
+    await bench.until(lambda v: v.key == key and v.state is RunState.RUNNING)
+    await bench.node.close()
+    await bench.open()
+    async with asyncio.timeout(PATIENCE):
+        while bench.state(key) is not RunState.RUNNING:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
 async def test_players_and_configs_are_told_without_a_restart(bench: Bench) -> None:
     key, port = await launched(bench, "ports")
     await bench.until(lambda v: v.key == key and v.state is RunState.RUNNING)

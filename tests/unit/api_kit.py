@@ -149,6 +149,10 @@ class BookkeepingRegions:
         page = lines[:limit]
         return LogPage(page, "node-1", page[-1].token if len(lines) > limit else None)
 
+    async def ready(self, region: str, instance_id: str) -> Server:
+        """As of a build that is ready by its game's word."""
+        return await self.change(instance_id, "running", status="running", step="running", started_at=now_ms())
+
     async def usage(self, server: Server, period_s: int, step_s: int) -> UsageSeries:
         self.asked_usage = (server.generation, period_s, step_s)
         return UsageSeries(max(step_s, 60), empty() | {"cpu_percent": [(60, 12.5)]})

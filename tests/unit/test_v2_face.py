@@ -131,8 +131,9 @@ async def test_a_list_has_no_pages(api: Api) -> None:
 
 
 async def test_a_game_reports_its_status(api: Api) -> None:
-    server = await api.running()
+    server = await api.start()
     path = f"/v2/servers/{server['instance_id']}/update"
+    assert (await api.call("PUT", path, headers={"X-Server-Status": "launching"})).json()["status"] == "launching"
     assert (await api.call("PUT", path)).status_code == 422
     assert (await api.call("PUT", path, headers={"x-server-status": "busy"})).status_code == 422
     assert (await api.call("PUT", path, headers={"X-Server-Status": "running"})).json()["status"] == "running"
