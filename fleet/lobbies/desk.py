@@ -116,7 +116,9 @@ class Desk:
             self._books.note(lobby.project_id, lobby.id, "player_removed", now, player=player_id, why=why)
         if rest.host != lobby.host:
             self._books.note(lobby.project_id, lobby.id, "host_changed", now, host=rest.host, why=f"the host {why}")
-        return self._books.put(rest)
+        rest = self._books.put(rest)
+        self._matches.reopen_of(rest)
+        return rest
 
     def end(self, lobby: Lobby, now: int, why: str) -> None:
         """The lobby is no more; its match goes on without it, or ends."""

@@ -53,7 +53,7 @@ class Games:
             self._queues.served((match.project_id, match.config, match.mode))
         self._note(match, "match_started", now, region=server["region"], server=match.server_id)
         self._matches.effects.append(Effect("follow", match.id))
-        self._matches.reopen(match, now)
+        self._matches.reopen(match)
 
     def failed(self, match_id: str, why: str, now: int, *, again: bool, hold_ms: int) -> None:
         """No server for it. `again`: there may be one later, so lobbies from a queue go back to their places."""

@@ -40,6 +40,9 @@ class Healer:
                 core.books.note(lobby.project_id, lobby.id, "match_lost", now, match=lobby.match_id)
                 core.books.put(rules.free(lobby, now))
 
+        for match in core.books.matches.values():
+            core.matches.reopen(match)
+
     def _requeue(self, lobby: Lobby, now: int) -> None:
         try:
             self._core.matches.requeue(lobby)

@@ -15,10 +15,10 @@ from fleet.lobbies.config import LobbyConfig
 from fleet.lobbies.effects import Effect
 from fleet.lobbies.match import Match, Side
 from fleet.lobbies.model import Lobby, Queued
-from fleet.lobbies.queues import QueueKey, Queues
+from fleet.lobbies.queues import QueueKey, Queues, ticket
 from fleet.lobbies.ratings import RatingBook
 from fleet.matchmaking.config import ModeConfig
-from fleet.matchmaking.model import Found
+from fleet.matchmaking.model import Found, OpenMatch
 
 ConfigOf = Callable[[str, str], LobbyConfig]
 
@@ -159,12 +159,12 @@ class Matches:
         match = self._books.matches.get(match_id)
         server = next((lobby.server for lobby in self.lobbies(match) if lobby.server), None) if match else None
         if match is None or match.status != "active" or server is None:
-            self._queues.close(match_id)
             self._hand_back(lobbies, now)
             return
-        self._books.put_match(of.with_more(match, sides, now))
+        match = self._books.put_match(of.with_more(match, sides, now))
         for lobby in lobbies:
             self._books.put(rules.in_game(lobby, match.id, server, now))
+        self.reopen(match)
         names = [lobby.id for lobby in lobbies]
         self._books.note(match.project_id, match.id, "match_filled", now, lobbies=names)
         self.effects.append(Effect("tell", match.id))
@@ -185,7 +185,7 @@ class Matches:
         match = self._found(lobby)
         if match.status != "found":
             raise Conflict("Every lobby has confirmed and the server is on its way.", error="Match is confirmed")
-        self.off(match, now, why, waiting={lobby.id})
+        self.off(match, now, why, waiting={lobby.id} if self._requeues(match) else match.lobbies)
         return self._books.lobbies[lobby.id]
 
     def _found(self, lobby: Lobby) -> Match:
@@ -196,7 +196,12 @@ class Matches:
     def unconfirmed(self, match: Match, now: int) -> None:
         """The time to confirm has passed: who did not waits, who did is queued again."""
         missing = set(match.lobbies) - match.confirmed
-        self.off(match, now, f"{len(missing)} of {len(match.lobbies)} lobbies did not confirm", waiting=missing)
+        why = f"{len(missing)} of {len(match.lobbies)} lobbies did not confirm"
+        self.off(match, now, why, waiting=missing if self._requeues(match) else match.lobbies)
+
+    def _requeues(self, match: Match) -> bool:
+        mode = self._config(match.project_id, match.config).modes.get(match.mode)
+        return mode is None or mode.match_confirmation.requeue
 
     # Somebody goes --------------------------------------------------------------------------------------------------
 
@@ -234,7 +239,7 @@ class Matches:
         rest = of.without(match, lobby.id, now)
         if rest.lobbies:
             self._books.put_match(rest)
-            self.reopen(rest, now)
+            self.reopen(rest)
         else:
             self.over(rest, now, why)
 
@@ -265,7 +270,7 @@ class Matches:
                 self._books.note(lobby.project_id, lobby.id, "queue_left", now, mode=place.mode, why=error.detail)
 
     def over(self, match: Match, now: int, why: str) -> None:
-        self._queues.close(match.id)
+        self._queues.close(_queue_of(match), match.id)
         ended = self._books.put_match(of.over(match, why, now))
         told = "match_ended" if match.status == "active" else "match_failed"
         self._books.note(match.project_id, match.id, told, now, mode=match.mode, lobbies=list(match.lobbies), why=why)
@@ -275,8 +280,41 @@ class Matches:
     def lobbies(self, match: Match) -> list[Lobby]:
         return [self._books.lobbies[name] for name in match.lobbies if name in self._books.lobbies]
 
-    def reopen(self, match: Match, now: int) -> None:
-        """A running match with room takes more lobbies, if its mode says so."""
+    def reopen(self, match: Match) -> None:
+        """A running match with room takes more lobbies, if its mode says so; else it takes none."""
+        key = _queue_of(match)
+        self._queues.close(key, match.id)
+        mode = self._config(match.project_id, match.config).modes.get(match.mode)
+        if mode is None or not mode.allow_backfill or match.status != "active":
+            return
+        try:
+            open_match = self._open_match(match, mode)
+        except BadRequest:  # what a player's state has become does not fit the mode
+            return
+        sizes = [sum(one.size for one in team) for team in open_match.teams]
+        room = [shape.size - size for shape, size in zip(mode.shape.teams, sizes, strict=False)]
+        if len(sizes) <= len(mode.shape.teams) and min(room) >= 0 and max(room) > 0:  # late joins may overfill a team
+            self._queues.open(key, mode, open_match)
+
+    def reopen_of(self, lobby: Lobby) -> None:
+        """Who is in this lobby has changed."""
+        match = self._books.matches.get(lobby.match_id or "")
+        if match is not None and match.status == "active" and match.matchmade:
+            self.reopen(match)
+
+    def _open_match(self, match: Match, mode: ModeConfig) -> OpenMatch:
+        here = self._books.lobbies
+        teams = tuple(
+            tuple(ticket(here[name], mode, self._ratings) for name in side.lobbies if name in here)
+            for side in match.sides
+        )
+        players = {player.id for lobby in self.lobbies(match) for player in lobby.players}
+        roles = {player: role for side in match.sides for player, role in side.roles.items() if player in players}
+        return OpenMatch(match.id, teams, match.region, match.created_at / 1000, roles)
+
+
+def _queue_of(match: Match) -> QueueKey:
+    return match.project_id, match.config, match.mode
 
 
 def _regions(voted: Iterable[str], lobbies: list[Lobby]) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from fleet.errors import BadRequest
 from fleet.lobbies.model import Lobby, QueueStats
 from fleet.lobbies.ratings import RatingBook
-from fleet.matchmaking import Found, Matcher, Member, ModeConfig, Ticket, ticket_of
+from fleet.matchmaking import Found, Matcher, Member, ModeConfig, OpenMatch, Ticket, ticket_of
 
 QueueKey = tuple[str, str, str]  # project, config, mode
 ModeOf = Callable[[QueueKey], ModeConfig | None]
@@ -24,6 +24,7 @@ class Queue:
     matcher: Matcher
     waiting: dict[str, tuple[int, int]] = field(default_factory=dict[str, tuple[int, int]])
     players: int = 0
+    running: dict[str, OpenMatch] = field(default_factory=dict[str, OpenMatch])
     waits: deque[float] = field(default_factory=lambda: deque[float](maxlen=50))
     wait_sum: float = 0.0
     held_until: int = 0
@@ -90,11 +91,7 @@ class Queues:
         """To its place; `attempts` tries it at once. BadRequest if a player's state does not fit the mode."""
         key = _key(lobby)
         new = ticket(lobby, mode, ratings)
-        queue = self._queues.get(key)
-        if queue is None:
-            queue = self._queues[key] = Queue(Matcher(mode))
-        elif queue.matcher.mode.digest != mode.digest:
-            self.renew(key, mode)
+        queue = self._of(key, mode)
         queue.drop(lobby.id)
         queue.matcher.add(new)
         assert lobby.queued is not None, "its key says so"
@@ -103,6 +100,14 @@ class Queues:
         queue.changed = True
         self._fresh.append((key, lobby.id))
 
+    def _of(self, key: QueueKey, mode: ModeConfig) -> Queue:
+        queue = self._queues.get(key)
+        if queue is None:
+            queue = self._queues[key] = Queue(Matcher(mode))
+        elif queue.matcher.mode.digest != mode.digest:
+            self.renew(key, mode)
+        return queue
+
     def renew(self, key: QueueKey, mode: ModeConfig) -> None:
         """The mode has changed: the same lobbies wait under its new rules."""
         queue = self._queues[key]
@@ -110,6 +115,8 @@ class Queues:
         queue.matcher, queue.changed = Matcher(mode), True
         for one in tickets:
             queue.matcher.add(one)
+        for match in queue.running.values():
+            queue.matcher.open(match)
 
     def has(self, lobby: Lobby) -> bool:
         queue = self._queues.get(_key(lobby)) if lobby.status == "in_queue" and lobby.queued else None
@@ -158,8 +165,18 @@ class Queues:
             return QueueStats()
         return QueueStats(queue.players, len(queue.waiting), queue.mean_wait_s(now))
 
-    def close(self, match_id: str) -> None:
+    def open(self, key: QueueKey, mode: ModeConfig, match: OpenMatch) -> None:
+        """The running match takes lobbies of this queue; replaces what was known of it."""
+        queue = self._of(key, mode)
+        queue.running[match.match_id] = match
+        queue.matcher.open(match)
+        queue.changed = True
+
+    def close(self, key: QueueKey, match_id: str) -> None:
         """The running match takes no more lobbies."""
+        queue = self._queues.get(key)
+        if queue is not None and queue.running.pop(match_id, None) is not None:
+            queue.matcher.close(match_id)
 
 
 def _key(lobby: Lobby) -> QueueKey:

@@ -17,7 +17,7 @@ import structlog
 from fleet.errors import FleetError, NotFound
 from fleet.lobbies.queues import QueueKey
 from fleet.lobbies.world import World
-from fleet.matchmaking import Found, Matcher, ModeConfig, Ticket
+from fleet.matchmaking import Found, Matcher, ModeConfig, OpenMatch, Ticket
 from fleet.pools.config import is_pooled
 from fleet.times import now_ms
 
@@ -84,8 +84,9 @@ class Sweeper:
 
     async def _sweep(self, key: QueueKey, mode: ModeConfig) -> None:
         core = self._core
-        tickets, now = core.queues[key].matcher.snapshot(), now_ms()
-        found = await asyncio.get_running_loop().run_in_executor(self._thread, _matches, tickets, mode, now / 1000)
+        queue, now = core.queues[key], now_ms()
+        snapshot = (queue.matcher.snapshot(), list(queue.running.values()))
+        found = await asyncio.get_running_loop().run_in_executor(self._thread, _matches, *snapshot, mode, now / 1000)
         if found:
             for one in found:
                 core.matches.form(key, one, now_ms())
@@ -150,8 +151,10 @@ class Sweeper:
         return []
 
 
-def _matches(tickets: list[Ticket], mode: ModeConfig, now: float) -> list[Found]:
+def _matches(tickets: list[Ticket], running: list[OpenMatch], mode: ModeConfig, now: float) -> list[Found]:
     matcher = Matcher(mode)
+    for match in running:
+        matcher.open(match)
     for ticket in tickets:
         matcher.add(ticket)
     return matcher.sweep(now, _BUDGET_S)

@@ -27,9 +27,11 @@ FILL, SPECTATOR = "fill", "spectator"
 
 
 class Confirmation(Data):
-    """Every lobby of a found match must say yes within `timeout` seconds."""
+    """Every lobby of a found match must say yes within `timeout` seconds. If one does not, the others are back in their
+    places of the queue, or, without `requeue`, wait as well."""
 
     enabled: bool = False
+    requeue: bool = True
     timeout: Annotated[float, Field(ge=1, le=600)] = 30.0
 
 

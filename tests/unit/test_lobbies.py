@@ -26,6 +26,7 @@ CONFIG: dict[str, Any] = {
             "ranked": {**DUEL, "rules": [{"type": "skill", "maxDifference": 0.5, "relax": {"perSecond": 0}}]},
             "asked": {**DUEL, "matchConfirmation": {"enabled": True, "timeout": 1}},
             "short": {**DUEL, "timeout": 1},
+            "open": {"teams": 2, "playersPerTeam": 2, "minPlayersPerTeam": 1, "allowBackfill": True, "partialAfter": 0},
         }
     },
 }
@@ -355,6 +356,27 @@ async def test_leaving_before_the_server_runs_calls_the_match_off(club: Club) ->
     await club.do("leave", "bob")
     assert (await club.do("mine", "ann")).status == "in_queue"
     await eventually(lambda: _stopped(club))
+
+
+async def test_a_running_match_is_filled_up(club: Club) -> None:
+    first = await club.playing("ann", "bob", mode="open")
+    await club.lobby("cat", "dan")
+    await club.do("leave", "dan")
+    await club.queue("cat", mode="open")
+    cat = await club.sees("cat", "in_game")
+    assert (cat.match_id, cat.server) == (first.match_id, first.server)
+    await eventually(lambda: _knows(club, {"ann", "bob", "cat"}))
+    await club.api.keepers.restart()  # the place is still known
+    await club.do("leave", "bob")
+    await club.lobby("eve")
+    await club.queue("eve", mode="open")
+    assert (await club.sees("eve", "in_game")).match_id == first.match_id
+    assert len(await club.servers()) == 1
+
+
+async def _knows(club: Club, players: set[str]) -> bool:
+    (server,) = await club.servers()
+    return set((server.custom_data or {})["all_players"]) == players
 
 
 async def test_admin_delete_tells_the_stream_and_stops_the_server(club: Club) -> None:

@@ -25,7 +25,14 @@ from fleet.store.lobby_tables import Match as MatchRow
 
 MODES = {
     "duel": {"teams": 2, "playersPerTeam": 1},
-    "pairs": {"teams": 2, "playersPerTeam": 2, "timeout": 60},
+    "pairs": {
+        "teams": 2,
+        "playersPerTeam": 2,
+        "minPlayersPerTeam": 1,
+        "partialAfter": 0,
+        "allowBackfill": True,
+        "timeout": 60,
+    },
     "asked": {"teams": 2, "playersPerTeam": 1, "matchConfirmation": {"enabled": True, "timeout": 10}},
 }
 CONFIGS = {

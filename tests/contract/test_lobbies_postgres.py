@@ -1,0 +1,25 @@
+"""Lobbies over PostgreSQL: their unit tests again, each in a database of its own."""
+
+import gc
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from tests.unit.api_kit import Api, open_api
+from tests.unit.test_lobbies import *  # noqa: F403
+
+# A connection that is given up while it opens (its task was cancelled) leaves its socket to the collector.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*unclosed.*:ResourceWarning", "ignore:.*socket.*:pytest.PytestUnraisableExceptionWarning"
+)
+
+
+@pytest.fixture
+async def api(tmp_path: Path, postgres_url: str) -> AsyncIterator[Api]:
+    opened = await open_api(tmp_path, postgres_url)
+    yield opened
+    await opened.client.aclose()
+    await opened.keepers.close()
+    await opened.store.close()
+    gc.collect()
