@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+import hypothesis
 import pytest
 
 from fleet.ops.head import tail
@@ -22,6 +23,10 @@ from tests.s3 import LOGIN, S3Server
 
 ROOT = Path(__file__).parent.parent
 UP_TIMEOUT_S = 600
+
+# A busy machine is no fault of the example that was being tried.
+hypothesis.settings.register_profile("fleet", deadline=None)
+hypothesis.settings.load_profile("fleet")
 STARTED: pytest.StashKey[list[Path]] = pytest.StashKey()
 
 
