@@ -69,6 +69,9 @@ bench-claim: $(STAMP)  ## Claims of warm servers: in the manager, and through th
 bench-lobby: $(STAMP)  ## Lobbies and tickets per second through the keeper, and how soon a match is made
 	@$(BIN)/python -m bench.lobby
 
+bench-sse: $(STAMP)  ## Until another player sees a change, with 1,000 streams open (--quick: ARGS=--quick)
+	@$(BIN)/python -m bench.sse $(ARGS)
+
 bench-scale: $(STAMP)  ## 10,000 servers on 200 simulated nodes
 	@$(BIN)/python -m bench.scale_plan
 	@$(BIN)/python -m bench.scale

@@ -4,10 +4,11 @@ Answers are read as it reads them. It sends no heartbeat: the open stream is it.
 """
 
 import json
+import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 from urllib.parse import quote
 
@@ -99,8 +100,10 @@ class EventReader:
     def __exit__(self, *_: object) -> None:
         """The stream ends by itself when the player leaves; what is left open is closed with it."""
         self._stop = True
-        if self._answer is not None:
-            self._answer.close()
+        if self._answer is not None and not self.closed:
+            connection: socket.socket = self._answer.extensions["network_stream"].get_extra_info("socket")
+            with suppress(OSError):  # it may have ended meanwhile
+                connection.shutdown(socket.SHUT_RDWR)
         self._thread.join(WAIT_S)
 
     _stop = False

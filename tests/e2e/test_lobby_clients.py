@@ -220,7 +220,7 @@ async def _storm(storm: Storm) -> None:
             # They come all at once, hear of a change, and all go.
             reading = asyncio.gather(*(storm.read(http, player, change, all_at_once) for player in players))
             await asyncio.gather(*(bounded("PATCH", "/me", player, {"state": {"n": change}}) for player in players))
-            async with asyncio.timeout(180):
+            async with asyncio.timeout(60):
                 await reading
         await asyncio.gather(*(bounded("DELETE", "/me", player) for player in players))
     for player in players:
