@@ -30,7 +30,11 @@ def configured(studio: Studio) -> Iterator[str]:
     """A lobby config whose servers run the demo game; what was configured before comes back."""
     assert studio.push(games.demo_zip(), "lobby-demo")["status"] == "ready"
     before = studio.call("GET", "/projects/settings")["lobby_configs"]
-    modes = {"ranked": DUEL, "asked": {**DUEL, "matchConfirmation": {"enabled": True, "timeout": 60}}}
+    modes = {
+        "ranked": DUEL,
+        "pairs": {**DUEL, "playersPerTeam": 2},
+        "asked": {**DUEL, "matchConfirmation": {"enabled": True, "timeout": 60}},
+    }
     server = {"serverSize": "micro", "gameBuild": "lobby-demo"}
     config = {"name": CONFIG, "maxPlayers": 4, "serverSettings": server, "matchmaking": {"modes": modes}}
     studio.call("POST", "/projects/settings", json={"lobby_configs": [config]})
@@ -138,8 +142,8 @@ def test_unitys_v2_lobbies(fleet: RunningFleet, configured: str) -> None:
         wrapped = {"settings": {"settings": {"mode": "ctf"}}}
         assert host.update(made["id"], **wrapped)["settings"] == {"mode": "ctf"}
         host.heartbeat(made["id"])
-        assert host.update(made["id"], matchmaking={"action": "start", "mode": "ranked"})["status"] == "in_queue"
-        assert host.update(made["id"], matchmaking={"action": "cancel", "mode": "ranked"})["status"] == "waiting"
+        assert host.update(made["id"], matchmaking={"action": "start", "mode": "pairs"})["status"] == "in_queue"
+        assert host.update(made["id"], matchmaking={"action": "cancel", "mode": "pairs"})["status"] == "waiting"
         _plays_as_unreal(host, made["id"])
         assert second.remove(made["id"], second.player)["currentPlayers"] == 1
         assert host.remove(made["id"], host.player) is None
