@@ -74,3 +74,23 @@ def test_the_pages_example_works(fleet: RunningFleet) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert re.search(r"players connect to \S+:\d+", done.stdout)
+
+
+def test_the_command_line_stands_on_the_client(fleet: RunningFleet, archive: Path) -> None:
+    def fleet_says(*arguments: str) -> str:
+        done = fleet.command(*arguments)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    assert "is ready" in fleet_says("builds", "push", str(archive), "--name", "by-hand", "--ready-by", "ports")
+    assert "by-hand" in fleet_says("builds", "list", "--name", "by-hand")
+    instance_id, status = fleet_says("start", "by-hand", "--build", "by-hand").split()[:2]
+    assert status == "running"
+    assert instance_id in fleet_says("servers")
+    assert fleet_says("logs", instance_id[:12])
+    fleet_says("pools")
+    assert "stopped" in fleet_says("stop", instance_id[:12])
+    refused = fleet.command("start", "x", "--region", "atlantis")
+    assert refused.returncode == 1
+    assert "atlantis" in refused.stderr
+    assert "Traceback" not in refused.stderr
