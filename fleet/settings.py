@@ -111,7 +111,7 @@ class EventSettings(BaseModel):
 
     max_streams: int = Field(default=50, ge=1, description="open at once per project and replica")
     max_stream_s: float = Field(default=3600.0, gt=0, description="then a stream ends, and its reader comes again")
-    max_player_streams: int = Field(default=5000, ge=1, description="of a project's players, per replica")
+    max_player_streams: int = Field(default=1500, ge=1, description="of a project's players, per replica")
     queue: int = Field(default=2000, ge=1000, description="events that a reader may be behind before it is let go")
 
 
