@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.contract.test_lobbies import *  # noqa: F403
 from tests.unit.api_kit import Api, open_api
-from tests.unit.test_lobbies import *  # noqa: F403
 
 # A connection that is given up while it opens (its task was cancelled) leaves its socket to the collector.
 pytestmark = pytest.mark.filterwarnings(

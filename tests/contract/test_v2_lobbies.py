@@ -12,11 +12,11 @@ from jsonschema import Draft202012Validator
 
 from tests.contract.playflow_v2 import describe
 from tests.contract.playflow_v2.describe import Description
+from tests.contract.test_lobby_events import Reader
 from tests.contract.test_v2_openapi import ERROR
 from tests.live_api import live
 from tests.unit.api_kit import Api, open_api
 from tests.unit.test_api_lobbies import until
-from tests.unit.test_lobby_events import Reader
 
 CONFIG = {"name": "arena"}
 MATCHMAKER = {"matchmaker_name": "arena", "matchmaker_id": "c0c17d62"}
