@@ -4,7 +4,7 @@ import socket
 import time
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -15,10 +15,24 @@ from fleet.client.models import NetworkPort, ServerOut
 from fleet.client.requests import StartIn
 from fleet.errors import BadRequest, FleetError
 from fleet.ops.home import Access, find_home, read_access
+from fleet.projects.settings import MAX_LOBBY_CONFIGS
 from fleet.settings import get_settings
 
 console = Console(highlight=False, soft_wrap=True)
 REGION, BUILD = "us-east", "demo"
+LOBBIES: dict[str, Any] = {
+    "name": "demo",
+    "maxPlayers": 2,
+    "serverSettings": {
+        "serverSize": "micro",
+        "gameBuild": BUILD,
+        "portConfigs": [
+            {"name": "game", "internal_port": 7777, "protocol": "udp"},
+            {"name": "web", "internal_port": 7780, "protocol": "tcp"},  # browsers have no UDP
+        ],
+    },
+    "matchmaking": {"modes": {"1v1": {"teams": 2, "playersPerTeam": 1}}},
+}
 ANSWER_TIMEOUT_S = 15.0
 
 
@@ -36,6 +50,7 @@ def demo() -> None:
         console.print(f"[dim]·[/dim] Cold, from the request to open ports: [bold]{cold_ms:.0f} ms[/bold]")
         _warm_pool(fleet, build.version)
         server, hot_ms = _start(fleet, "demo", None)
+        can_meet = ensure_lobbies(fleet)
     port = server.network_ports[0]
     kind = "From the warm pool" if server.start_kind == "hot" else "Cold again, since the pool was empty"
     console.print(
@@ -43,7 +58,7 @@ def demo() -> None:
     )
     answer = ask(port.host, port.external_port, b"join you", ANSWER_TIMEOUT_S)
     console.print(f"[dim]·[/dim] Sent 'join you' by UDP, the game answers: [bold green]{answer.decode()}[/bold green]")
-    _tell(server, port, _access())
+    _tell(server, port, _access(), can_meet)
 
 
 def _start(fleet: FleetClient, name: str, args: str | None) -> tuple[ServerOut, float]:
@@ -80,6 +95,17 @@ def _warm_pool(fleet: FleetClient, version: int) -> None:
         if not mine or any(pool.stock["warm"] and pool.build_version == version for pool in mine):
             return
         time.sleep(0.2)
+
+
+def ensure_lobbies(fleet: FleetClient) -> bool:
+    """The project has a lobby config `demo`; what is configured already stays as it is. False if there is no room."""
+    configured = fleet.projects.settings().lobby_configs
+    if any(LOBBIES["name"] in (one.get("name"), one.get("id")) for one in configured):
+        return True
+    if len(configured) >= MAX_LOBBY_CONFIGS:
+        return False
+    fleet.projects.change_settings(lobby_configs=[*configured, LOBBIES])
+    return True
 
 
 def _demo_folder() -> Path:
@@ -121,12 +147,19 @@ def _access() -> Access | None:
     return read_access(home) if home else None
 
 
-def _tell(server: ServerOut, port: NetworkPort, access: Access | None) -> None:
+def play_url(access: Access) -> str:
+    """The page of the demo's players. What is behind # stays in the browser."""
+    return f"{access.url}/play#key={access.client_key}"
+
+
+def _tell(server: ServerOut, port: NetworkPort, access: Access | None, can_meet: bool) -> None:
     address = f"{port.host}:{port.external_port}"
     console.print(f"\n[bold green]A game server runs at {address} (udp)[/bold green]")
     if access:
         console.print(f"  API         {access.url}/api   reference: {access.url}/api/reference")
         console.print(f"  server key  {access.server_key}\n  client key  {access.client_key}")
+    if access and can_meet:
+        console.print(f"  play        {play_url(access)}   (in two tabs: two players meet and play)")
     console.print(f"  logs        {get_settings().home / 'logs'}   (the game's: fleet logs {server.instance_id})")
     console.print("\nWhat to type next:")
     for command, meaning in (

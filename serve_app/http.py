@@ -11,7 +11,7 @@ from fleet.limits.limiter import Limiter, open_limiter
 from fleet.telemetry.metrics import HttpMetrics
 from fleet.telemetry.scrape import Managers, NoManagers, Scrape
 from serve_app import metrics as metrics_routes
-from serve_app import reference
+from serve_app import play, reference
 from serve_app.admin import routes as admin
 from serve_app.context import AppContext
 from serve_app.edge import Edge
@@ -54,6 +54,7 @@ for _router in (
     uploads.router,
     admin.router,
     reference.router,
+    play.router,
 ):
     _api.include_router(_router)
 _api.include_router(v2_document.all_routes, include_in_schema=False)

@@ -16,7 +16,9 @@ from fleet.errors import FleetError
 from fleet.lobbies.codes import InviteCodeConfig
 from fleet.lobbies.rules import MAX_PLAYERS
 from fleet.matchmaking.config import ModeConfig, parse_modes
-from fleet.servers.limits import Unprocessable
+from fleet.projects.model import PortConfig
+from fleet.servers.limits import Unprocessable, check_ports
+from fleet.settings import ServerLimits
 
 Seconds = Annotated[float, Field(ge=1, le=86_400, allow_inf_nan=False)]
 Name = Annotated[str, StringConstraints(min_length=1, max_length=100)]
@@ -26,13 +28,30 @@ class _Data(BaseModel):
     model_config = ConfigDict(frozen=True, extra="allow", alias_generator=to_camel, populate_by_name=True)
 
 
+class GamePort(_Data):
+    """As in the project's `port_configs`, under either spelling."""
+
+    name: Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_.-]+$")]
+    internal_port: Annotated[int, Field(ge=1, le=65535)]
+    protocol: Literal["udp", "tcp"]
+    tls_enabled: bool = False
+
+    def config(self) -> PortConfig:
+        return cast(PortConfig, self.model_dump(include=set(PortConfig.__annotations__)))
+
+
 class ServerSettings(_Data):
-    """What a match's server is started as."""
+    """What a match's server is started as. `portConfigs`: instead of the project's ports."""
 
     server_size: Name = "small"
     game_build: Name = "default"
     game_build_version: Annotated[int, Field(ge=1)] | None = None
     ttl: Annotated[int, Field(ge=60, le=86_400)] | None = None
+    port_configs: Annotated[tuple[GamePort, ...], Field(max_length=10)] | None = None
+
+    @property
+    def ports(self) -> list[PortConfig] | None:
+        return None if self.port_configs is None else [port.config() for port in self.port_configs]
 
 
 class LobbyConfig(_Data):
@@ -81,10 +100,18 @@ def check_lobby_configs(given: object) -> None:
             where = f"{path}.serverSettings.serverSize"
             sizes = ", ".join(load_catalog().sizes)
             raise Unprocessable(f"{where}: unknown size; use one of {sizes}.", field=where)
+        _check_ports(config.server_settings.ports, f"{path}.serverSettings.portConfigs")
         parse_modes({"matchmaking": config.matchmaking}, path)
     for name, times in Counter(config.name for config in configs).items():
         if times > 1:
             raise Unprocessable(f"lobby_configs: {times} configs are named '{name[:64]}'.", field="lobby_configs")
+
+
+def _check_ports(ports: list[PortConfig] | None, path: str) -> None:
+    try:
+        check_ports(ports or [], ServerLimits())
+    except Unprocessable as error:
+        raise Unprocessable(f"{path}: {error.detail}", field=path) from None
 
 
 def _read(given: object) -> list[LobbyConfig]:

@@ -75,6 +75,7 @@ class World:
             version_tag=wanted.game_build,
             version=wanted.game_build_version,
             ttl=wanted.ttl,
+            port_configs=wanted.ports,
             custom_data=data,
             match_id=match.id,
         )
