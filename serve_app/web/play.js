@@ -12,7 +12,6 @@ let key = given.get("key") || "";
 let lobby = null; // as last told
 let stream = null;
 let game = null; // {address, socket, ended}
-
 // Each tab is a player of its own, and stays so when it is loaded again.
 const me = sessionStorage.getItem("player") || newPlayer();
 
@@ -72,15 +71,19 @@ async function enter(path, body) {
   await listen();
 }
 
-function hear(told) {
-  if (lobby && lobby.id === told.id && told.updatedAt < lobby.updatedAt) return; // an answer that was overtaken
+/** The stream tells all in order; an answer counts if it is newer, for the stream may overtake it within a millisecond. */
+function hear(told, live = false) {
+  if (lobby?.id === told.id && (told.updatedAt < lobby.updatedAt || (!live && told.updatedAt === lobby.updatedAt))) return;
   lobby = told;
+  sessionStorage.setItem("lobby", lobby.id);
   render();
 }
 
 function goHome() {
+  $("open").hidden = !key; // nobody without one may see them
   stream?.close();
   stream = lobby = null;
+  sessionStorage.removeItem("lobby");
   render();
   list();
 }
@@ -90,7 +93,7 @@ async function listen() {
   stream?.close();
   const { url } = await call("POST", "/me/events-token", {});
   const mine = stream = new EventSource(url);
-  const heard = (event) => { if (stream === mine) hear(JSON.parse(event.data)); };
+  const heard = (event) => { if (stream === mine) hear(JSON.parse(event.data), true); };
   mine.addEventListener("connected", heard);
   mine.addEventListener("lobby_updated", heard);
   mine.addEventListener("queue_stats", (event) => tellQueue(JSON.parse(event.data)));
@@ -126,7 +129,7 @@ async function list() {
 
 // What is seen -----------------------------------------------------------------------------------------------------
 
-/** Text of other players only ever becomes text nodes. */
+// Text of other players only ever becomes text nodes.
 function element(tag, className, text, ...children) {
   const made = document.createElement(tag);
   made.className = className;
@@ -153,8 +156,9 @@ function showPlayer(player, iAmHost) {
   const tags = [];
   if (player.id === me) tags.push(element("span", "tag", "you"));
   if (player.isHost) tags.push(element("span", "tag", "host"));
-  tags.push(player.state?.ready ? element("span", "tag good", "ready") : element("span", "tag", "not ready"));
-  if (iAmHost && player.id !== me && lobby.status === "waiting") {
+  const waiting = lobby.status === "waiting", ready = Boolean(player.state?.ready);
+  if (waiting) tags.push(element("span", ready ? "tag good" : "tag", ready ? "ready" : "not ready"));
+  if (iAmHost && player.id !== me && waiting) {
     tags.push(button("Kick", async () => hear(await call("DELETE", `/me/players/${encodeURIComponent(player.id)}`))));
   }
   return element("li", "", element("span", "", nameOf(player)), ...tags);
@@ -266,7 +270,7 @@ function line(text, className) {
 
 does("create", () => enter("", { name: `${myName()}'s lobby`, maxPlayers: 2, isPrivate: $("private").checked }));
 does("quick", async () => {
-  await enter("", { name: `${myName()} alone`, maxPlayers: 1, isPrivate: true });
+  await enter("", { name: `${myName()}'s quick ${MODE}`, maxPlayers: 1, isPrivate: true });
   hear(await call("POST", "/me/matchmaking", { mode: MODE }));
 });
 does("join", () => enter("/join", { code: $("code").value.trim() }), "submit");
@@ -291,5 +295,5 @@ addEventListener("hashchange", () => location.reload());
 for (const place of document.querySelectorAll(".mode")) place.textContent = MODE;
 $("name").value = sessionStorage.getItem("name") || "";
 $("key-row").hidden = Boolean(key);
-if (key) resume(null);
+if (key && sessionStorage.getItem("lobby")) resume(null);
 else goHome();
