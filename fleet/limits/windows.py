@@ -26,7 +26,7 @@ CELLS = 256
 _HEADER = 4  # tag, head, tail, left
 _WORDS = _HEADER + CELLS
 _WAYS = 8
-_LOCK_TRIES = 100
+_LOCK_TRIES = 2000
 _KNOWN = 20_000
 _MEMORY = Path("/dev/shm")
 
@@ -91,7 +91,7 @@ class SharedWindows:
                 fcntl.lockf(self._fd, fcntl.LOCK_UN, 1, which)
 
     def _lock(self, which: int) -> bool:
-        """False after some milliseconds: whoever holds it has been stopped, and counting may then be a little off."""
+        """False after a tenth of a second: whoever holds it has been stopped, and counting may then be a little off."""
         for _ in range(_LOCK_TRIES):
             try:
                 fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, which)

@@ -6,11 +6,15 @@ between lobbies (a player in one at most, codes unique).
 
 from dataclasses import replace
 
-from fleet.errors import BadRequest, Conflict, Forbidden, NotFound
+import orjson
+
+from fleet.errors import BadRequest, Conflict, Forbidden, NotFound, PayloadTooLarge
 from fleet.lobbies.model import Lobby, LobbyChange, NewLobby, Player, Queued, State, Status
 
 DEFAULT_REGION = "us-east"
 MAX_PLAYERS = 100
+MAX_STATE = 16 * 1024  # bytes as JSON, of each player
+MAX_SETTINGS = 64 * 1024
 
 
 def created(
@@ -84,10 +88,20 @@ def check_kick(lobby: Lobby, player_id: str, victim: str) -> None:
 def with_state(lobby: Lobby, player_id: str, state: State, now: int) -> Lobby:
     """The player's own state, merged one level deep."""
     players = tuple(
-        replace(player, state={**(player.state or {}), **state}) if player.id == player_id else player
+        replace(player, state=_bounded({**(player.state or {}), **state}, "state", MAX_STATE))
+        if player.id == player_id
+        else player
         for player in lobby.players
     )
     return replace(lobby, players=players, updated_at=now)
+
+
+def _bounded(merged: State, what: str, most: int) -> State:
+    """What is merged again and again must not grow for ever."""
+    size = len(orjson.dumps(merged))
+    if size > most:
+        raise PayloadTooLarge(f"`{what}` takes {size} bytes with what is there already; at most {most} are kept.")
+    return merged
 
 
 def changed(lobby: Lobby, player_id: str, change: LobbyChange, now: int) -> Lobby:
@@ -108,7 +122,9 @@ def changed(lobby: Lobby, player_id: str, change: LobbyChange, now: int) -> Lobb
         "is_private": change.is_private,
         "allow_late_join": change.allow_late_join,
         "region": change.region,
-        "settings": {**lobby.settings, **change.settings} if change.settings is not None else None,
+        "settings": _bounded({**lobby.settings, **change.settings}, "settings", MAX_SETTINGS)
+        if change.settings is not None
+        else None,
     }
     return replace(lobby, **{name: value for name, value in new.items() if value is not None}, updated_at=now)
 

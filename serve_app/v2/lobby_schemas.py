@@ -5,9 +5,10 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from fleet.lobbies.model import LobbyChange, LobbyView, NewLobby, State
+from fleet.lobbies.rules import MAX_SETTINGS, MAX_STATE
 from fleet.times import iso
 from serve_app.v2.server_schemas import LegacyInstanceOut
-from serve_app.v3.lobby_schemas import MAX_SETTINGS, MAX_STATE, NO_CONTROLS, AnyPlayer, Region, bounded, server_columns
+from serve_app.v3.lobby_schemas import NO_CONTROLS, AnyPlayer, Region, bounded, server_columns
 
 LegacyName = Annotated[str, StringConstraints(min_length=3, max_length=50, pattern=NO_CONTROLS)]
 Seats = Annotated[int, Field(ge=1, le=100)]

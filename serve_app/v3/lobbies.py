@@ -8,6 +8,7 @@ from starlette.responses import Response
 
 from fleet.errors import Forbidden
 from fleet.lobbies.model import LobbyQuery, LobbyView
+from fleet.lobbies.rules import MAX_STATE
 from serve_app.auth import AnyKey, Context, ServerKey
 from serve_app.edge import keep_answer
 from serve_app.json import StrictJsonRoute, json_response
@@ -15,7 +16,6 @@ from serve_app.players import ThePlayer
 from serve_app.v3.common import errors
 from serve_app.v3.lobby_schemas import (
     DELETED,
-    MAX_STATE,
     NO_CONTROLS,
     AnyPlayer,
     EmptyIn,

@@ -8,13 +8,12 @@ from pydantic.alias_generators import to_camel
 
 from fleet.errors import PayloadTooLarge
 from fleet.lobbies.model import Confirmation, LobbyChange, LobbyView, Matchmaking, NewLobby, QueueStats, Standing, State
+from fleet.lobbies.rules import MAX_SETTINGS, MAX_STATE
 from fleet.players.model import ID_PATTERN, MAX_ID
 from fleet.times import iso
 from serve_app.v3.common import NUMBER, Flag
 from serve_app.v3.server_schemas import ServerOut, port_view
 
-MAX_STATE = 16 * 1024
-MAX_SETTINGS = 64 * 1024
 NO_CONTROLS = r"^[^\x00-\x1f\x7f]+$"
 Status = Literal["waiting", "in_queue", "starting", "matched", "match_found", "in_game"]
 LobbyName = Annotated[str, StringConstraints(min_length=1, max_length=100, pattern=NO_CONTROLS)]

@@ -1,3 +1,5 @@
+import asyncio
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -15,6 +17,14 @@ async def api(tmp_path: Path) -> AsyncIterator[Api]:
     await opened.client.aclose()
     await opened.keepers.close()
     await opened.store.close()
+    await connections_end()
+
+
+async def connections_end() -> None:
+    """A connection whose user was cancelled is closed behind his back; its thread must not outlive the loop."""
+    for thread in threading.enumerate():
+        if "_connection_worker_thread" in thread.name:
+            await asyncio.to_thread(thread.join, 5)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -123,6 +123,15 @@ async def test_settings_and_states_are_merged(api: Api) -> None:
     assert patched["players"][0]["state"] == {"ready": True, "mmr": 1}
 
 
+async def test_what_is_merged_does_not_grow_for_ever(api: Api) -> None:
+    await create(api, "anna", settings={"a": "x" * 60_000}, state={"a": "x" * 10_000})
+    for path, body in (("/me", {"state": {"b": "x" * 10_000}}), ("/me/settings", {"settings": {"b": "x" * 10_000}})):
+        answer = await call(api, "PATCH", path, "anna", body)
+        assert (answer.status_code, answer.json()["error"]) == (413, "Payload too large")
+    mine = await lobby(api, "GET", "/me", "anna")
+    assert (list(mine["settings"]), list(mine["players"][0]["state"])) == (["a"], ["a"])
+
+
 async def test_public_lobbies_are_listed_in_pages(api: Api) -> None:
     made = [await create(api, f"p{number}", region="eu-west" if number % 2 else "us-east") for number in range(5)]
     hidden = await create(api, "shy", isPrivate=True)
