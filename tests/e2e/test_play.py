@@ -81,6 +81,7 @@ def test_a_friend_joins_by_code_and_both_play(browser: Chromium, url: str, album
     anna.picture(album / "1-home.png")
     anna.click("#create")
     anna.until("#title", "Anna's lobby")
+    anna.picture(album / "1-lobby-made.png")
     ben.until("#lobbies", "Anna's lobby")
     ben.picture(album / "2-open-lobbies.png")
     code = anna.text("#lobby-code")
