@@ -2,6 +2,7 @@
 
 import asyncio
 import secrets
+from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -31,6 +32,7 @@ class Bench:
         self.share = NodeShare(4096, 4.0, FIRST, LAST, HOST, HOST, tls_ports=tls_ports)
         self.archived: list[RunKey] = []
         self.views: list[RunView] = []
+        self._unread: deque[RunView] = deque()
 
     async def open(self) -> Node:
         async def fetched(_build: BuildRef) -> None:
@@ -46,19 +48,22 @@ class Bench:
         await self.node.start()
         self.hello = self.node.hello(1)
         self.seq = self.hello.seq
+        self._unread.clear()
         return self.node
 
     async def until(self, wanted: Callable[[RunView], bool]) -> RunView:
-        """The first event that fits; all that came are kept in `views`."""
+        """The next event that fits, after those that were asked for before; all that came are kept in `views`."""
         async with asyncio.timeout(PATIENCE):
             while True:
+                while self._unread:
+                    view = self._unread.popleft()
+                    if wanted(view):
+                        return view
                 page = await self.node.poll(1, self.hello.boot_id, self.seq, 5)
                 assert page is not None
                 self.seq = page.seq
                 self.views += page.events
-                for view in page.events:
-                    if wanted(view):
-                        return view
+                self._unread += page.events
 
     def runs(self) -> dict[RunKey, RunView]:
         return {run.key: run for run in self.node.hello(1).runs}
