@@ -250,8 +250,9 @@ async def test_a_host_who_is_back_in_time_keeps_the_role(club: Club) -> None:
 async def test_when_all_players_are_gone_the_server_is_stopped(club: Club) -> None:
     quick = Club(club.api, "quick")
     await quick.lobby("ann")
-    await quick.do("start", "ann")
-    await eventually(lambda: _has_servers(quick))
+    async with stream(quick, "ann"):  # a sign of life, however long the start takes
+        await quick.do("start", "ann")
+        await eventually(lambda: _has_servers(quick))
     (server,) = await quick.servers()
     await eventually(lambda: _stopped(quick))
     assert (await quick.servers())[0].instance_id == server.instance_id
