@@ -116,6 +116,14 @@ class AppContext:
             lobby_feed=Watch(keepers.command, keepers.poll, keepers.shard_of),
         )
 
+    async def close(self) -> None:
+        """What asks and reads first, then the database."""
+        await self.lobby_feed.close()
+        await self.players.close()
+        await self.tail.close()
+        await self.ending.close()
+        await self.store.close()
+
     async def check(self) -> None:
         """Raises if the database cannot be read."""
         async with self.store.read() as session:

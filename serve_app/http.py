@@ -127,7 +127,4 @@ async def _lifespan(app: FastAPI) -> AsyncGenerator[None]:
         with suppress(asyncio.CancelledError):
             await house
         await stop_jobs(jobs)
-        await context.players.close()
-        await context.tail.close()
-        await context.ending.close()
-        await context.store.close()
+        await context.close()

@@ -36,8 +36,7 @@ async def main(folder: Path) -> None:
         headers = {"api-key": api.project.server_key, "admin-key": AdminKeys(folder).rotate(0)}
         server.said = json.dumps({"url": url, "headers": headers})
         await server.serve(sockets=[listener])
-    await api.client.aclose()
-    await api.store.close()
+    await api.close()
 
 
 if __name__ == "__main__":

@@ -95,7 +95,7 @@ class Core:
 
     async def close(self) -> None:
         await self.sweeper.close()
-        self.healer.close()
+        await self.healer.close()
         await self.stage.close()
 
     # What replicas call ---------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
+from fleet.background import Background
 from fleet.errors import FleetError
 from fleet.lobbies import rules
 from fleet.lobbies.healing import Terms, due
@@ -28,7 +29,7 @@ class Healer:
         self._core = core
         self._host_grace_ms = host_grace_ms
         self._timers: dict[str, tuple[int, asyncio.TimerHandle]] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._background = Background("healer")
 
     def after_restart(self, now: int) -> None:
         """Lobbies in a queue are put there again; one whose match is not there waits."""
@@ -87,17 +88,16 @@ class Healer:
 
     def _fire(self, name: str, work: Work) -> None:
         self._timers.pop(name, None)
-        task = asyncio.create_task(work())
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._background.spawn(work())
 
     def _clear(self, name: str) -> None:
         if (timer := self._timers.pop(name, None)) is not None:
             timer[1].cancel()
 
-    def close(self) -> None:
+    async def close(self) -> None:
         for name in list(self._timers):
             self._clear(name)
+        await self._background.close()
 
     # What is due ----------------------------------------------------------------------------------------------------
 

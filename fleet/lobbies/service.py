@@ -90,6 +90,10 @@ class LobbyService(Protocol):
 
 
 class LobbyFeed(Protocol):
+    async def close(self) -> None:
+        """Ask no more."""
+        ...
+
     def follow(
         self, project_id: str, config: str, player_id: str, last_event_id: str | None = None
     ) -> AsyncGenerator[LobbyEvent]:

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 
 import structlog
 
+from fleet.background import Background
 from fleet.errors import FleetError
 from fleet.faults import crash_point
 from fleet.lobbies.books import Books
@@ -43,6 +44,7 @@ class Stage:
         self._world = world
         self._commit = commit
         self._hold_ms = hold_ms
+        self._background = Background("stage")
         self._tasks: dict[tuple[str, str], asyncio.Task[None]] = {}
         self._unsure: set[str] = set()  # of these a start may be under way that nobody here waits for
 
@@ -60,20 +62,18 @@ class Stage:
             key = (effect.kind, effect.match_id)
             if key not in self._tasks or effect.kind == "tell":
                 work = {"start": self._start, "follow": self._follow, "stop": self._stop, "tell": self._tell}
-                task = asyncio.create_task(work[effect.kind](effect.match_id))
+                task = self._background.spawn(
+                    work[effect.kind](effect.match_id), kind=effect.kind, match=effect.match_id
+                )
                 self._tasks[key] = task
                 task.add_done_callback(lambda done, key=key: self._done(key, done))
 
     def _done(self, key: tuple[str, str], task: asyncio.Task[None]) -> None:
         if self._tasks.get(key) is task:
             del self._tasks[key]
-        if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("work for a match failed", work=key[0], match=key[1], error=repr(error))
 
     async def close(self) -> None:
-        for task in list(self._tasks.values()):
-            task.cancel()
-        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+        await self._background.close()
 
     def _match(self, match_id: str, status: str) -> Match | None:
         match = self._books.matches.get(match_id)

@@ -67,6 +67,7 @@ class ShardWatch:
         self._closed: list[tuple[str, str]] = []
         self._session: str | None = None
         self._asking: set[asyncio.Task[None]] = set()
+        self._ended = False
         self._scheduled = False
 
     def join(self, place: Place) -> None:
@@ -87,6 +88,7 @@ class ShardWatch:
         self._schedule(_LINGER_S)
 
     async def close(self) -> None:
+        self._ended = True
         tasks = list(self._asking)
         for task in tasks:
             task.cancel()
@@ -99,7 +101,7 @@ class ShardWatch:
 
     def _start(self) -> None:
         self._scheduled = False
-        if not self._places and not self._closed:
+        if self._ended or (not self._places and not self._closed):
             return
         task = asyncio.create_task(self._carry(self._question()))
         self._asking.add(task)

@@ -8,12 +8,13 @@ older one is refused.
 import asyncio
 import contextlib
 import secrets
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any
 
 import structlog
 
+from fleet.background import Background
 from fleet.errors import Fenced, NotFound
 from fleet.node.hearing import READY_BY, Hearing
 from fleet.node.launcher import Launcher, TlsEnd, patiently
@@ -73,10 +74,11 @@ class Node:
         self._hearing = Hearing(self._runs.get, self.tell)
         runtime.hear(self._hearing.heard)
         self._sampler = Sampler(self._running, runtime.usage, habits.usage_every_s)
+        self._background = Background("node", node=node_id)
+        self._spawn = self._background.spawn
         self._warm = WarmNetworks(runtime.networks, self._ports, habits.warm_networks, self._busy, self._spawn)
         self._boot_id = secrets.token_hex(8)
         self._epoch = 0
-        self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
         """Adopt every container of ours, then follow the engine's exits."""
@@ -98,9 +100,7 @@ class Node:
 
     async def close(self) -> None:
         await self._launcher.preparer.close()
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._background.close()
         if self._tls is not None:
             await (self._tls.end() if self.tenure.retired else self._tls.close())
         await self._runtime.close()
@@ -358,19 +358,3 @@ class Node:
             self._spawn(patiently(lambda: self._runtime.serve(seen.key)))
         else:
             run.ended.set()
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._done)
-        return task
-
-    def _done(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()):
-            log.error(
-                "background work of the node failed",
-                node=self.node_id,
-                error=repr(error),
-                exc_info=error,
-            )

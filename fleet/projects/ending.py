@@ -21,6 +21,7 @@ from sqlmodel import SQLModel, col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 from sqlmodel.sql.expression import SelectOfScalar
 
+from fleet.background import Background
 from fleet.errors import FleetError
 from fleet.faults import crash_point
 from fleet.jobs import Lease, run_once
@@ -111,22 +112,18 @@ class ProjectEnding:
         self._store = store
         self._regions = regions
         self._exports = exports
-        self._tasks: set[asyncio.Task[None]] = set()
+        self.background = Background("project ending")
 
     def export_of(self, project_id: str) -> Path:
         return self._exports / f"{project_id}.zip"
 
     def poke(self) -> None:
         """Look soon; nobody waits for it."""
-        task = asyncio.create_task(self._look_well())
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self.background.spawn(self._look_well())
 
     async def close(self) -> None:
         """Stop what was poked; another replica goes on."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.background.close()
 
     async def _look_well(self) -> None:
         try:

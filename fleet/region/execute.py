@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import structlog
 
+from fleet.background import Background
 from fleet.catalog import Catalog
 from fleet.errors import FleetError
 from fleet.node.agent import Order
@@ -75,7 +76,8 @@ class Executor:
         self._builds = builds
         self._commands: list[Command] = []
         self._outgoing: dict[str, list[Order]] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self.background = Background("executor")  # what fails is planned again by the repair timer
+        self.spawn = self.background.spawn
         self.on_short: Callable[[], None] = lambda: None  # told when somebody waits in vain
         self.queued = Queue(self.demand, self._waits)
         self.rooms = Rooms(lambda: books.live, runs, leases.views, self.demand)
@@ -319,17 +321,3 @@ class Executor:
                 run = self._runs.get(arguments[0])
                 if run is not None and run.state.ended:
                     del self._runs[arguments[0]]
-
-    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._done)
-
-    def _done(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()):
-            log.error(
-                "background work failed; the repair timer plans again",
-                error=repr(error),
-                exc_info=error,
-            )

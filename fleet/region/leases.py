@@ -15,6 +15,7 @@ from typing import Any
 import structlog
 from ray.exceptions import ActorDiedError, RayActorError, RayError, RayTaskError
 
+from fleet.background import Background
 from fleet.errors import Conflict, Fenced, FleetError, Unavailable
 from fleet.node.model import Drain, Hello, RunView
 from fleet.region.agents import Agents
@@ -68,7 +69,7 @@ class Leases:
         self._lost: dict[str, NodeView] = {}
         self._views: Mapping[str, NodeView] | None = None
         self._changed = asyncio.Event()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._spawn = Background("leases").spawn
 
     def adopt(self) -> None:
         """Follow the agents that exist already."""
@@ -325,11 +326,3 @@ class Leases:
         if view is not None:
             self._lost[view.node_id] = replace(view, synced=False, unsynced_since=now_ms())
             self.ask(link.node_class)
-
-    def _spawn(self, work: Awaitable[None]) -> None:
-        async def run() -> None:
-            await work
-
-        task = asyncio.create_task(run())
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Iterable
 
 import structlog
 
+from fleet.background import Background
 from fleet.errors import FleetError
 from fleet.node.runtime import BuildRef, LaunchFailed
 from fleet.region.leases import Leases
@@ -35,7 +36,7 @@ class Preparation:
         self._recent: OrderedDict[str, None] = OrderedDict()
         self._failed: dict[tuple[str, str], int] = {}
         self._busy: set[str] = set()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._spawn = Background("preparation").spawn
 
     def started(self, build_id: str) -> None:
         """A server of that build was asked for."""
@@ -103,11 +104,3 @@ class Preparation:
         if link is not None:
             preparing = link.preparing - {build_id} if waits else None
             self._leases.prepared(node_id, preparing=preparing, present=present)
-
-    def _spawn(self, work: Awaitable[None]) -> None:
-        async def run() -> None:
-            await work
-
-        task = asyncio.create_task(run())
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)

@@ -12,6 +12,7 @@ from typing import Any
 
 import structlog
 
+from fleet.background import Background
 from fleet.errors import NotFound
 from fleet.node.model import Drain
 from fleet.region.capacity import CapacityMemory, CapacityPlan, CapacityPolicy, NodeClass, NodeState, plan_capacity
@@ -75,7 +76,7 @@ class Scaler:
         self._short: frozenset[str] = frozenset()
         self._next: asyncio.Task[None] | None = None
         self._last = 0.0
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._spawn = Background("scaler", region=region).spawn  # what fails is planned again by the repair timer
         leases.on_ready = self._came
         leases.on_change = self._nodes_changed
 
@@ -238,17 +239,6 @@ class Scaler:
             "warnings": list(link.warnings),
             "runs": sum(not self._runs[key].state.ended for key in self._runs.on(node_id)),
         }
-
-    def _spawn(self, work: Any) -> asyncio.Task[Any]:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._done)
-        return task
-
-    def _done(self, task: asyncio.Task[Any]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()):
-            log.error("scaling failed; the repair timer plans again", error=repr(error), exc_info=error)
 
 
 def _asked_row(name: str, node_class: str, waits_s: float) -> dict[str, Any]:

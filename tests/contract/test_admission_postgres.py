@@ -28,5 +28,4 @@ def shared_url(postgres: PostgresServer) -> Iterator[str]:
 async def api(tmp_path: Path, shared_url: str) -> AsyncIterator[Api]:
     opened = await open_api(tmp_path, shared_url)
     yield opened
-    await opened.client.aclose()
-    await opened.store.close()
+    await opened.close()

@@ -30,8 +30,7 @@ def shared_url(postgres: PostgresServer) -> Iterator[str]:
 async def api(tmp_path: Path, shared_url: str) -> AsyncIterator[Api]:
     opened = await open_api(tmp_path, shared_url)
     yield opened
-    await opened.client.aclose()
-    await opened.store.close()
+    await opened.close()
 
 
 async def test_without_its_database_the_api_says_so_and_recovers(api: Api, postgres: PostgresServer) -> None:

@@ -208,9 +208,7 @@ async def test_over_the_limit_the_client_waits_as_it_is_told(tmp_path: Path) -> 
     refused = [answer for answer in await asyncio.gather(*calls, return_exceptions=True) if not hasattr(answer, "name")]
     assert {type(error) for error in refused} == {RateLimited}
     assert {error.retry_after for error in refused if isinstance(error, RateLimited)} == {1}
-    await api.client.aclose()
-    await api.keepers.close()
-    await api.store.close()
+    await api.close()
 
 
 # Uploads ---------------------------------------------------------------------------------------------------------

@@ -194,8 +194,7 @@ async def test_without_the_door_a_node_counts_by_itself(tmp_path: Path) -> None:
 async def strict(tmp_path: Path) -> AsyncIterator[Api]:
     api = await open_api(tmp_path, limits=RateLimits(unknown_keys_per_minute=5))
     yield api
-    await api.client.aclose()
-    await api.store.close()
+    await api.close()
 
 
 async def test_reads_are_limited_and_told(strict: Api) -> None:

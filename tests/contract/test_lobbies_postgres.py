@@ -19,7 +19,5 @@ pytestmark = pytest.mark.filterwarnings(
 async def api(tmp_path: Path, postgres_url: str) -> AsyncIterator[Api]:
     opened = await open_api(tmp_path, postgres_url)
     yield opened
-    await opened.client.aclose()
-    await opened.keepers.close()
-    await opened.store.close()
+    await opened.close()
     gc.collect()

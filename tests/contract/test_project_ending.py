@@ -1,6 +1,5 @@
 """A project that is deleted: what is kept for the operator, what goes, and that nothing is half done for ever."""
 
-import asyncio
 import io
 import json
 import zipfile
@@ -42,7 +41,7 @@ def service(api: Api) -> AdminService:
 async def end(api: Api) -> None:
     """What is to be done is done, by whoever began it."""
     ending: ProjectEnding = api.app.state.context.ending
-    await asyncio.gather(*ending._tasks)
+    await ending.background.settled()
     await ending.look()
 
 

@@ -62,8 +62,7 @@ async def main():
     await api.call("GET", "/api/v3/servers")
     structlog.get_logger().info("told", api_key=api.project.client_key, password="hunter2")
     print(api.project.server_key, api.project.client_key, link.rpartition("=")[2])
-    await api.client.aclose()
-    await api.store.close()
+    await api.close()
 asyncio.run(main())
 """
     done = subprocess.run(

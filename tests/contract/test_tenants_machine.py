@@ -60,8 +60,7 @@ class Tenants(RuleBasedStateMachine):
         return self.runner.run(work)
 
     def teardown(self) -> None:
-        self.run(self.api.client.aclose())
-        self.run(self.api.store.close())
+        self.run(self.api.close())
         self.runner.close()
         self.folder.cleanup()
 

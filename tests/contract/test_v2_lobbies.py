@@ -82,9 +82,7 @@ async def api(tmp_path: Path) -> AsyncIterator[Api]:
     answer = await opened.call("POST", "/api/v3/projects/settings", json={"lobby_configs": configs})
     assert answer.status_code == 200, answer.text
     yield opened
-    await opened.client.aclose()
-    await opened.keepers.close()
-    await opened.store.close()
+    await opened.close()
 
 
 @pytest.mark.parametrize("prefix", ["", "/v2", "/api/v2"])

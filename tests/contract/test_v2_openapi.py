@@ -94,8 +94,7 @@ async def api(tmp_path: Path) -> AsyncIterator[Api]:
     opened = await open_api(tmp_path)
     opened.app.state.context.settings.storage_hook_secret = SECRET
     yield opened
-    await opened.client.aclose()
-    await opened.store.close()
+    await opened.close()
 
 
 @pytest.mark.parametrize("prefix", ["/v2", "/api/v2"])

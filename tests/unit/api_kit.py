@@ -2,6 +2,7 @@
 
 import asyncio
 import tempfile
+import threading
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass, field
 from functools import cache
@@ -178,6 +179,14 @@ class Api:
     keepers: LocalKeepers
     start_body: dict[str, Any] = field(default_factory=lambda: {"name": "match", "region": "us-east"})
 
+    async def close(self) -> None:
+        """Nothing of it runs any more."""
+        await self.client.aclose()
+        await self.app.state.context.lobby_feed.close()  # else it would ask, and so make, another keeper
+        await self.keepers.close()
+        await self.app.state.context.close()
+        await _connections_end()
+
     async def call(self, method: str, path: str, key: str | None = "", **kwargs: Any) -> httpx.Response:
         """A call with the server key, with `key`, or (None) without any."""
         headers = dict(kwargs.pop("headers", {}))
@@ -216,6 +225,13 @@ async def add_build(store: Store, project_id: str, **values: Any) -> Build:
     async with store.write() as session:
         session.add(build)
     return build
+
+
+async def _connections_end() -> None:
+    """A connection whose user was cancelled is closed behind his back; its thread must not outlive the loop."""
+    for thread in threading.enumerate():
+        if "_connection_worker_thread" in thread.name:
+            await asyncio.to_thread(thread.join, 5)
 
 
 @cache

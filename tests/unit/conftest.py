@@ -1,5 +1,3 @@
-import asyncio
-import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -14,17 +12,7 @@ async def api(tmp_path: Path) -> AsyncIterator[Api]:
     """The whole API in this process, over a database of its own."""
     opened = await open_api(tmp_path)
     yield opened
-    await opened.client.aclose()
-    await opened.keepers.close()
-    await opened.store.close()
-    await connections_end()
-
-
-async def connections_end() -> None:
-    """A connection whose user was cancelled is closed behind his back; its thread must not outlive the loop."""
-    for thread in threading.enumerate():
-        if "_connection_worker_thread" in thread.name:
-            await asyncio.to_thread(thread.join, 5)
+    await opened.close()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -366,9 +366,7 @@ async def test_players_of_one_key_are_counted_apart_and_together(tmp_path: Path)
     spread = await asyncio.gather(*(call(api, *beat, f"p{n}", headers=far[n]) for n in range(10)))
     assert sorted(answer.status_code for answer in spread) == [404] * 8 + [429] * 2
     assert (await call(api, "GET", "", None)).status_code == 200  # reads are counted apart
-    await api.client.aclose()
-    await api.keepers.close()
-    await api.store.close()
+    await api.close()
 
 
 async def test_an_idempotency_key_is_its_players(api: Api) -> None:

@@ -199,5 +199,4 @@ async def test_a_changed_plans_file_needs_no_restart(tmp_path: Path) -> None:
         await api.start()
         assert (await api.call("POST", "/api/v3/servers/start", json=api.start_body)).status_code == 409
     finally:
-        await api.client.aclose()
-        await api.store.close()
+        await api.close()

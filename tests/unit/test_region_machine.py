@@ -173,8 +173,7 @@ class RegionMachine(RuleBasedStateMachine):
         views = self.nodes.views()
         self.executor.carry_out(plan(list(self.books.live.values()), self.runs, views, self.nodes.now, self.policy))
         await self.settle()
-        while self.executor._tasks:
-            await asyncio.gather(*self.executor._tasks)
+        await self.executor.background.settled()
 
     def converge(self, rounds: int = 6) -> None:
         for _ in range(rounds):
