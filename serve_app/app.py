@@ -10,6 +10,7 @@ from fleet.limits.limiter import open_limiter
 from fleet.limits.windows import counts_folder
 from fleet.lobbies.client import KeeperClient
 from fleet.region.client import RegionClient
+from fleet.region.names import HEAD
 from fleet.region.scrape import ManagerScrape, ray_targets
 from fleet.settings import FleetSettings, get_settings
 from fleet.store.engine import Store, may_pass
@@ -36,7 +37,7 @@ def open_context(settings: FleetSettings) -> AppContext:
     health_check_timeout_s=15,
     graceful_shutdown_timeout_s=5,
     # On the head: uploads are received there, and SQLite is there.
-    ray_actor_options={"num_cpus": 0, "resources": {"node:__internal_head__": 0.001}},
+    ray_actor_options={"num_cpus": 0, "resources": {HEAD: 0.001}},
     # Requests are logged by `Edge`, with ids and routes; Serve's own access log costs a tenth of the throughput.
     logging_config={"enable_access_log": False},
 )

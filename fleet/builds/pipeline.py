@@ -34,6 +34,7 @@ from fleet.builds.object_store import open_artefacts
 from fleet.builds.secrets import registry_credentials
 from fleet.errors import FleetError, Unavailable
 from fleet.events.journal import build_event
+from fleet.region.names import HEAD
 from fleet.region.tell import tell_regions
 from fleet.settings import FleetSettings, get_settings
 from fleet.store.engine import Store
@@ -238,7 +239,7 @@ def _tree_bytes(tree: Path) -> int:
 
 
 # On the head, where the upload was received.
-@ray.remote(num_cpus=0, max_retries=5, resources={"node:__internal_head__": 0.001})
+@ray.remote(num_cpus=0, max_retries=5, resources={HEAD: 0.001})
 def process_build(build_id: str) -> None:
     """The Ray task; Ray runs it again when its worker dies."""
     settings = get_settings()

@@ -8,10 +8,10 @@ import ray
 from fleet.limits.leases import Ask, LeasedWindows
 from fleet.limits.limiter import Windows
 from fleet.limits.windows import SharedWindows, Taken, counts_folder
-from fleet.region.names import NAMESPACE
+from fleet.region.head_actor import on_head
+from fleet.region.names import HEAD
 from fleet.settings import FleetSettings, get_settings
 
-HEAD = "node:__internal_head__"
 _ASK_S = 2.0
 
 
@@ -48,14 +48,4 @@ class _Door:
 
 
 def _door() -> Any:
-    options = LimitDoor.options(  # pyright: ignore[reportAttributeAccessIssue]
-        name="limits",
-        namespace=NAMESPACE,
-        lifetime="detached",
-        get_if_exists=True,
-        max_restarts=-1,
-        max_task_retries=0,  # a count that may have been taken is not taken again
-        num_cpus=0,
-        resources={HEAD: 0.001},
-    )
-    return options.remote()
+    return on_head(LimitDoor, "limits", repeats=False)  # a count that may have been taken is not taken again

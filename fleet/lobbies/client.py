@@ -19,7 +19,7 @@ from fleet.lobbies.calls import Answer, Command, Poll, Polled
 from fleet.lobbies.keeper import LobbyKeeper
 from fleet.lobbies.names import keeper_name, shard_of
 from fleet.region.coalesce import Coalescer
-from fleet.region.names import NAMESPACE
+from fleet.region.head_actor import on_head
 from fleet.store.engine import Store
 from fleet.store.lobby_tables import Lobby, Match
 
@@ -31,18 +31,7 @@ _AGAIN_S = 0.2
 
 def keeper(shard: int) -> Any:
     """The shard's actor, made if there is none."""
-    options = LobbyKeeper.options(  # pyright: ignore[reportAttributeAccessIssue]
-        name=keeper_name(shard),
-        namespace=NAMESPACE,
-        lifetime="detached",
-        get_if_exists=True,
-        max_restarts=-1,
-        max_task_retries=0,
-        num_cpus=0,
-        max_concurrency=10_000,
-        resources={"node:__internal_head__": 0.001},
-    )
-    return options.remote(shard)
+    return on_head(LobbyKeeper, keeper_name(shard), shard, repeats=False, max_concurrency=10_000)
 
 
 class KeeperClient:

@@ -16,6 +16,7 @@ from fleet.node.agent import NodeAgent
 from fleet.node.facts import FleetFacts, facts_of
 from fleet.node.model import Hello, NodeShare
 from fleet.node.simulated_host import SimulatedAgent, SimulatedHost, simulated_nodes
+from fleet.region.head_actor import on_head
 from fleet.region.names import NAMESPACE, agent_name, agent_prefix, host_name
 from fleet.region.nodes_config import NodesConfig
 from fleet.settings import FleetSettings
@@ -109,17 +110,8 @@ class SimulatedAgents:
     def _agent(self, number: int) -> tuple[str, Any]:
         index, place = divmod(number, _PER_CLASS)
         node_class = list(self._shares)[index]
-        options = SimulatedHost.options(  # pyright: ignore[reportAttributeAccessIssue]
-            name=host_name(self._region, index * _PER_CLASS + place // self._per_process),
-            namespace=NAMESPACE,
-            lifetime="detached",
-            get_if_exists=True,
-            max_restarts=-1,
-            max_task_retries=0,
-            num_cpus=0,
-            resources={"node:__internal_head__": 0.001},
-        )
-        host = options.remote(self._region, self._shares[node_class])
+        name = host_name(self._region, index * _PER_CLASS + place // self._per_process)
+        host = on_head(SimulatedHost, name, self._region, self._shares[node_class], repeats=False)
         return agent_name(self._region, node_class, number), SimulatedAgent(host, number)
 
     def give_back(self, handle: Any) -> None:

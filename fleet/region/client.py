@@ -18,8 +18,9 @@ from fleet.node.series import empty
 from fleet.pools.claim import ClaimCall
 from fleet.pools.config import pooled_regions
 from fleet.region.coalesce import Coalescer
+from fleet.region.head_actor import on_head
 from fleet.region.manager import RegionManager
-from fleet.region.names import NAMESPACE, manager_name
+from fleet.region.names import manager_name
 from fleet.region.watch import RegionWatch
 from fleet.servers.model import LogPage, RestartChanges, UsageSeries
 from fleet.store.commit import row_of, row_values
@@ -35,17 +36,7 @@ _LOG_WAIT_S = 20.0
 
 def manager(region: str) -> Any:
     """The region's actor, made if there is none. Ray repeats its calls after a crash: they are idempotent."""
-    options = RegionManager.options(  # pyright: ignore[reportAttributeAccessIssue]
-        name=manager_name(region),
-        namespace=NAMESPACE,
-        lifetime="detached",
-        get_if_exists=True,
-        max_restarts=-1,
-        max_task_retries=-1,
-        num_cpus=0,
-        resources={"node:__internal_head__": 0.001},
-    )
-    return options.remote(region)
+    return on_head(RegionManager, manager_name(region), region, repeats=True)
 
 
 class RegionClient:

@@ -1,6 +1,7 @@
 """Names of the actors, the same for all who look them up."""
 
 NAMESPACE = "fleet"
+HEAD = "node:__internal_head__"  # Ray's resource that only the head node has
 MANAGER_PREFIX = "region:"
 
 
