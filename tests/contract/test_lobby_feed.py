@@ -15,8 +15,8 @@ from fleet.lobbies.presence import Presence
 from fleet.lobbies.watch import QUEUE, Place, ShardWatch, parse_event_id
 from fleet.store.tables import Project
 from fleet.times import now_ms
-from tests.contract.test_lobbies import CONFIG, Club, eventually
 from tests.unit.api_kit import Api
+from tests.unit.club import CONFIG, Club, eventually
 
 
 @pytest.fixture

@@ -11,13 +11,11 @@ import sys
 import textwrap
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
 import pytest
-from aiohttp import web
 from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import update
@@ -34,58 +32,11 @@ from fleet.jobs import run_once
 from fleet.sealing import Sealer
 from fleet.store.engine import Store
 from fleet.store.tables import Job, Webhook, WebhookDelivery
+from tests.receiver import WAIT_S, receiver
 from tests.unit.api_kit import Api
 
-WAIT_S = 30
 PATH = "/api/v3/webhooks"
 DAY_MS = 24 * 3_600_000
-
-
-@dataclass
-class Receiver:
-    """A studio's back end on 127.0.0.1. `answers`: statuses to give, then 204; `hold` blocks it."""
-
-    url: str = ""
-    got: list[tuple[dict[str, str], bytes]] = field(default_factory=list)
-    answers: list[int] = field(default_factory=list)
-    hold: asyncio.Event | None = None
-    more: asyncio.Condition = field(default_factory=asyncio.Condition)
-
-    async def handle(self, request: web.Request) -> web.Response:
-        body = await request.read()
-        self.got.append((dict(request.headers), body))
-        async with self.more:
-            self.more.notify_all()
-        if self.hold is not None:
-            await self.hold.wait()
-        status = self.answers.pop(0) if self.answers else 204
-        headers = {"location": self.url} if status == 302 else {}
-        return web.Response(status=status, headers=headers)
-
-    async def has(self, count: int) -> None:
-        async with asyncio.timeout(WAIT_S), self.more:
-            await self.more.wait_for(lambda: len(self.got) >= count)
-
-    def types(self) -> list[str]:
-        return [json.loads(body)["type"] for _, body in self.got]
-
-
-@asynccontextmanager
-async def receiver() -> AsyncIterator[Receiver]:
-    found = Receiver()
-    app = web.Application()
-    app.router.add_post("/hook", found.handle)
-    runner = web.AppRunner(app, shutdown_timeout=0.1)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    found.url = f"http://127.0.0.1:{runner.addresses[0][1]}/hook"
-    try:
-        yield found
-    finally:
-        if found.hold is not None:
-            found.hold.set()
-        await runner.cleanup()
 
 
 @pytest.fixture
