@@ -1,6 +1,7 @@
 """The API in this process: the real app over a real SQLite file, with region managers that only keep the books."""
 
 import asyncio
+import gc
 import tempfile
 import threading
 from collections.abc import AsyncIterator, Iterable
@@ -177,6 +178,7 @@ class Api:
     client: httpx.AsyncClient
     submitted: list[str]
     keepers: LocalKeepers
+    before: frozenset[threading.Thread]  # what ran when it was made
     start_body: dict[str, Any] = field(default_factory=lambda: {"name": "match", "region": "us-east"})
 
     async def close(self) -> None:
@@ -185,7 +187,17 @@ class Api:
         await self.app.state.context.lobby_feed.close()  # else it would ask, and so make, another keeper
         await self.keepers.close()
         await self.app.state.context.close()
-        await _connections_end()
+        await self._connections_end()
+
+    async def _connections_end(self) -> None:
+        """A connection whose user was cancelled is closed behind his back; its thread must not outlive the loop."""
+        left = [
+            thread for thread in threading.enumerate() if thread not in self.before and _serves_a_connection(thread)
+        ]
+        if left:
+            gc.collect()  # ends those that belong to nobody any more
+        for thread in left:
+            await asyncio.to_thread(thread.join, 5)
 
     async def call(self, method: str, path: str, key: str | None = "", **kwargs: Any) -> httpx.Response:
         """A call with the server key, with `key`, or (None) without any."""
@@ -227,11 +239,8 @@ async def add_build(store: Store, project_id: str, **values: Any) -> Build:
     return build
 
 
-async def _connections_end() -> None:
-    """A connection whose user was cancelled is closed behind his back; its thread must not outlive the loop."""
-    for thread in threading.enumerate():
-        if "_connection_worker_thread" in thread.name:
-            await asyncio.to_thread(thread.join, 5)
+def _serves_a_connection(thread: threading.Thread) -> bool:
+    return "_connection_worker_thread" in thread.name
 
 
 @cache
@@ -291,6 +300,7 @@ async def open_api(
     folder: Path, database_url: str | None = None, plans: Path | None = None, limits: RateLimits = GENEROUS
 ) -> Api:
     """An app of its own in `folder`, with two projects and one ready build in each; default: over SQLite."""
+    before = frozenset(threading.enumerate())
     lobbies = LobbySettings(hold_s=0.3, host_grace_s=0.3, stats_s=0.3)
     settings = FleetSettings(home=folder, database_url=database_url, plans_config=plans, lobbies=lobbies, limits=limits)
     (folder / "fleet-id").write_text("unit")
@@ -313,4 +323,5 @@ async def open_api(
         httpx.AsyncClient(transport=transport, base_url="http://fleet.test"),
         submitted,
         keepers,
+        before,
     )
