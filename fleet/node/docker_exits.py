@@ -22,6 +22,7 @@ log = structlog.get_logger(__name__)
 
 CUT_OFF = "The game's network was removed by someone else, so it was ended."
 VANISHED = -1  # exit code of a container that someone removed while nobody was looking
+_LISTED_LATER_S = 10.0  # it takes a tenth of a second: until the container's network is freed
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 5.0
 
 
@@ -85,12 +86,16 @@ class ExitWatch:
 
     async def _connection(self) -> AsyncIterator[Exited]:
         filters = {"type": ["container"], "event": ["die", "oom"], "label": self._labels}
-        async with self._engine.stream("GET", "/events", {"filters": orjson.dumps(filters).decode()}) as answer:
-            # The stream is open, so nothing that ends from now on is missed; what ended before is in the list.
+        since = time.time() - _LISTED_LATER_S
+        query = {"filters": orjson.dumps(filters).decode(), "since": f"{since:.3f}"}
+        connected_ns = time.time_ns()
+        async with self._engine.stream("GET", "/events", query) as answer:
+            # The stream is open, so nothing that ends from now on is missed. What ended before is in the list; but the
+            # engine tells of an end before it lists it, so the last seconds' events come again.
             for exited in await self._missed():
                 yield exited
             async for event in json_lines(answer):
-                exited = await self._event(event)
+                exited = await self._event(event, again=event["timeNano"] < connected_ns)
                 if exited is not None:
                     yield exited
 
@@ -113,13 +118,14 @@ class ExitWatch:
             found.append(Exited(key, now_ms(), VANISHED, tail="The container was removed by someone else."))
         return found
 
-    async def _event(self, event: dict[str, Any]) -> Exited | None:
+    async def _event(self, event: dict[str, Any], *, again: bool) -> Exited | None:
+        """`again`: it may have been told already, so it counts for runs that are held to be running only."""
         attributes: dict[str, str] = event["Actor"]["Attributes"]
         if ROLE in attributes and event["Action"] == "die":
             self._network_gone(attributes.get("name", ""))
             return None
         key = key_of(attributes, attributes.get("name", ""), self._fleet_id)
-        if key is None or key in self._reported:
+        if key is None or key in self._reported or (again and key not in self._running):
             return None
         if event["Action"] == "oom":
             self._oom.add(key)

@@ -15,7 +15,7 @@ import pytest
 from fleet.node.docker import DockerRuntime
 from fleet.node.docker_spec import container_name
 from fleet.node.engine import Engine, EngineError
-from fleet.node.runtime import BuildRef, LaunchFailed, Port, RunKey
+from fleet.node.runtime import BuildRef, LaunchFailed, Observed, Port, RunKey
 from tests import games
 from tests.contract.runtime_stage import HOST, PATIENCE, PORTS, Stage, ask, engine_problem
 
@@ -71,6 +71,26 @@ async def build(image: str, engine: Engine) -> AsyncIterator[BuildRef]:
     yield build
     with suppress(EngineError):
         await engine.call("DELETE", f"/images/fleet-build:{build.build_id}", params={"force": "1"})
+
+
+async def test_an_end_that_the_engine_told_but_does_not_list_yet_is_not_missed(
+    stage: Stage, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the event and the list lies the time in which the engine frees the network: an agent may begin then."""
+    ends = await stage.running(games.demo())
+    listed = await stage.runtime.list()
+    await stage.die()
+    assert await asyncio.to_thread(ask, ends, "crash 9") == "crashing"
+    await engine.call("POST", f"/containers/{container_name(stage.place().fleet_id, ends.key)}/wait")
+
+    async def as_before(_self: DockerRuntime) -> list[Observed]:
+        return listed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DockerRuntime, "list", as_before)
+        await stage.open()
+        assert (await stage.exit_of(ends.key)).exit_code == 9
+    assert len(stage.reports) == 1
 
 
 async def test_an_image_build_runs_with_its_own_command_and_our_config(
