@@ -21,7 +21,7 @@ class Background:
 
     def spawn(self, work: Awaitable[Result], **context: Any) -> asyncio.Task[Result]:
         """Begin; asyncio itself would keep only a weak reference."""
-        task = asyncio.create_task(_awaited(work))
+        task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(partial(self._done, context))
         return task
@@ -44,7 +44,3 @@ class Background:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-
-
-async def _awaited(work: Awaitable[Result]) -> Result:
-    return await work

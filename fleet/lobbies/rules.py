@@ -6,9 +6,8 @@ between lobbies (a player in one at most, codes unique).
 
 from dataclasses import replace
 
-import orjson
-
-from fleet.errors import BadRequest, Conflict, Forbidden, NotFound, PayloadTooLarge
+from fleet.errors import BadRequest, Conflict, Forbidden, NotFound
+from fleet.json_size import check_json
 from fleet.lobbies.model import Lobby, LobbyChange, NewLobby, Player, Queued, State, Status
 
 DEFAULT_REGION = "us-east"
@@ -98,9 +97,7 @@ def with_state(lobby: Lobby, player_id: str, state: State, now: int) -> Lobby:
 
 def _bounded(merged: State, what: str, most: int) -> State:
     """What is merged again and again must not grow for ever."""
-    size = len(orjson.dumps(merged))
-    if size > most:
-        raise PayloadTooLarge(f"`{what}` takes {size} bytes with what is there already; at most {most} are kept.")
+    check_json(merged, f"'{what}' with what is there already", most)
     return merged
 
 

@@ -2,9 +2,7 @@
 
 from typing import Any, TypedDict
 
-import orjson
-
-from fleet.errors import PayloadTooLarge
+from fleet.json_size import check_json
 from fleet.lobbies.config import check_lobby_configs
 from fleet.pools.config import PoolConfig
 from fleet.projects.model import PortConfig
@@ -68,9 +66,7 @@ def changed(stored: dict[str, Any], change: SettingsChange) -> dict[str, Any]:
             new[part] = value
         else:
             new[part] = value
-    size = len(orjson.dumps(new))
-    if size > MAX_BYTES:
-        raise PayloadTooLarge(f"The project's settings take {size} bytes; at most {MAX_BYTES} are kept.")
+    check_json(new, "The project's whole settings", MAX_BYTES)
     return new
 
 

@@ -3,9 +3,8 @@
 from collections import Counter
 from typing import Any
 
-import orjson
-
-from fleet.errors import BadRequest, FleetError, PayloadTooLarge
+from fleet.errors import FleetError
+from fleet.json_size import check_json
 from fleet.projects.model import PortConfig
 from fleet.settings import ServerLimits
 
@@ -32,12 +31,7 @@ class Unprocessable(FleetError):
 def check_custom_data(data: dict[str, Any] | None, limits: ServerLimits) -> None:
     if data is None:
         return
-    try:
-        size = len(orjson.dumps(data))
-    except orjson.JSONEncodeError as error:
-        raise BadRequest(f"custom_data cannot be stored: {error}.") from error
-    if size > limits.max_custom_data_kb * 1024:
-        raise PayloadTooLarge(f"custom_data takes {size} bytes; at most {limits.max_custom_data_kb} KB are kept.")
+    check_json(data, "custom_data", limits.max_custom_data_kb * 1024)
 
 
 def check_environment(variables: dict[str, str], limits: ServerLimits) -> None:

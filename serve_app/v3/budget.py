@@ -4,7 +4,7 @@ from decimal import Decimal
 from typing import Annotated, Any
 
 from fastapi import APIRouter
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 from starlette.responses import Response
 
 from fleet.billing.budgets import BudgetView, decimal
@@ -16,10 +16,22 @@ from serve_app.v3.common import errors
 
 router = APIRouter(prefix="/api/v3/projects/budget", route_class=StrictJsonRoute, tags=["Usage"])
 
+# Pydantic's own schema would promise that every string is an amount.
+_MONEY = {
+    "anyOf": [
+        {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 10**9},
+        {"type": "string", "pattern": r"^(0\.[0-9]{0,5}[1-9]|[1-9][0-9]{0,8}(\.[0-9]{1,6})?)$"},
+    ]
+}
+
 
 class BudgetIn(BaseModel):
     model_config = ConfigDict(extra="forbid")
-    monthly_limit: Annotated[Decimal, Field(gt=0, lt=10**9, decimal_places=6, description="In the prices' currency")]
+    monthly_limit: Annotated[
+        Decimal,
+        Field(gt=0, lt=10**9, decimal_places=6, description="In the prices' currency"),
+        WithJsonSchema(_MONEY),
+    ]
     alerts: Annotated[list[Annotated[int, Field(ge=1, le=1000)]], Field(max_length=20)] = Field(
         default=[50, 80, 100], description="Percentages of the limit to be told of, once a month each"
     )

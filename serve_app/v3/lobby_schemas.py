@@ -2,11 +2,10 @@
 
 from typing import Annotated, Any, Literal
 
-import orjson
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 from pydantic.alias_generators import to_camel
 
-from fleet.errors import PayloadTooLarge
+from fleet.json_size import check_json
 from fleet.lobbies.model import Confirmation, LobbyChange, LobbyView, Matchmaking, NewLobby, QueueStats, Standing, State
 from fleet.lobbies.rules import MAX_SETTINGS, MAX_STATE
 from fleet.players.model import ID_PATTERN, MAX_ID
@@ -27,9 +26,9 @@ class _Camel(BaseModel):
 
 
 def bounded(data: State | None, name: str, most: int) -> State | None:
-    """As it came; `PayloadTooLarge` if every reader of the lobby would have to read more than that."""
-    if data is not None and (size := len(orjson.dumps(data))) > most:
-        raise PayloadTooLarge(f"'{name}' takes {size} bytes; at most {most} are kept.")
+    """As it came; every reader of the lobby has to read it."""
+    if data is not None:
+        check_json(data, f"'{name}'", most)
     return data
 
 

@@ -59,6 +59,9 @@ async def test_what_is_refused(club: Club) -> None:
     assert await refused(club.do("kick", "ann", "ann")) == (400, "Cannot kick yourself")
     assert await refused(club.do("kick", "ann", "cat")) == (404, "Player not found")
     assert await refused(club.do("change", "ann", LobbyChange(max_players=1))) == (400, "maxPlayers too small")
+    for method, change in {"set_state": {"n": 2**70}, "change": LobbyChange(settings={"n": 2**70})}.items():
+        assert await refused(club.do(method, "ann", change)) == (400, "Bad request"), method
+    assert (await club.do("mine", "ann")).settings == {}
     assert await refused(club.do("confirm_match", "ann")) == (409, "No match to confirm")
     assert await refused(club.do("end_match", "ann")) == (409, "Not in a match")
     assert await refused(club.do("start_matchmaking", "ann", "nope")) == (404, "Matchmaking mode not found")

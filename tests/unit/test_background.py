@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import warnings
 
 import structlog.testing
 
@@ -38,6 +39,19 @@ async def test_a_fault_is_logged_with_whose_it_is_and_hurts_no_other() -> None:
     (line,) = lines
     assert (line["of"], line["region"], line["match"], line["log_level"]) == ("stage", "us-east", "m", "error")
     assert "no" in line["error"]
+
+
+async def test_what_is_closed_before_it_began_leaves_nothing_that_nobody_awaited() -> None:
+    background = Background("test")
+
+    async def never() -> None:
+        raise AssertionError("it was closed before its first step")
+
+    background.spawn(never())
+    await background.close()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        gc.collect()
 
 
 async def test_closing_ends_all_of_it_and_is_no_fault() -> None:

@@ -166,7 +166,8 @@ class LobbyMachine(RuleBasedStateMachine):
     @rule(config=configs, player=players, value=st.integers())
     def set_state(self, config: str, player: str, value: int) -> None:
         answer = self.do("set_state", config, player, {"value": value})
-        assert isinstance(answer, Lobby) == ((config, player) in self.members)
+        storable = -(2**63) <= value < 2**64
+        assert isinstance(answer, Lobby) == (storable and (config, player) in self.members)
 
     def hosted(self, data: st.DataObject, *statuses: str) -> tuple[str, str]:
         """Config and host of a lobby with one of the statuses."""
