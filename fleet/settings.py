@@ -102,6 +102,7 @@ class TlsSettings(BaseModel):
 class Scaling(BaseModel):
     """How slowly a region gives nodes back. It grows at once."""
 
+    ahead: bool = Field(default=True, description="ask for nodes before they are needed; false: only show the forecast")
     surplus_s: float = Field(default=600.0, description="a node is drained after being one too many for so long")
     unneeded_s: float = Field(default=30.0, description="an unanswered ask for a node is taken back after so long")
 

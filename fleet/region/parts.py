@@ -140,7 +140,9 @@ class Parts:
             draining=lambda: [name for name, view in self.leases.views().items() if view.draining],
         )
         self.forecasting = Forecasting(self.memory, catalog, self.pools.keeper.pools(), self.scaler.lead_seconds)
-        self.scaler.headroom, self.scaler.orders = self.forecasting.headroom, self.forecasting.orders
+        self.scaler.orders = self.forecasting.orders
+        if settings.scaling.ahead:
+            self.scaler.headroom = self.forecasting.headroom
         kept = self.pools.keeper.pools()
         self.preparation.favourites = lambda: [p.product.build_id for p in kept.values() if p.product is not None]
         self.report = Report(

@@ -12,7 +12,7 @@ from fleet.billing.prices import MILLION
 from fleet.times import iso
 from serve_app.auth import Context, ServerKey
 from serve_app.json import StrictJsonRoute, json_response
-from serve_app.v3.common import errors
+from serve_app.v3.common import NUMBER, Flag, errors
 
 router = APIRouter(prefix="/api/v3/projects/budget", route_class=StrictJsonRoute, tags=["Usage"])
 
@@ -32,10 +32,10 @@ class BudgetIn(BaseModel):
         Field(gt=0, lt=10**9, decimal_places=6, description="In the prices' currency"),
         WithJsonSchema(_MONEY),
     ]
-    alerts: Annotated[list[Annotated[int, Field(ge=1, le=1000)]], Field(max_length=20)] = Field(
+    alerts: Annotated[list[Annotated[int, Field(ge=1, le=1000), NUMBER]], Field(max_length=20)] = Field(
         default=[50, 80, 100], description="Percentages of the limit to be told of, once a month each"
     )
-    hard_stop: bool = Field(default=False, description="Refuse new starts once the limit is reached")
+    hard_stop: Flag = Field(default=False, description="Refuse new starts once the limit is reached")
 
 
 class BudgetOut(BaseModel):

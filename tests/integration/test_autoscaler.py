@@ -94,6 +94,8 @@ def scaling_cluster(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[
         head_environment(home, settings)
         | {
             "FLEET_RUNTIME": "process",
+            # What runs decides here; the forecast would keep room for whoever may come next.
+            "FLEET_SCALING__AHEAD": "false",
             "FLEET_SCALING__SURPLUS_S": "6",
             "FLEET_SCALING__UNNEEDED_S": "6",
             "AUTOSCALER_UPDATE_INTERVAL_S": "1",
