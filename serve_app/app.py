@@ -9,9 +9,10 @@ from fleet.limits.door import windows_of_this_node
 from fleet.limits.limiter import open_limiter
 from fleet.limits.windows import counts_folder
 from fleet.lobbies.client import KeeperClient
+from fleet.lobbies.names import keeper_name
 from fleet.region.client import RegionClient
-from fleet.region.names import HEAD
-from fleet.region.scrape import ManagerScrape, ray_targets
+from fleet.region.names import HEAD, manager_name
+from fleet.region.scrape import ActorScrape, ray_targets
 from fleet.settings import FleetSettings, get_settings
 from fleet.store.engine import Store, may_pass
 from fleet.telemetry.logs import setup_logging
@@ -56,7 +57,8 @@ class Api:
         return create_app(
             self._context,
             metrics=HttpMetrics(settings.home / "metrics"),
-            managers=ManagerScrape(),
+            managers=ActorScrape({region: manager_name(region) for region in load_catalog().regions}),
+            keepers=ActorScrape({str(shard): keeper_name(shard) for shard in range(settings.lobbies.shards)}),
             ray_targets=ray_targets,
             limiter=open_limiter(settings, windows_of_this_node(settings), counts_folder(settings.home)),
             echo_request_id=False,

@@ -9,7 +9,7 @@ from fastapi import APIRouter, FastAPI
 
 from fleet.limits.limiter import Limiter, open_limiter
 from fleet.telemetry.metrics import HttpMetrics
-from fleet.telemetry.scrape import Managers, NoManagers, Scrape
+from fleet.telemetry.scrape import Actors, Scrape
 from serve_app import metrics as metrics_routes
 from serve_app import play, reference
 from serve_app.admin import routes as admin
@@ -74,14 +74,15 @@ def create_app(
     context: AppContext,
     *,
     metrics: HttpMetrics | None = None,
-    managers: Managers | None = None,
+    managers: Actors | None = None,
+    keepers: Actors | None = None,
     ray_targets: Targets = list,
     limiter: Limiter | None = None,
     echo_request_id: bool = True,
 ) -> FastAPI:
     """The ASGI app over the services of `context`, which it closes when it ends.
 
-    `managers` and `ray_targets` are what `/metrics` tells besides requests and the database.
+    `managers`, `keepers` and `ray_targets` are what `/metrics` tells besides requests and the database.
     """
     app = FastAPI(
         routes=_api.routes,
@@ -97,7 +98,7 @@ def create_app(
     app.state.context = context
     metrics = metrics or HttpMetrics()
     home = context.settings.home
-    app.state.scrape = Scrape(metrics, context.store, context.catalog, managers or NoManagers(), home)
+    app.state.scrape = Scrape(metrics, context.store, context.catalog, home, managers=managers, keepers=keepers)
     app.state.ray_targets = ray_targets
     cache = ReadCache(context.store.data_version)
     gatekeeper = Gatekeeper(limiter or open_limiter(context.settings), context.projects, context.admin_keys)

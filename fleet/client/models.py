@@ -723,6 +723,11 @@ class LobbyOut(Model):
     The same for all lobbies of a match
     """
 
+    version: int
+    """
+    One more with each change: of an answer and an event, the higher one is newer
+    """
+
     createdAt: str
     updatedAt: str
 

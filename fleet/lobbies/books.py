@@ -32,11 +32,12 @@ class Told:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """`matches`: which have changed."""
+    """`matches`: which have changed. `over`: how those that are over ended."""
 
     statements: list[Statement]
     told: list[Told]
     matches: set[str]
+    over: list[str]
 
 
 class Books:
@@ -47,7 +48,7 @@ class Books:
         self._codes: dict[Where, dict[str, str]] = {}
         self._lobby_rows = lobby_rows(shard)
         self._match_rows = match_rows(shard)
-        self._over: list[str] = []
+        self._over: dict[str, str] = {}  # match -> how it ended
         self._touched: set[str] = set()
         self._ratings: list[Rating] = []
         self._told: list[Told] = []
@@ -113,7 +114,7 @@ class Books:
         self._touched.add(match.id)
         if match.status in OVER:
             self.matches.pop(match.id, None)
-            self._over.append(match.id)
+            self._over[match.id] = match.status
         else:
             self.matches[match.id] = match
         return match
@@ -135,8 +136,8 @@ class Books:
             statements += rating_statements(self._ratings)
         if self._events:
             statements.append((_INSERT_EVENTS, self._events))
-        batch = Batch(statements, self._told, self._touched)
-        self._ratings, self._told, self._events, self._over, self._touched = [], [], [], [], set()
+        batch = Batch(statements, self._told, self._touched, list(self._over.values()))
+        self._ratings, self._told, self._events, self._over, self._touched = [], [], [], {}, set()
         return batch
 
     def _index(self, lobby: Lobby, before: Lobby | None) -> None:

@@ -6,6 +6,7 @@ tell the streams, arm the timers, and act in the world.
 
 import asyncio
 import secrets
+import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -21,6 +22,7 @@ from fleet.lobbies.feed import Feed
 from fleet.lobbies.games import Games
 from fleet.lobbies.healer import Healer
 from fleet.lobbies.matches import Matches, MatchTerms
+from fleet.lobbies.metrics import KeeperMetrics, KeeperSample
 from fleet.lobbies.model import Lobby, LobbyView
 from fleet.lobbies.names import new_match_id
 from fleet.lobbies.presence import Presence
@@ -53,7 +55,8 @@ class Core:
         self.commits = commits
         self.projects = Projects(store)
         self.books = Books(shard)
-        self.queues = Queues()
+        self.metrics = KeeperMetrics(shard, self._sample)
+        self.queues = Queues(self.metrics.waited)
         self.ratings = RatingBook()
         self.presence = Presence(now_ms())
         self._gathering: asyncio.Task[None] | None = None
@@ -128,10 +131,13 @@ class Core:
             self.projects.principal(command.project_id)
             lobby = self._carry_out(command, now)
         except FleetError as error:
+            self.metrics.command("refused")
             return error
         except Exception as error:
+            self.metrics.command("failed")
             log.exception("a command broke", method=command.method, project=command.project_id)
             return FleetError(f"The keeper could not do this: {error!r}")
+        self.metrics.command("done")
         if lobby is None:
             return None
         if command.method not in _NO_SIGN:
@@ -167,7 +173,12 @@ class Core:
             self._gathering = None
             batch = self.books.take()
             effects, self.matches.effects = self.matches.effects, []
+            began = time.perf_counter()
             await self.commits.submit(batch.statements)
+            if batch.statements:
+                self.metrics.committed(time.perf_counter() - began)
+            for outcome in batch.over:
+                self.metrics.match(outcome)
             self.feed.tell(batch.told)
             self.healer.arm({told.lobby_id for told in batch.told})
             self.healer.arm_matches(batch.matches)
@@ -180,6 +191,14 @@ class Core:
 
     def _stats(self, lobby: Lobby):
         return self.queues.stats(lobby, now_ms())
+
+    def _sample(self) -> KeeperSample:
+        return KeeperSample(
+            self.books.lobbies.values(),
+            self.books.matches.values(),
+            self.queues.lengths(now_ms()),
+            self.presence.streams,
+        )
 
     def _silent(self, lobby_id: str) -> None:
         if lobby_id in self.books.lobbies:

@@ -9,6 +9,7 @@ import os
 
 import ray
 import structlog
+from prometheus_client import Metric
 
 from fleet.builds.service import BuildService
 from fleet.catalog import load_catalog
@@ -65,6 +66,10 @@ class LobbyKeeper:
 
     async def poll(self, poll: Poll) -> Polled:
         return await self._core.poll(poll)
+
+    async def metrics(self) -> list[Metric]:
+        """For a scrape."""
+        return self._core.metrics.collect()
 
     async def pid(self) -> int:
         """For tests that kill it."""

@@ -34,6 +34,11 @@ class Presence:
         self._dropped[who] = now
         return True
 
+    @property
+    def streams(self) -> int:
+        """How many are open."""
+        return self._streams.total()
+
     def has_stream(self, lobby_id: str, player_id: str) -> bool:
         return (lobby_id, player_id) in self._streams
 

@@ -33,9 +33,11 @@ class Queue:
 
     def mean_wait_s(self, now: int) -> float:
         """Of the latest who found a match; while nobody has, of who waits longest. Cheap: every view shows it."""
-        if not self.waits:
-            return round(max((now - next(iter(self.waiting.values()))[0]) / 1000, 0.0), 1) if self.waiting else 0.0
-        return round(self.wait_sum / len(self.waits), 1)
+        return round(self.wait_sum / len(self.waits) if self.waits else self.oldest_s(now), 1)
+
+    def oldest_s(self, now: int) -> float:
+        """How long the first has waited."""
+        return max((now - next(iter(self.waiting.values()))[0]) / 1000, 0.0) if self.waiting else 0.0
 
     def waited(self, seconds: float) -> None:
         if len(self.waits) == self.waits.maxlen:
@@ -77,7 +79,9 @@ def _blocked(player_id: str, named: object) -> frozenset[str]:
 
 
 class Queues:
-    def __init__(self) -> None:
+    def __init__(self, waited: Callable[[float], None] = lambda _seconds: None) -> None:
+        """`waited` hears how long each ticket that found a match had waited, in seconds."""
+        self._waited = waited
         self._queues: dict[QueueKey, Queue] = {}
         self._fresh: list[tuple[QueueKey, str]] = []
 
@@ -135,6 +139,7 @@ class Queues:
         since = queue.drop(lobby.id)
         if since is not None:
             queue.waited((now - since) / 1000)
+            self._waited((now - since) / 1000)
 
     def attempts(self, now: int) -> Iterator[tuple[QueueKey, Found]]:
         """What tickets that came since the last call complete. Each is formed before the next is asked for."""
@@ -164,6 +169,10 @@ class Queues:
         if queue is None:
             return QueueStats()
         return QueueStats(queue.players, len(queue.waiting), queue.mean_wait_s(now))
+
+    def lengths(self, now: int) -> list[tuple[int, int, float]]:
+        """Per queue: lobbies and players who wait, and for how many seconds the first has."""
+        return [(len(queue.waiting), queue.players, queue.oldest_s(now)) for queue in self._queues.values()]
 
     def open(self, key: QueueKey, mode: ModeConfig, match: OpenMatch) -> None:
         """The running match takes lobbies of this queue; replaces what was known of it."""

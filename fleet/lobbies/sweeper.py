@@ -85,8 +85,10 @@ class Sweeper:
     async def _sweep(self, key: QueueKey, mode: ModeConfig) -> None:
         core = self._core
         queue, now = core.queues[key], now_ms()
+        began = time.perf_counter()
         snapshot = (queue.matcher.snapshot(), list(queue.running.values()))
         found = await asyncio.get_running_loop().run_in_executor(self._thread, _matches, *snapshot, mode, now / 1000)
+        core.metrics.swept(time.perf_counter() - began)
         if found:
             for one in found:
                 core.matches.form(key, one, now_ms())

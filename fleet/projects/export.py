@@ -15,6 +15,7 @@ from fleet.projects.service import project_of
 from fleet.projects.settings import shown
 from fleet.store.commit import row_values
 from fleet.store.engine import Store
+from fleet.store.lobby_tables import Lobby, Match, PlayerRating
 from fleet.store.tables import (
     AdminEvent,
     ApiKey,
@@ -46,6 +47,9 @@ TABLES: tuple[type[SQLModel], ...] = (
     MatchStart,
     PoolMemory,
     PoolMinute,
+    Lobby,
+    Match,
+    PlayerRating,
 )
 # What opens something stays here.
 _SECRET = frozenset({"hash", "secret", "registry_credentials"})

@@ -1,7 +1,7 @@
-"""The region managers as a scrape sees them: those that live are asked, none is made."""
+"""The fleet's actors as a scrape sees them: those that live are asked, none is made."""
 
 import asyncio
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any, cast
 
 import ray
@@ -10,52 +10,50 @@ import structlog
 from prometheus_client import Metric
 from ray.exceptions import RayError
 
-from fleet.catalog import load_catalog
-from fleet.region.names import NAMESPACE, manager_name
+from fleet.region.names import NAMESPACE
 
 log = structlog.get_logger(__name__)
 
 ANSWER_S = 2.0
 
 
-class ManagerScrape:
-    """One per replica (`fleet.telemetry.scrape.Managers`)."""
+class ActorScrape:
+    """One per replica and kind of actor (`fleet.telemetry.scrape.Actors`). `names`: region or shard -> actor name."""
 
-    def __init__(self) -> None:
+    def __init__(self, names: Mapping[str, str]) -> None:
+        self._names = names
         self._handles: dict[str, Any] = {}
 
     async def metrics(self, expected: Collection[str]) -> dict[str, list[Metric] | None]:
-        """By region: what its manager counts; None if it does not answer, or is expected and not there."""
+        """What each counts; None if it does not answer, or is expected and not there."""
         handles = await asyncio.to_thread(self._find)
-        families = await asyncio.gather(*(_ask(region, handle) for region, handle in handles.items()))
+        families = await asyncio.gather(*(self._ask(key, handle) for key, handle in handles.items()))
         found = dict(zip(handles, families, strict=True))
-        for region, answer in found.items():
+        for key, answer in found.items():
             if answer is None:
-                self._handles.pop(region, None)  # it may be another actor next time
+                self._handles.pop(key, None)  # it may be another actor next time
         return {**dict.fromkeys(expected), **found}
 
     def _find(self) -> dict[str, Any]:
         actors: list[Any] = ray.util.list_named_actors(all_namespaces=True)
         there = {actor["name"] for actor in actors if actor["namespace"] == NAMESPACE}
-        for region in load_catalog().regions:
-            name = manager_name(region)
+        for key, name in self._names.items():
             if name not in there:
-                self._handles.pop(region, None)
-            elif region not in self._handles:
+                self._handles.pop(key, None)
+            elif key not in self._handles:
                 try:
-                    self._handles[region] = ray.get_actor(name, namespace=NAMESPACE)
+                    self._handles[key] = ray.get_actor(name, namespace=NAMESPACE)
                 except ValueError:  # it ended meanwhile
                     continue
         return dict(self._handles)
 
-
-async def _ask(region: str, handle: Any) -> list[Metric] | None:
-    try:
-        async with asyncio.timeout(ANSWER_S):
-            return await handle.metrics.remote()
-    except (RayError, TimeoutError) as error:
-        log.warning("region not scraped", region=region, error=repr(error))
-        return None
+    async def _ask(self, key: str, handle: Any) -> list[Metric] | None:
+        try:
+            async with asyncio.timeout(ANSWER_S):
+                return await handle.metrics.remote()
+        except (RayError, TimeoutError) as error:
+            log.warning("actor not scraped", actor=self._names[key], error=repr(error))
+            return None
 
 
 def ray_targets() -> list[dict[str, Any]]:

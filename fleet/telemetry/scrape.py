@@ -1,6 +1,6 @@
-"""What `/metrics` answers: requests, what the database tells, and what each region's manager counts, as one text.
+"""What `/metrics` answers: requests, what the database tells, what managers and keepers count, as one text.
 
-Whichever replica is asked, the parts are the same: the requests of all replicas are summed, rows and managers are
+Whichever replica is asked, the parts are the same: the requests of all replicas are summed, rows and actors are
 there once. Answers are kept for a second and shared, so several scrapers cost one, and so does a flood of them.
 """
 
@@ -8,7 +8,7 @@ import asyncio
 import contextvars
 import shutil
 import time
-from collections.abc import Awaitable, Callable, Collection, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -27,16 +27,16 @@ KEEP_S = 1.0
 Part = TypeVar("Part")
 
 
-class Managers(Protocol):
-    """The region managers that live, asked for their counts."""
+class Actors(Protocol):
+    """The actors of a kind that live (region managers, keepers of lobbies), asked for their counts."""
 
     async def metrics(self, expected: Collection[str]) -> dict[str, list[Metric] | None]:
-        """By region; None for one that does not answer in time, or is `expected` and not there. Makes none."""
+        """By region or shard; None for one that does not answer in time, or is `expected` and not there. Makes none."""
         ...
 
 
-class NoManagers:
-    """For an API without regions behind it."""
+class NoActors:
+    """For an API without a fleet behind it."""
 
     async def metrics(self, expected: Collection[str]) -> dict[str, list[Metric] | None]:
         return {}
@@ -56,11 +56,21 @@ def _text(families: list[Metric]) -> bytes:
 class Scrape:
     """One per replica. `text()` never raises: a part that fails is missing, and `fleet_scrape_up` says so."""
 
-    def __init__(self, http: HttpMetrics, store: Store, catalog: Catalog, managers: Managers, home: Path) -> None:
+    def __init__(
+        self,
+        http: HttpMetrics,
+        store: Store,
+        catalog: Catalog,
+        home: Path,
+        *,
+        managers: Actors | None = None,
+        keepers: Actors | None = None,
+    ) -> None:
         self._http = http
         self._store = store
         self._catalog = catalog
-        self._managers = managers
+        self._managers = managers or NoActors()
+        self._keepers = keepers or NoActors()
         self._home = home
         self._flight: asyncio.Task[bytes] | None = None
         self._until = 0.0
@@ -75,11 +85,12 @@ class Scrape:
         up: dict[tuple[str, ...], float] = {}
         stored = await self._part("database", up, lambda: read_stored(self._store, self._catalog), Stored())
         regions = await self._part("regions", up, lambda: self._regions(stored.live_regions), [])
+        lobbies = await self._part("lobbies", up, self._lobbies, [])
         http = await self._part("requests", up, lambda: asyncio.to_thread(self._http.collect), [])
         disk = await self._part("disk", up, lambda: asyncio.to_thread(self._disk), [])
         parts = gauge("fleet_scrape_up", "1 if that part of this answer could be had.", up, ("part",))
         # Many pools make a text of a megabyte and more, which takes tenths of a second: not in the replica's loop.
-        text = await asyncio.to_thread(_text, [*http, *stored.families, *regions, *disk, parts])
+        text = await asyncio.to_thread(_text, [*http, *stored.families, *regions, *lobbies, *disk, parts])
         self._until = time.monotonic() + KEEP_S
         return text
 
@@ -97,9 +108,11 @@ class Scrape:
 
     async def _regions(self, expected: Collection[str]) -> list[Metric]:
         answers = await self._managers.metrics(expected)
-        silent = {(region,): 0.0 for region, families in answers.items() if families is None}
-        told = [family for families in answers.values() if families for family in families]
-        return [gauge("fleet_region_up", "1 while the region's manager answers.", silent, ("region",)), *told]
+        return _told(answers, "fleet_region_up", "1 while the region's manager answers.", "region")
+
+    async def _lobbies(self) -> list[Metric]:
+        answers = await self._keepers.metrics(())
+        return _told(answers, "fleet_lobbies_up", "1 while the keeper of the shard answers.", "shard")
 
     def _disk(self) -> list[Metric]:
         usage = shutil.disk_usage(self._home)
@@ -107,3 +120,10 @@ class Scrape:
             gauge("fleet_home_disk_bytes", "Size of the disk that holds the fleet's home.", {(): usage.total}),
             gauge("fleet_home_disk_free_bytes", "What is free of it.", {(): usage.free}),
         ]
+
+
+def _told(answers: Mapping[str, list[Metric] | None], up: str, meaning: str, label: str) -> list[Metric]:
+    """What the actors told; the silent ones are not `up`."""
+    silent = {(name,): 0.0 for name, families in answers.items() if families is None}
+    told = [family for families in answers.values() if families for family in families]
+    return [gauge(up, meaning, silent, (label,)), *told]

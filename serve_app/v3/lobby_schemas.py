@@ -178,6 +178,7 @@ class LobbyOut(_Camel):
     server: LobbyServerOut | None = Field(description="Where the match is played, under old and new names")
     matchmaking: MatchmakingOut | None
     match_id: str | None = Field(description="The same for all lobbies of a match")
+    version: int = Field(description="One more with each change: of an answer and an event, the higher one is newer")
     created_at: str
     updated_at: str
 
@@ -226,6 +227,7 @@ def lobby_view(lobby: LobbyView) -> dict[str, Any]:
         "server": _server_view(lobby.server) if lobby.server else None,
         "matchmaking": _matchmaking_view(lobby.matchmaking) if lobby.matchmaking else None,
         "matchId": lobby.match_id,
+        "version": lobby.version,
         "createdAt": iso(lobby.created_at),
         "updatedAt": iso(lobby.updated_at),
     }

@@ -8,6 +8,7 @@ import pytest
 from sqlmodel import select
 
 from fleet.errors import FleetError
+from fleet.lobbies.core import Core
 from fleet.lobbies.model import LobbyChange, LobbyQuery, LobbyView, NewLobby, QueueStats, Standing
 from fleet.store.lobby_tables import Match, PlayerRating
 from tests.unit.api_kit import Api
@@ -335,3 +336,39 @@ async def test_a_new_keeper_knows_everything_and_goes_on(club: Club) -> None:
     assert playing.server is not None
     await club.api.regions.change(playing.server["instance_id"], "stopped", status="stopped", step="stopped")
     await club.sees("dan", "waiting")  # the server is still followed
+
+
+async def test_the_keeper_counts_what_happens(club: Club) -> None:
+    await club.playing("ann", "bob")
+    await club.lobby("cat")
+    await club.queue("cat", mode="ranked")
+    await refused(club.lobby("cat"))
+    async with aclosing(club.follow("cat")) as events:
+        assert (await anext(events)).type == "connected"
+        core = await club.api.keepers.core()
+        await eventually(lambda: has(core.presence.streams == 1))
+        during = told(core)
+    await club.do("end_match", "ann")
+    await eventually(lambda: has(not core.books.matches))
+    after = told(core)
+    assert during["fleet_lobbies", "in_game"] == 2
+    assert during["fleet_lobbies", "in_queue"] == 1
+    assert during["fleet_matches", "active"] == 1
+    assert (during["fleet_queue_tickets", None], during["fleet_queue_players", None]) == (1, 1)
+    assert (during["fleet_lobby_players", None], during["fleet_lobby_streams", None]) == (3, 1)
+    assert during["fleet_lobby_commands_total", "refused"] == 1
+    assert during["fleet_queue_wait_seconds_count", None] == 2
+    assert during["fleet_lobby_commit_seconds_count", None] > 0
+    assert ("fleet_matches_over_total", "ended") not in during
+    assert after["fleet_matches_over_total", "ended"] == 1
+    assert after["fleet_lobby_commands_total", "done"] > during["fleet_lobby_commands_total", "done"]
+
+
+async def has(fact: bool) -> bool:
+    return fact
+
+
+def told(core: Core) -> dict[tuple[str, str | None], float]:
+    """By name, and by status or outcome."""
+    lines = [sample for family in core.metrics.collect() for sample in family.samples]
+    return {(line.name, line.labels.get("status") or line.labels.get("outcome")): line.value for line in lines}

@@ -16,6 +16,7 @@ from fleet.projects.admin_service import Admin, AdminService, status_of
 from fleet.projects.ending import ProjectEnding
 from fleet.projects.export import TABLES
 from fleet.projects.scope import owned
+from fleet.store.lobby_tables import Lobby, Match, PlayerRating
 from fleet.store.tables import (
     Build,
     BuildLog,
@@ -64,6 +65,13 @@ async def fill(api: Api) -> None:
             session.add(Webhook(**hook, project_id=owner, created_at=1, updated_at=1))
             used = {"hour": 0, "region": "us-east", "compute_size": "small", "kind": "used", "ms": 1}
             session.add(UsageHour(project_id=owner, **used))
+            at = {"created_at": 1, "updated_at": 1}
+            here = {"project_id": owner, "shard": 0, "config": "duels", "status": "waiting", **at}
+            of = {"code": "c", "name": "l", "region": "us-east", "host": "ann", "max_players": 2, "current_players": 1}
+            session.add(Lobby(id=f"lobby-{owner}", **here, **of))
+            session.add(Match(match_id=f"match-{owner}", mode="duel", **here))
+            rating = {"config": "duels", "mode": "duel", "player_id": "ann", "mu": 25.0, "sigma": 8.3, "updated_at": 1}
+            session.add(PlayerRating(project_id=owner, **rating))
             session.add_all(project_event(owner, "lobby", str(n), "lobby.created") for n in range(30))
 
 

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from tests import dashboards, games
+from tests.clients.unity_v3 import UnityV3
 from tests.conftest import RunningFleet
 from tests.player import Studio
 from tests.prometheus import CONFIGS, Prometheus, config_for, promtool, running_prometheus
@@ -43,6 +44,34 @@ def observed(fleet: RunningFleet, studio: Studio) -> Iterator[Studio]:
         studio.stop(server)
 
 
+@pytest.fixture(scope="module")
+def players(fleet: RunningFleet, observed: Studio) -> Iterator[list[UnityV3]]:
+    """Two who can play a match, and one who waits for an opponent, and listens."""
+    modes = {"duel": {"teams": 2, "playersPerTeam": 1}, "alone": {"teams": 2, "playersPerTeam": 1, "timeout": 600}}
+    server = {"serverSize": "micro", "gameBuild": BUILD}
+    before = observed.call("GET", "/projects/settings")["lobby_configs"]
+    config = {"name": BUILD, "serverSettings": server, "matchmaking": {"modes": modes}}
+    observed.call("POST", "/projects/settings", json={"lobby_configs": [*before, config]})
+    found = [UnityV3(fleet.url, fleet.client_key, name, BUILD) for name in ("ann", "bob", "loner")]
+    for player in found:
+        player.lobby("POST", "", {"name": BUILD, "region": REGION})
+    found[-1].lobby("POST", "/me/matchmaking", {"mode": "alone"})
+    with found[-1].events():
+        yield found
+    for player in found:
+        player.lobby("DELETE", "/me")
+    observed.call("POST", "/projects/settings", json={"lobby_configs": before})
+
+
+def _meet(ann: UnityV3, bob: UnityV3) -> None:
+    """A match, from the queue to its end."""
+    for player in (ann, bob):
+        player.lobby("POST", "/me/matchmaking", {"mode": "duel"})
+    eventually(lambda: ann.lobby("GET", "/me")["status"] == "in_game", SOON_S, "the match has a server")
+    for player in (ann, bob):
+        player.lobby("POST", "/me/end-match")
+
+
 def _warm(studio: Studio) -> int:
     pools = studio.call("GET", "/pools")["pools"]
     return sum(pool["stock"]["warm"] for pool in pools if pool["region"] == REGION)
@@ -69,12 +98,15 @@ def test_every_target_is_up(prometheus: Prometheus) -> None:
     assert {target["labels"]["job"] for target in targets} == {"fleet", "ray"}
 
 
-def test_every_query_of_every_dashboard_is_one_and_gives_data(prometheus: Prometheus, observed: Studio) -> None:
+def test_every_query_of_every_dashboard_is_one_and_gives_data(
+    prometheus: Prometheus, observed: Studio, players: list[UnityV3]
+) -> None:
     missing = set(dashboards.queries())
 
     def found() -> bool:
         # Rates need movement between two scrapes, so something moves while we look.
         observed.stop(observed.start(BUILD, region=REGION))
+        _meet(*players[:2])
         for one in list(missing):
             if prometheus.has(one.expression):
                 missing.remove(one)

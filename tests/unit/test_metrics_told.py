@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
+from fleet.lobbies.metrics import KeeperMetrics
 from fleet.region.metrics import NodeSample, RegionMetrics, RegionSample
 from fleet.region.pool_metrics import PoolSample
 from fleet.telemetry.metrics import HttpMetrics
-from fleet.telemetry.scrape import NoManagers, Scrape
+from fleet.telemetry.scrape import Scrape
 from tests import dashboards
 from tests.unit.api_kit import Api
 
@@ -22,13 +23,13 @@ PARTS = re.compile(r"_(total|bucket|sum|count)$")
 @pytest.fixture
 async def exported(api: Api) -> set[str]:
     """Every family that `/metrics` can hold, by the name under which it is asked for."""
-    scrape = Scrape(HttpMetrics(), api.store, api.app.state.context.catalog, NoManagers(), api.settings.home)
+    scrape = Scrape(HttpMetrics(), api.store, api.app.state.context.catalog, api.settings.home)
     text = (await scrape.text()).decode()
     pool = PoolSample("small", "arena", expected_hit_rate=1.0, observed_hit_rate=1.0)
     region = RegionMetrics(
         "sea", lambda: RegionSample([pool], [NodeSample("idle", "shared", 1)], node_lead_seconds={"shared": 1})
     )
-    families = region.collect() + HttpMetrics().collect()
+    families = region.collect() + KeeperMetrics(0).collect() + HttpMetrics().collect()
     names = {family.name + ("_total" if family.type == "counter" else "") for family in families}
     return (
         names | set(re.findall(r"^# TYPE (\S+)", text, re.MULTILINE)) | {"fleet_servers", "fleet_servers_cost_per_hour"}

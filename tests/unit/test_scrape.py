@@ -17,7 +17,7 @@ from fleet.store.tables import Server
 from fleet.telemetry import scrape as scrape_module
 from fleet.telemetry.families import gauge, merge
 from fleet.telemetry.metrics import HttpMetrics
-from fleet.telemetry.scrape import NoManagers, Scrape
+from fleet.telemetry.scrape import Scrape
 from fleet.telemetry.stored import server_families
 from fleet.times import now_ms
 from serve_app.http import create_app
@@ -68,7 +68,7 @@ async def add(api: Api, *servers: Server) -> None:
 
 @pytest.fixture
 def scrape(api: Api) -> Scrape:
-    return Scrape(HttpMetrics(), api.store, load_catalog(), TwoManagers(), api.settings.home)
+    return Scrape(HttpMetrics(), api.store, load_catalog(), api.settings.home, managers=TwoManagers())
 
 
 async def test_the_parts_of_all_regions_and_the_database_are_one_text(api: Api, scrape: Scrape) -> None:
@@ -107,13 +107,13 @@ async def test_a_region_with_servers_whose_manager_is_not_there_is_down_not_miss
 
 async def test_scrapes_at_once_and_soon_after_share_one_answer(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     managers = TwoManagers()
-    scrape = Scrape(HttpMetrics(), api.store, load_catalog(), managers, api.settings.home)
+    scrape = Scrape(HttpMetrics(), api.store, load_catalog(), api.settings.home, managers=managers)
     answers = await asyncio.gather(*(scrape.text() for _ in range(20)))
     assert len(set(answers)) == 1
     await scrape.text()
     assert len(managers.asked) == 1
     monkeypatch.setattr(scrape_module, "KEEP_S", 0.0)
-    fresh = Scrape(HttpMetrics(), api.store, load_catalog(), managers, api.settings.home)
+    fresh = Scrape(HttpMetrics(), api.store, load_catalog(), api.settings.home, managers=managers)
     await fresh.text()
     await fresh.text()
     assert len(managers.asked) == 3
@@ -127,7 +127,7 @@ async def test_one_impatient_scraper_does_not_take_the_answer_from_the_others(sc
 
 
 async def test_what_fails_is_missing_and_said_so(api: Api, tmp_path: Path) -> None:
-    scrape = Scrape(HttpMetrics(), api.store, load_catalog(), NoManagers(), tmp_path / "not-there")
+    scrape = Scrape(HttpMetrics(), api.store, load_catalog(), tmp_path / "not-there")
     found = samples(await scrape.text())
     assert found["fleet_scrape_up{part=disk}"] == 0
     assert found["fleet_scrape_up{part=database}"] == 1
