@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from rich.console import Console
@@ -105,7 +106,8 @@ class Side:
         self._wires: list[Wire] = []
         self._tasks: list[asyncio.Task[None]] = []
         self._door: Wire
-        self.times_ms: list[float] = []
+        self.times_ms: list[float] = []  # until the other has heard of it
+        self.answers_ms: list[float] = []  # until the one who changed it has the answer
 
     async def begin(self) -> None:
         self._door = await Wire(self._url).open()
@@ -139,8 +141,10 @@ class Side:
             method, path, headers = self.change(2 * pair)
             begun = time.perf_counter()
             await self._door.ask(method, path, headers, b'{"state":{"word":"%s"}}' % word)
+            answered = time.perf_counter()
             async with asyncio.timeout(30):
                 self.times_ms.append((await heard - begun) * 1000)
+            self.answers_ms.append((answered - begun) * 1000)
 
     async def prepare(self) -> None:
         return None
@@ -165,6 +169,8 @@ class FleetSide(Side):
     def __init__(self, fleet: OwnFleet) -> None:
         super().__init__(fleet.url)
         self._key = {"api-key": fleet.key}
+        self.replica_ms: list[float] = []
+        self.keeper_ms: list[float] = []
 
     def _of(self, number: int) -> dict[str, str]:
         return self._key | {"x-player-id": f"player-{number}"}
@@ -180,6 +186,14 @@ class FleetSide(Side):
 
     def change(self, number: int) -> tuple[str, str, dict[str, str]]:
         return "PATCH", f"{LOBBIES}/me", self._of(number)
+
+    async def read(self, count: int) -> None:
+        """What part of the way costs: calls that end in the replica, and calls that end in the keeper."""
+        for number in range(count):
+            for times, path in ((self.replica_ms, "/api/v3/regions"), (self.keeper_ms, f"{LOBBIES}/me")):
+                begun = time.perf_counter()
+                await self._door.ask("GET", path, self._of(2 * number))
+                times.append((time.perf_counter() - begun) * 1000)
 
 
 @contextmanager
@@ -200,7 +214,7 @@ def replicas_kb(fleet: OwnFleet) -> dict[str, float]:
     return {name: sum(size for _, size in found.get(name, [])) / 1024 for name in ("ServeReplica", "haproxy")}
 
 
-async def run(fleet: OwnFleet, url: str, updates: int, rounds: int) -> dict[str, object]:
+async def run(fleet: OwnFleet, url: str, updates: int, rounds: int) -> dict[str, Any]:
     chance = random.Random(7)
     ours, bare = FleetSide(fleet), Side(url)
     for side in (bare, ours):
@@ -210,16 +224,22 @@ async def run(fleet: OwnFleet, url: str, updates: int, rounds: int) -> dict[str,
     await ours.open_all()
     after = replicas_kb(fleet)
     await bare.open_all()
-    ours.times_ms.clear()
-    bare.times_ms.clear()
+    for times in (ours.times_ms, ours.answers_ms, bare.times_ms):
+        times.clear()
     for _ in range(rounds):
         await bare.measure(updates, chance)
         await ours.measure(updates, chance)
+        await ours.read(updates)
     ours.end()
     bare.end()
     return {
         "echo_ms": spread(bare.times_ms),
         "fleet_ms": spread(ours.times_ms),
+        "way_ms": {
+            "a call that ends in the replica": spread(ours.replica_ms),
+            "and in the keeper": spread(ours.keeper_ms),
+            "with a commit (the answer)": spread(ours.answers_ms),
+        },
         "ratio": statistics.median(ours.times_ms) / statistics.median(bare.times_ms),
         "kb_per_stream": {name: (after[name] - before[name]) / (STREAMS - WARM) for name in after},
     }
@@ -238,13 +258,14 @@ def main(options: argparse.Namespace) -> None:
     with echo() as url, own_fleet({"regions": ["eu-west"], "simulated": {"nodes_per_process": 1}}, **limits) as fleet:
         found = asyncio.run(run(fleet, url, updates, rounds))
     table = Table("what", "figure", "target", "met", "details")
-    ratio, memory = float(str(found["ratio"])), found["kb_per_stream"]
-    assert isinstance(memory, dict)
+    ratio, memory = found["ratio"], found["kb_per_stream"]
     table.add_row(
         "seen by another ÷ echo (p50)", f"{ratio:.2f}", f"<= {TIMES:.0f}", said(ratio <= TIMES), detail(found)
     )
     kept = float(memory["ServeReplica"])
     table.add_row("KB of a replica per stream", f"{kept:.0f}", f"<= {KB:.0f}", said(kept <= KB), str(memory))
+    for part, times in found["way_ms"].items():
+        table.add_row(f"of it: {part}", f"{times['p50']:.2f} ms", "", "", str(times))
     Console(width=160).print(table)
     print(json.dumps(found))
 
@@ -253,7 +274,7 @@ def said(met: bool) -> str:
     return "yes" if met else "NO"
 
 
-def detail(found: dict[str, object]) -> str:
+def detail(found: dict[str, Any]) -> str:
     return f"fleet {found['fleet_ms']}, echo {found['echo_ms']} (ms)"
 
 

@@ -266,6 +266,25 @@ async def test_leaving_before_the_server_runs_calls_the_match_off(club: Club) ->
     await eventually(lambda: _stopped(club))
 
 
+async def test_where_the_config_says_so_a_match_goes_on_without_who_left_and_is_filled_up(club: Club) -> None:
+    going_on = {"lobby_configs": [{**CONFIG, "onLeave": "backfill"}]}
+    await club.api.app.state.context.projects.change_settings(club.project, going_on)
+    for name in ("ann", "bob"):
+        await club.lobby(name)
+    await club.queue("ann", "bob", mode="open")
+    first = await club.sees("ann", "in_game")
+    await club.do("leave", "bob")
+    here = await club.do("mine", "ann")
+    assert (here.status, here.match_id) == ("in_game", first.match_id)
+    await club.run(here.server["instance_id"])
+    await club.sees("ann", "in_game", running=True)
+    await club.lobby("cat")
+    await club.queue("cat", mode="open")
+    assert (await club.sees("cat", "in_game")).match_id == first.match_id
+    await eventually(lambda: _knows(club, {"ann", "cat"}))
+    assert not await club.told("match_failed")
+
+
 async def test_a_running_match_is_filled_up(club: Club) -> None:
     first = await club.playing("ann", "bob", mode="open")
     await club.lobby("cat", "dan")
@@ -348,7 +367,8 @@ async def test_the_keeper_counts_what_happens(club: Club) -> None:
         core = await club.api.keepers.core()
         await eventually(lambda: has(core.presence.streams == 1))
         during = told(core)
-    await club.do("end_match", "ann")
+    for player in ("ann", "bob"):
+        await club.do("end_match", player)
     await eventually(lambda: has(not core.books.matches))
     after = told(core)
     assert during["fleet_lobbies", "in_game"] == 2
