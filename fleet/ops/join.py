@@ -18,8 +18,9 @@ _AGAIN_AFTER_S = (1.0, 3.0)
 def join_head(head: Head, namespace: str) -> None:
     """`ray.init` with the head's own settings and token, whenever Ray was imported."""
     os.environ.update(head.environment)
-    # Ray reads its settings when it is imported; without this it would not send the token.
+    # Ray reads its settings when it is imported, and a token once; without this it would send none, or another head's.
     cast(Any, _raylet).Config.initialize("")
+    cast(Any, _raylet).AuthenticationTokenLoader.instance().reset_cache()
     for delay_s in (*_AGAIN_AFTER_S, None):
         try:
             ray.init(address=head.address, namespace=namespace, log_to_driver=False, logging_level=logging.WARNING)

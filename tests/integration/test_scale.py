@@ -15,27 +15,30 @@ from bench.own_fleet import OwnFleet, own_fleet
 from bench.scale import Run, live_rows, managers_of, measured, node_runs, nodes_config, sound
 from bench.swarm import each, swarm
 from bench.warm import Place, newest_build, put_warm
+from fleet.admin import Fleet
 from fleet.region.nodes_config import NodesConfig
 from fleet.settings import FleetSettings
 from fleet.store.engine import Store
-from tests.conftest import run_fleet
+from tests.conftest import RunningFleet, run_fleet
 from tests.waiting import eventually
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 REGIONS = ["us-east", "us-west"]
 
 
-def test_500_servers_on_20_nodes_are_all_started_seen_and_stopped() -> None:
-    with own_fleet(nodes_config(REGIONS, 20, 500), SIMULATED__BOOT_S="1") as fleet:
-        nodes_say = run_fleet(fleet.env, "status").stdout
+def test_500_servers_on_20_nodes_are_all_started_seen_and_stopped(fleet: RunningFleet) -> None:
+    with Fleet(fleet.home) as other:  # a script may visit one fleet after another; each has a token of its own
+        assert other.status(REGIONS[0])["region"] == REGIONS[0]
+    with own_fleet(nodes_config(REGIONS, 20, 500), SIMULATED__BOOT_S="1") as own:
+        nodes_say = run_fleet(own.env, "status").stdout
         assert "SIMULATED" in nodes_say
-        fleet.push_demo()
+        own.push_demo()
 
         async def run() -> dict[str, object]:
-            async with swarm(fleet.url, fleet.key, REGIONS) as servers:
-                return await measured(Run(fleet, status, servers, 32), [100, 500], Console(quiet=True))
+            async with swarm(own.url, own.key, REGIONS) as servers:
+                return await measured(Run(own, status, servers, 32), [100, 500], Console(quiet=True))
 
-        with managers_of(fleet) as status:
+        with managers_of(own) as status:
             figures = asyncio.run(run())
     assert sound(figures) == []
     books = figures["books_and_nodes"]
