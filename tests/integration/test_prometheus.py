@@ -44,7 +44,7 @@ def observed(fleet: RunningFleet, studio: Studio) -> Iterator[Studio]:
         studio.stop(server)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def players(fleet: RunningFleet, observed: Studio) -> Iterator[list[UnityV3]]:
     """Two who can play a match, and one who waits for an opponent, and listens."""
     modes = {"duel": {"teams": 2, "playersPerTeam": 1}, "alone": {"teams": 2, "playersPerTeam": 1, "timeout": 600}}
@@ -59,7 +59,8 @@ def players(fleet: RunningFleet, observed: Studio) -> Iterator[list[UnityV3]]:
     with found[-1].events():
         yield found
     for player in found:
-        player.lobby("DELETE", "/me")
+        player.send("DELETE", "/me")
+        player.http.close()
     observed.call("POST", "/projects/settings", json={"lobby_configs": before})
 
 

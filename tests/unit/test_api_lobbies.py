@@ -23,6 +23,7 @@ MODES["asked"] = {**MODES["duel"], "matchConfirmation": {"enabled": True, "timeo
 KEEPS = {
     "id", "code", "config", "name", "status", "host", "maxPlayers", "currentPlayers", "region", "isPrivate",
     "allowLateJoin", "settings", "players", "server", "matchmaking", "matchId", "createdAt", "updatedAt",
+    "version",
 }  # fmt: skip
 WAIT_S = 20
 
