@@ -13,7 +13,7 @@ from pathlib import Path
 import structlog
 
 from fleet.ops.haproxy import proxy_environment
-from fleet.ops.home import Home, OpsError, free_ports, make_run_dir, read_json, write_private
+from fleet.ops.home import Home, OpsError, free_ports, make_run_dir, read_json, reserve_ports, write_private
 from fleet.ops.processes import MARKER, ProcessId, command_of, end, identify, is_alive, supervised
 from fleet.region.nodes_config import load_nodes_config
 from fleet.settings import FleetSettings
@@ -42,6 +42,7 @@ class Head:
 
 def head_environment(home: Home, settings: FleetSettings) -> dict[str, str]:
     """What the head, and so each of its workers, gets on top of the caller's environment."""
+    reserve_ports(settings.port, settings.tls.api_port)
     environment = {
         "FLEET_PORT": str(settings.port),
         "FLEET_RUNTIME": settings.runtime,

@@ -6,6 +6,7 @@ import secrets
 import socket
 import stat
 import tempfile
+from collections import deque
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -126,14 +127,26 @@ def read_access(home: Home) -> Access | None:
     return Access(**found) if found else None
 
 
+_given: deque[int] = deque(maxlen=1000)
+
+
 def free_ports(count: int, *, first: int = 5500, last: int = 9990) -> list[int]:
-    """Ports of 127.0.0.1 that are free now, below those of Ray's workers, game servers and the kernel."""
+    """Ports of 127.0.0.1 that are free now, below those of Ray's workers, game servers and the kernel.
+
+    None is given twice, since who gets one listens there only later.
+    """
     found: list[int] = []
     while len(found) < count:
         port = first + secrets.randbelow(last - first + 1)
-        if port not in found and port_is_free("127.0.0.1", port):
+        if port not in _given and port_is_free("127.0.0.1", port):
             found.append(port)
+            _given.append(port)
     return found
+
+
+def reserve_ports(*ports: int) -> None:
+    """Somebody will listen there: `free_ports` gives none of these."""
+    _given.extend(ports)
 
 
 def port_is_free(host: str, port: int) -> bool:

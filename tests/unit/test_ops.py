@@ -18,7 +18,16 @@ from fleet.ops.api import local_url, render
 from fleet.ops.haproxy import error_page, write_shim
 from fleet.ops.haproxy_shim import mend
 from fleet.ops.head import Head, child_environment, read_head
-from fleet.ops.home import OpsError, free_ports, make_run_dir, open_home, port_is_free, read_json, write_private
+from fleet.ops.home import (
+    OpsError,
+    free_ports,
+    make_run_dir,
+    open_home,
+    port_is_free,
+    read_json,
+    reserve_ports,
+    write_private,
+)
 from fleet.ops.logs import KEPT_SESSIONS, keep_ray_logs
 from fleet.ops.processes import MARKER, ProcessId, end, environment_of, identify, is_alive, supervised
 from fleet.ops.supervisor import AlreadyRunning, lock_holder, take_lock
@@ -116,8 +125,9 @@ def test_half_written_records_count_as_missing(tmp_path: Path) -> None:
 
 
 def test_free_ports_are_distinct_and_free() -> None:
-    ports = free_ports(20)
-    assert len(set(ports)) == 20
+    reserve_ports(5500)
+    ports = [*free_ports(10), *free_ports(20, first=5500, last=5600), *free_ports(20, first=5500, last=5600)]
+    assert len({5500, *ports}) == 51, "who was given a port listens there only later, and it is given to no other"
     assert all(port_is_free("127.0.0.1", port) for port in ports)
 
 
