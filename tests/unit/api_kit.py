@@ -226,7 +226,7 @@ async def add_build(store: Store, project_id: str, **values: Any) -> Build:
     """A ready build, version 1 of "default", unless `values` say otherwise."""
     number = values.pop("version", 1)
     defaults = {
-        "build_id": f"build-{values.get('name', 'default')}-{number}-{project_id}",
+        "build_id": f"build-{values.get('name', 'default')}-{number}-{project_id[-12:]}",
         "name": "default",
         "status": "ready",
         "build_type": "zip",

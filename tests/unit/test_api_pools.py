@@ -26,7 +26,7 @@ async def set_to(api: Api, **parts: Any) -> dict[str, Any]:
 async def warm(api: Api, **values: Any) -> str:
     """An idle pool server of the project as its settings are now."""
     settings = (await api.app.state.context.projects.settings(api.project.project_id)).settings or {}
-    build_id = f"build-default-1-{api.project.project_id}"
+    build_id = f"build-default-1-{api.project.project_id[-12:]}"
     environment, ports = settings.get("environment_variables") or {}, project_ports(settings)
     row = Server(
         **{
