@@ -105,6 +105,17 @@ def ask(server: dict[str, Any], packet: str, port: str | None = None) -> str:
 
 
 @contextmanager
+def lobby_config(studio: Studio, config: dict[str, Any]) -> Iterator[str]:
+    """The project has this lobby config too, until the end; its name."""
+    before = studio.call("GET", "/projects/settings")["lobby_configs"]
+    studio.call("POST", "/projects/settings", json={"lobby_configs": [*before, config]})
+    try:
+        yield config["name"]
+    finally:
+        studio.call("POST", "/projects/settings", json={"lobby_configs": before})
+
+
+@contextmanager
 def stopped_after(studio: Studio, *servers: dict[str, Any]) -> Iterator[None]:
     """Stop these servers in the end, whatever happens."""
     try:

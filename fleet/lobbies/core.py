@@ -6,7 +6,6 @@ tell the streams, arm the timers, and act in the world.
 
 import asyncio
 import secrets
-import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -173,10 +172,7 @@ class Core:
             self._gathering = None
             batch = self.books.take()
             effects, self.matches.effects = self.matches.effects, []
-            began = time.perf_counter()
             await self.commits.submit(batch.statements)
-            if batch.statements:
-                self.metrics.committed(time.perf_counter() - began)
             for outcome in batch.over:
                 self.metrics.match(outcome)
             self.feed.tell(batch.told)

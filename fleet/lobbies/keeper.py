@@ -53,7 +53,9 @@ class LobbyKeeper:
         )
         name = epoch_name(shard)
         epoch = await take_epoch(store, name)
-        commits = GroupCommit(store, name, epoch, die)
+        commits = GroupCommit(
+            store, name, epoch, die, lambda seconds, count: self._core.metrics.committed(seconds, count)
+        )
         self._core = Core(shard, settings.lobbies, store, commits, World(store, starts, regions))
         await self._core.load(lambda project_id: shard_of(project_id, settings.lobbies.shards))
         # Thousands of small objects that live long: looking at them again and again would be a third of the work.

@@ -59,7 +59,8 @@ class KeeperMetrics:
     def swept(self, seconds: float) -> None:
         self._sweep.labels(self._shard).observe(seconds)
 
-    def committed(self, seconds: float) -> None:
+    def committed(self, seconds: float, _statements: int) -> None:
+        """What `GroupCommit` tells of each commit."""
         self._commit.labels(self._shard).observe(seconds)
 
     # What a scrape reads --------------------------------------------------------------------------------------------

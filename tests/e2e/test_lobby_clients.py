@@ -15,7 +15,7 @@ from tests.clients.unity_v2 import ApiError
 from tests.clients.unity_v2_lobbies import LegacyLobbies
 from tests.clients.unity_v3 import UnityV3, refusal, verify
 from tests.conftest import RunningFleet
-from tests.player import Studio, ask
+from tests.player import Studio, ask, lobby_config
 from tests.waiting import eventually
 
 pytestmark = [pytest.mark.fleet, pytest.mark.docker]
@@ -29,7 +29,6 @@ STREAMS = 1000
 def configured(studio: Studio) -> Iterator[str]:
     """A lobby config whose servers run the demo game; what was configured before comes back."""
     assert studio.push(games.demo_zip(), "lobby-demo")["status"] == "ready"
-    before = studio.call("GET", "/projects/settings")["lobby_configs"]
     modes = {
         "ranked": DUEL,
         "pairs": {**DUEL, "playersPerTeam": 2},
@@ -37,9 +36,8 @@ def configured(studio: Studio) -> Iterator[str]:
     }
     server = {"serverSize": "micro", "gameBuild": "lobby-demo"}
     config = {"name": CONFIG, "maxPlayers": 4, "serverSettings": server, "matchmaking": {"modes": modes}}
-    studio.call("POST", "/projects/settings", json={"lobby_configs": [config]})
-    yield CONFIG
-    studio.call("POST", "/projects/settings", json={"lobby_configs": before})
+    with lobby_config(studio, config) as name:
+        yield name
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import pytest
 from tests import games
 from tests.clients.unity_v3 import UnityV3
 from tests.conftest import RunningFleet
-from tests.player import Studio, ask
+from tests.player import Studio, ask, lobby_config
 from tests.pools import PoolOf, pool_of
 from tests.waiting import eventually
 
@@ -22,13 +22,11 @@ REGION, BUILD = "ea", "match-demo"  # no other test plays there
 @pytest.fixture(scope="module")
 def config(studio: Studio) -> Iterator[str]:
     assert studio.push(games.demo_zip(), BUILD)["status"] == "ready"
-    before = studio.call("GET", "/projects/settings")["lobby_configs"]
     mode = {"teams": 2, "playersPerTeam": 1, "timeout": 120}
     server = {"serverSize": "micro", "gameBuild": BUILD}
-    config = {"name": "matches", "serverSettings": server, "matchmaking": {"modes": {"duel": mode}}}
-    studio.call("POST", "/projects/settings", json={"lobby_configs": [*before, config]})
-    yield "matches"
-    studio.call("POST", "/projects/settings", json={"lobby_configs": before})
+    matches = {"name": "matches", "serverSettings": server, "matchmaking": {"modes": {"duel": mode}}}
+    with lobby_config(studio, matches) as name:
+        yield name
 
 
 @pytest.fixture

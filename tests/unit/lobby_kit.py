@@ -46,10 +46,13 @@ class LocalKeepers:
                 servers = ServerService(
                     self._store, self._regions, self._builds, load_catalog(), self._settings.servers, plans
                 )
-                commits = GroupCommit(self._store, EPOCH, await take_epoch(self._store, EPOCH), fatal)
+                epoch = await take_epoch(self._store, EPOCH)
+                commits = GroupCommit(
+                    self._store, EPOCH, epoch, fatal, lambda seconds, count: core.metrics.committed(seconds, count)
+                )
                 world = World(self._store, servers, self._regions)
-                self._core = Core(0, self._settings.lobbies, self._store, commits, world)
-                await self._core.load(lambda _: 0)
+                self._core = core = Core(0, self._settings.lobbies, self._store, commits, world)
+                await core.load(lambda _: 0)
             return self._core
 
     async def restart(self) -> Core:
