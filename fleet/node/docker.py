@@ -67,6 +67,7 @@ from fleet.node.server_folder import make_private, server_folder, write_config
 from fleet.node.words import Heard, Word
 
 log = structlog.get_logger(__name__)
+_PAUSE_AGAIN_S = (0.02, 0.1, 0.5)  # the engine's books of who is paused may lag behind what it has just done
 
 # The engine's network set-up does not scale: more at once only makes each slower.
 LAUNCHES_AT_ONCE = 4
@@ -298,17 +299,20 @@ class DockerRuntime:
 
     async def _pause(self, key: RunKey, command: str) -> None:
         """Pause or unpause; done already is success. NotFound if it does not run."""
-        try:
-            await self._engine.call("POST", f"/containers/{self._name(key)}/{command}")
-            return
-        except EngineError as error:
-            refusal = error.message
-        details = await self._inspect(self._name(key))
-        state = details["State"] if details else {"Running": False}
-        if not state["Running"]:
-            raise NotFound("The server's run does not run any more.", error="Server gone")
-        if state["Paused"] != (command == "pause"):
-            raise EngineUnavailable(refusal)
+        for delay_s in (*_PAUSE_AGAIN_S, None):
+            try:
+                await self._engine.call("POST", f"/containers/{self._name(key)}/{command}")
+                return
+            except EngineError as error:
+                refusal = error.message
+            state = (await self._inspect(self._name(key)) or {"State": {"Running": False}})["State"]
+            if not state["Running"]:
+                raise NotFound("The server's run does not run any more.", error="Server gone")
+            if state["Paused"] == (command == "pause"):
+                return
+            if delay_s is None:
+                raise EngineUnavailable(refusal)
+            await asyncio.sleep(delay_s)
 
     async def remove(self, key: RunKey) -> None:
         """As the protocol says; Conflict if it still runs."""

@@ -8,6 +8,7 @@ import tarfile
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import orjson
 import pytest
@@ -15,7 +16,7 @@ import pytest
 from fleet.node.docker import DockerRuntime
 from fleet.node.docker_spec import container_name
 from fleet.node.engine import Engine, EngineError
-from fleet.node.runtime import BuildRef, LaunchFailed, Observed, Port, RunKey
+from fleet.node.runtime import BuildRef, EngineUnavailable, LaunchFailed, Observed, Port, RunKey
 from tests import games
 from tests.contract.runtime_stage import HOST, PATIENCE, PORTS, Stage, ask, engine_problem
 
@@ -91,6 +92,28 @@ async def test_an_end_that_the_engine_told_but_does_not_list_yet_is_not_missed(
         await stage.open()
         assert (await stage.exit_of(ends.key)).exit_code == 9
     assert len(stage.reports) == 1
+
+
+async def test_a_freeze_that_the_engine_refuses_by_what_was_true_a_moment_ago_is_asked_for_again(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It hears of its own pauses late, and may then call a game that runs paused."""
+    spec = await stage.running(games.demo())
+    ask_engine, refusals = Engine.call, [409, 409]
+
+    async def late(self: Engine, method: str, path: str, **more: Any) -> Any:
+        if path.endswith("/pause") and refusals:
+            raise EngineError(refusals.pop(), "it is already paused")
+        return await ask_engine(self, method, path, **more)
+
+    monkeypatch.setattr(Engine, "call", late)
+    await stage.runtime.freeze(spec.key)
+    assert refusals == []
+    assert [run.frozen for run in await stage.runtime.list()] == [True]
+    refusals += [409] * 9
+    await stage.runtime.thaw(spec.key)
+    with pytest.raises(EngineUnavailable, match="already paused"):
+        await stage.runtime.freeze(spec.key)
 
 
 async def test_an_image_build_runs_with_its_own_command_and_our_config(
