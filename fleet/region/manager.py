@@ -20,12 +20,12 @@ import structlog
 from prometheus_client import Metric
 from sqlmodel import col, select
 
+from fleet.actors.single_flight import SingleFlight
 from fleet.errors import Conflict, FleetError, NotFound
 from fleet.node.model import Drain, Hello, RunView
 from fleet.node.runtime import LogLine, RunKey
 from fleet.pools.claim import ClaimCall
 from fleet.region.feed import Want
-from fleet.region.once import Once
 from fleet.region.parts import Hooks, Parts
 from fleet.region.plan import current, plan, plan_server
 from fleet.region.queue import no_room
@@ -74,7 +74,7 @@ class RegionManager:
         self._leases, self._scaler, self._preparation = parts.leases, parts.scaler, parts.preparation
         self._executor, self._pools, self._forecasting = parts.executor, parts.pools, parts.forecasting
         self._memory = parts.memory
-        self._starts = Once[dict[str, Any]]()
+        self._starts = SingleFlight[str, dict[str, Any]]()
         self._pools.starting = self._starts.__contains__
         await self._load()
         self._leases.adopt()

@@ -4,12 +4,12 @@ import asyncio
 
 import pytest
 
+from fleet.actors.single_flight import SingleFlight
 from fleet.errors import Conflict
-from fleet.region.once import Once
 
 
 async def test_those_who_come_meanwhile_share_the_answer() -> None:
-    once, gate, runs = Once[int](), asyncio.Event(), []
+    once, gate, runs = SingleFlight[str, int](), asyncio.Event(), []
 
     async def work() -> int:
         runs.append(1)
@@ -28,7 +28,7 @@ async def test_those_who_come_meanwhile_share_the_answer() -> None:
 
 
 async def test_they_share_the_error_too() -> None:
-    once = Once[int]()
+    once = SingleFlight[str, int]()
 
     async def work() -> int:
         await asyncio.sleep(0)
