@@ -10,6 +10,7 @@ from fleet.pools.shelf import Entry, Shelf
 
 MIN_WARM_MS = 5_000  # a game may still load something just after its ports are open: freeze it later
 AILING_MS = 10_000  # closed ports may open again; after this long the entry is replaced
+UNSURE_MS = 20_000  # most agents come back in seconds; after this long another entry is ordered
 REPLACED_AT_ONCE = 1
 
 
@@ -31,19 +32,15 @@ class Upkeep:
     thaw: tuple[str, ...] = ()
 
 
-def order(shelf: Shelf, spec: str | None, target: int, room: int) -> int:
-    """How many to start now; `room` bounds what boots at once."""
-    return max(0, min(missing(shelf, spec, target), room))
-
-
-def missing(shelf: Shelf, spec: str | None, target: int) -> int:
+def missing(shelf: Shelf, spec: str | None, target: int, now: int) -> int:
     """How many are wanted and not ordered.
 
-    A booting one counts, so nothing is ordered twice; an unsure one too, since most agents come back in seconds.
+    A booting one counts, so nothing is ordered twice. One on a silent node counts for `UNSURE_MS`; should its node come
+    back later than that, there is one more than is wanted for a while.
     """
     if spec is None:
         return 0
-    there = shelf.staying(spec) + shelf.count(spec, "booting") + shelf.count(spec, "unsure")
+    there = shelf.staying(spec) + shelf.count(spec, "booting") + shelf.younger("unsure", UNSURE_MS, now, spec)
     return max(0, target - there)
 
 

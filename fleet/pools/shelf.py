@@ -43,6 +43,7 @@ class Shelf:
         self._ready: defaultdict[str, list[Ticket]] = defaultdict(list)
         self._counts: Counter[tuple[str, State]] = Counter()
         self._leaving: Counter[str] = Counter()
+        self._passing: dict[str, Entry] = {}  # booting and unsure: few, and asked for by age
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -63,6 +64,8 @@ class Shelf:
             self._uncount(old)
         self._entries[entry.instance_id] = entry
         self._counts[entry.spec, entry.state] += 1
+        if entry.state in ("booting", "unsure"):
+            self._passing[entry.instance_id] = entry
         if entry.state == "warm":
             self._leaving[entry.spec] += entry.leaving
             self._offer(entry)
@@ -96,6 +99,13 @@ class Shelf:
     def total(self, state: State) -> int:
         return sum(number for (_, kind), number in self._counts.items() if kind == state)
 
+    def younger(self, state: State, than_ms: int, now: int, spec: str | None = None) -> int:
+        """Entries (of that spec) that have been booting, or unsure, for less than so many milliseconds."""
+        return sum(
+            entry.state == state and spec in (None, entry.spec) and now - entry.since < than_ms
+            for entry in self._passing.values()
+        )
+
     def _offer(self, entry: Entry) -> None:
         heap = self._ready[entry.spec]
         heapq.heappush(heap, entry.ticket)
@@ -106,6 +116,7 @@ class Shelf:
 
     def _uncount(self, entry: Entry) -> None:
         self._counts[entry.spec, entry.state] -= 1
+        self._passing.pop(entry.instance_id, None)
         if not self._counts[entry.spec, entry.state]:
             del self._counts[entry.spec, entry.state]
         if entry.state == "warm" and entry.leaving:

@@ -77,7 +77,7 @@ class Forecasting:
         """What the pools want and have not ordered yet, since only so many boot at once."""
         wanted: list[Demand] = []
         for (_, size, build), pool in self._pools.items():
-            for i in range(missing(pool.shelf, pool.spec, pool.levels.target)):
+            for i in range(missing(pool.shelf, pool.spec, pool.levels.target, now_ms())):
                 wanted.append(self._demand(f"order-{size}-{build}-{i}", size))
         return wanted
 

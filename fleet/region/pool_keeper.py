@@ -17,10 +17,11 @@ from fleet.pools.claim import ClaimCall
 from fleet.pools.config import PoolKey
 from fleet.pools.lead import booted as lead_booted
 from fleet.pools.lead import new_lead
-from fleet.pools.plan import order, upkeep
+from fleet.pools.plan import missing, upkeep
 from fleet.pools.pool import MINUTE_MS, Pool, Product
 from fleet.pools.season import Season
 from fleet.pools.shelf import Entry, State
+from fleet.pools.slots import Asks, share_slots, slot_ms
 from fleet.pools.spec import pool_spec
 from fleet.pools.stock import StockState, new_state
 from fleet.region.books import Books
@@ -147,7 +148,8 @@ class PoolKeeper:
             pool = self._pools[key]
             pool.came(now, sum(hits), len(hits) - sum(hits))
             pool.decide(now)
-            self._refill(key, pool, now)
+        if met:
+            self._order(now)
         return given
 
     def _take(self, pool: Pool, call: ClaimCall, now: int) -> Given | None:
@@ -231,33 +233,34 @@ class PoolKeeper:
     def plan(self, now: int, all_of: str | None = None, draining: Iterable[str] = ()) -> None:
         """Ask the policies, order, and look through the pools (of one project)."""
         nodes = frozenset(draining)
-        for key, pool in list(self._pools.items()):
-            if all_of is not None and key[0] != all_of:
-                continue
+        mine = [(key, pool) for key, pool in self._pools.items() if all_of in (None, key[0])]
+        for _, pool in mine:
             pool.decide(now)
-            self._refill(key, pool, now)
+        self._order(now)
+        for key, pool in mine:
             self._keep_up(pool, now, nodes)
             if pool.wish.ceiling == 0 and not len(pool.shelf):
                 del self._pools[key]
 
     def refill(self, now: int) -> None:
-        """After entries have left `booting`: others may boot now, the emptiest pools' first."""
-        if not self._freed:
-            return
-        self._freed = False
-        for key, pool in sorted(self._pools.items(), key=lambda item: _fullness(item[1])):
-            self._refill(key, pool, now)
+        """After entries have left `booting`: others may boot now."""
+        if self._freed:
+            self._freed = False
+            self._order(now)
 
-    def _refill(self, key: PoolKey, pool: Pool, now: int) -> None:
-        if now < pool.blocked_until or pool.product is None or self.closed:
+    def _order(self, now: int) -> None:
+        """Order what is missing, as far as there are boot slots: fairly between projects, the emptiest pools first."""
+        if self.closed:
             return
-        room = self._settings.refill_at_once - sum(other.shelf.total("booting") for other in self._pools.values())
-        if pool.failures:
-            room = min(room, 1 - pool.shelf.total("booting"))  # try with one until it boots again
-        for _ in range(order(pool.shelf, pool.spec, pool.levels.target, room)):
-            server = self._new_entry(key, pool.product, now)
-            self._books.add(server, now)
-            self._enqueue(server)
+        pools = sorted(self._pools.items(), key=lambda item: _fullness(item[1]))
+        asks = [Asks(key, key[0], _holding(pool, now), _wanted(pool, now)) for key, pool in pools]
+        for key, number in share_slots(self._settings.refill_at_once, asks).items():
+            if (product := self._pools[key].product) is None:
+                continue
+            for _ in range(number):
+                server = self._new_entry(key, product, now)
+                self._books.add(server, now)
+                self._enqueue(server)
 
     def _new_entry(self, key: PoolKey, product: Product, now: int) -> Server:
         project_id, size, build_name = key
@@ -379,6 +382,20 @@ def _entry(server: Server, old: Entry | None, health: Health | None, frozen: boo
         (old.frozen if old else False) if frozen is None else frozen,
         old.leaving if old else False,
     )
+
+
+def _holding(pool: Pool, now: int) -> int:
+    """How many boot slots the pool's entries hold."""
+    return pool.shelf.younger("booting", slot_ms(pool.lead_s), now)
+
+
+def _wanted(pool: Pool, now: int) -> int:
+    """How many entries it would order now if there were slots enough."""
+    if now < pool.blocked_until:
+        return 0
+    wanted = missing(pool.shelf, pool.spec, pool.levels.target, now)
+    # After a failure: with one, until it boots again.
+    return min(wanted, max(0, 1 - pool.shelf.total("booting"))) if pool.failures else wanted
 
 
 def _fullness(pool: Pool) -> float:

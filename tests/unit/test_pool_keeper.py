@@ -1,15 +1,18 @@
 """The pools of a region under random demand, boots, crashes, settings and restarts: nothing is given twice or lost."""
 
 import asyncio
+from collections import Counter
 from itertools import pairwise
 from typing import Any
 
+import pytest
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from fleet.pools.claim import ClaimCall
 from fleet.pools.config import PoolKey, wishes
+from fleet.pools.slots import STUCK_S
 from fleet.region import pool_keeper
 from fleet.region.books import Books
 from fleet.region.pool_keeper import PoolKeeper
@@ -211,7 +214,9 @@ class PoolMachine(RuleBasedStateMachine):
     @invariant()
     def no_more_boot_at_once_than_allowed(self) -> None:
         if hasattr(self, "keeper") and (pool := self.keeper.pools().get(KEY)):
-            assert pool.shelf.total("booting") <= max(AT_ONCE, 0)
+            assert pool.shelf.younger("booting", int(STUCK_S * 1000), self.now) <= AT_ONCE
+            booting = [entry for entry in pool.shelf.entries() if entry.state == "booting"]
+            assert len([entry for entry in booting if entry.spec == pool.spec]) <= 8, "the ceiling of any of its wishes"
 
     @invariant()
     def what_was_given_is_whole(self) -> None:
@@ -267,3 +272,56 @@ def test_a_region_that_is_emptied_orders_nothing_more() -> None:
         assert machine.keeper.pools()[KEY].failures == 0
     finally:
         machine.teardown()
+
+
+class TwoProjects(Settings):
+    """A project with a big pool and one with a small one, in that order."""
+
+    async def wished(self, project_id: str | None = None) -> dict[PoolKey, Wished]:
+        found: dict[PoolKey, Wished] = {}
+        for project, count in (("big", 8), ("small", 2)):
+            stored = {"pool_config": {"enabled": True, "regions": {"us-east": {"small": {"count": count, "max": 10}}}}}
+            found |= {wish.key: Wished(wish, {}, []) for wish in wishes(project, stored, "us-east")}
+        return found
+
+
+class Shared:
+    """The pools of both in one region; `now` is the clock."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now, self.made = 1_000_000_000, list[Server]()
+        monkeypatch.setattr(pool_keeper, "now_ms", lambda: self.now)
+        self.books = Books()
+        at_once = PoolSettings(refill_at_once=8)
+        self.keeper = PoolKeeper("us-east", TwoProjects(), self.books, at_once, self, self.made.append)  # pyright: ignore[reportArgumentType]
+        asyncio.run(self.keeper.load())
+
+    def retire(self, server: Server, now: int, reason: str, detail: str) -> None:
+        raise AssertionError("nothing is too much here")
+
+    def freeze(self, server: Server, frozen: bool) -> None:
+        raise AssertionError("nothing is frozen here")
+
+    def ordered(self) -> Counter[str]:
+        return Counter(server.project_id for server in self.made)
+
+    def pass_seconds(self, seconds: int) -> None:
+        for _ in range(0, seconds, 10):
+            self.now += 10_000
+            asyncio.run(self.keeper.refresh())
+
+
+def test_the_boot_slots_are_shared_fairly_between_projects(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Shared(monkeypatch).ordered() == {"big": 6, "small": 2}
+
+
+def test_entries_that_stay_where_they_are_give_their_slots_back_and_are_not_ordered_twice(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shared = Shared(monkeypatch)
+    for server in shared.made:
+        shared.books.step(server, shared.now, "preparing")  # and there they stay
+    shared.pass_seconds(int(STUCK_S))
+    assert shared.ordered() == {"big": 8, "small": 2}
+    shared.pass_seconds(3600)
+    assert shared.ordered() == {"big": 8, "small": 2}

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from fleet.pools.config import PoolConfig, is_pooled, pooled_regions, wishes
-from fleet.pools.plan import AILING_MS, Levels, order, upkeep
+from fleet.pools.plan import AILING_MS, UNSURE_MS, Levels, missing, upkeep
 from fleet.pools.pool import scheduled
 from fleet.pools.shelf import Entry, Shelf
 
@@ -154,11 +154,18 @@ def test_a_heap_of_old_tickets_does_not_grow() -> None:
 
 def test_what_boots_is_not_ordered_again() -> None:
     shelf = shelf_of(warm("a"), Entry("b", "s", "booting", NOW), Entry("c", "s", "unsure", NOW))
-    assert order(shelf, "s", target=5, room=8) == 2
-    assert order(shelf, "s", target=5, room=1) == 1
-    assert order(shelf, "s", target=2, room=8) == 0
-    assert order(shelf, "other", target=2, room=8) == 2
-    assert order(shelf, None, target=2, room=8) == 0
+    assert missing(shelf, "s", 5, NOW) == 2
+    assert missing(shelf, "s", 2, NOW) == 0
+    assert missing(shelf, "other", 2, NOW) == 2
+    assert missing(shelf, None, 2, NOW) == 0
+
+
+def test_what_stands_on_a_node_that_stays_silent_is_ordered_anew() -> None:
+    shelf = shelf_of(*(Entry(f"e{i}", "s", "unsure", NOW) for i in range(3)), Entry("other", "t", "unsure", NOW))
+    assert missing(shelf, "s", 3, NOW + UNSURE_MS - 1) == 0
+    assert missing(shelf, "s", 3, NOW + UNSURE_MS) == 3
+    shelf.put(warm("e0"))  # its node is back
+    assert missing(shelf, "s", 3, NOW + UNSURE_MS) == 2
 
 
 def test_a_leaving_entry_is_replaced_before_it_goes() -> None:
@@ -167,7 +174,7 @@ def test_a_leaving_entry_is_replaced_before_it_goes() -> None:
     assert first.leaving == {"a"}
     assert first.retire == ()
     shelf.put(warm("a", node_id="n1", leaving=True))
-    assert order(shelf, "s", target=2, room=8) == 1
+    assert missing(shelf, "s", 2, NOW) == 1
     shelf.put(warm("c", node_id="n2"))
     assert upkeep(shelf, "s", Levels(2, 2), NOW, max_age_ms=DAY, draining={"n1"}).retire == ("a",)
 
