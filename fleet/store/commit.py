@@ -1,8 +1,10 @@
 """Group commit: what arrives together is one transaction, so that durability costs a batch, not a command.
 
 The writer's order is kept. Each transaction first checks the writer's epoch, so a manager that has been replaced
-can change nothing. A commit that fails for good means that memory and disk differ: the owner must end, and its
-successor rebuilds from the database.
+can change nothing. A database that is away, locked or full is waited for, however long that takes: nothing that was
+submitted is lost, and meanwhile `check()` refuses what is new, so that it does not pile up. A commit that can never be
+done (the writer is fenced, a statement is wrong), or whose outcome nobody knows, means that memory and disk differ: the
+owner must end, and its successor rebuilds from the database.
 """
 
 import asyncio
@@ -16,21 +18,32 @@ import structlog
 from sqlalchemy.orm.attributes import instance_dict, manager_of_class
 from sqlmodel import SQLModel
 
+from fleet.actors.tasks import SupervisedTasks
+from fleet.errors import Unavailable
 from fleet.store.engine import Store
 from fleet.store.tables import RegionEpoch
 from fleet.store.transact import Statement, Transactions, transactions_of
+from fleet.store.trouble import may_pass, retry_s
 
 log = structlog.get_logger(__name__)
 Row = TypeVar("Row", bound=SQLModel)
+Batch = list[tuple[Sequence[Statement], "asyncio.Future[None]"]]
+
+REFUSE_AFTER_S = 5.0  # what is new is refused while something has waited so long for its commit
+CLOSE_S = 10.0  # an orderly end waits so long for a database that is away
 
 
 async def take_epoch(store: Store, region: str) -> int:
-    """Become the one writer of a region: raises its epoch, which fences the writer before."""
-    for attempt in itertools.count():
+    """Become the one writer of a region: raises its epoch, which fences the writer before. Waits for a database that is
+    away for as long as that takes."""
+    for failures in itertools.count(1):
         try:
             return await _raise_epoch(store, region)
         except Exception as error:
-            await store.pause(error, attempt)
+            if not may_pass(error):
+                raise
+            log.warning("epoch_not_taken", region=region, failures=failures, error=repr(error))
+            await asyncio.sleep(retry_s(failures))
     raise AssertionError("unreachable")
 
 
@@ -49,7 +62,8 @@ def _unheard(_seconds: float, _statements: int) -> None:
 
 
 class GroupCommit:
-    """One queue of statements, one committer task. `on_fatal` is called when a commit cannot be done.
+    """One queue of statements, one committer task. `on_fatal` is called when a commit can never be done, or may have
+    been done without our knowing.
 
     `on_commit(seconds, statements)` hears of each that is done.
     """
@@ -63,21 +77,24 @@ class GroupCommit:
         on_commit: Callable[[float, int], None] = _unheard,
         *,
         transactions: Transactions | None = None,
+        refuse_after_s: float = REFUSE_AFTER_S,
     ) -> None:
-        self._store = store
         self._transactions = transactions or transactions_of(store, region, epoch)
         self._region = region
         self._epoch = epoch
         self._on_fatal = on_fatal
         self._on_commit = on_commit
+        self._refuse_after_s = refuse_after_s
         self._committing_since: float | None = None
         self._waiting_since = 0.0
-        self._waiting: list[tuple[Sequence[Statement], asyncio.Future[None]]] = []
+        self._waiting: Batch = []
+        self._committing: Batch = []
         self._wake = asyncio.Event()
         self._failed: BaseException | None = None
-        self._task = asyncio.create_task(self._run())
         self.batches = 0
         self.writes = 0
+        self._tasks = SupervisedTasks("commit", region=region)
+        self._tasks.keep("commits", self._run)
 
     def submit(self, statements: Sequence[Statement]) -> asyncio.Future[None]:
         """Queue statements; the future is done once they are on disk. Whether somebody awaits it changes nothing."""
@@ -97,60 +114,74 @@ class GroupCommit:
             return time.monotonic() - self._committing_since
         return time.monotonic() - self._waiting_since if self._waiting else 0.0
 
+    def check(self) -> None:
+        """`Unavailable` while the database does not take what was written before. To be asked before anything is
+        changed, since what is submitted waits in memory until it is on disk."""
+        if self.lag_s() > self._refuse_after_s or self._failed is not None:
+            raise Unavailable("The database does not answer now, so nothing was changed. Try again.")
+
     async def flush(self) -> None:
         """Return once everything queued so far is on disk."""
         await self.submit(())
 
     async def close(self) -> None:
-        """Write what waits, then end."""
+        """Write what waits, then end. `Unavailable` if the database has not taken it within `CLOSE_S`."""
         try:
-            await self.flush()
+            async with asyncio.timeout(CLOSE_S):
+                await self.flush()
+        except TimeoutError:
+            left = sum(len(statements) for statements, _ in self._committing + self._waiting)
+            log.error("commits_left", region=self._region, statements=left)
+            raise Unavailable(f"The database does not answer: {left} statements were not written.") from None
         finally:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+            await self._tasks.close()
             await self._transactions.close()
 
     async def _run(self) -> None:
-        while True:
-            await self._wake.wait()
-            self._wake.clear()
-            batch, self._waiting = self._waiting, []
-            self._committing_since = self._waiting_since
+        while self._failed is None:
+            if not self._committing:
+                await self._wake.wait()
+                self._wake.clear()
+                self._committing, self._waiting = self._waiting, []
+                self._committing_since = self._waiting_since
+            began = time.perf_counter()
+            statements = [s for statements, _ in self._committing for s in statements]
             try:
-                await self._commit([s for statements, _ in batch for s in statements])
+                await self._commit(statements)
             except Exception as error:
-                self._fail(error, [future for _, future in batch])
+                self._fail(error)
                 return
             self._committing_since = None
-            for _, future in batch:
+            done, self._committing = self._committing, []
+            for _, future in done:
                 if not future.done():
                     future.set_result(None)
+            if statements:
+                self.batches += 1
+                self.writes += len(statements)
+                self._on_commit(time.perf_counter() - began, len(statements))
 
-    def _fail(self, error: Exception, futures: list[asyncio.Future[None]]) -> None:
+    def _fail(self, error: Exception) -> None:
         """What waits now or comes later is not written either: its order would be lost."""
-        log.error("commit failed for good", region=self._region, epoch=self._epoch, error=repr(error))
+        log.error("commit_failed_for_good", region=self._region, epoch=self._epoch, error=repr(error))
         self._failed = error
-        for future in futures + [future for _, future in self._waiting]:
+        for _, future in self._committing + self._waiting:
             if not future.done():
                 future.set_exception(error)
-        self._waiting = []
+        self._committing, self._waiting = [], []
         self._on_fatal(error)
 
     async def _commit(self, statements: list[Statement]) -> None:
         if not statements:
             return
-        began = time.perf_counter()
-        for attempt in itertools.count():
+        for failures in itertools.count(1):
             try:
-                await self._transactions.run(statements)
+                return await self._transactions.run(statements)
             except Exception as error:
-                await self._store.pause(error, attempt)
-                log.warning("commit is tried again", region=self._region, error=repr(error))
-            else:
-                self.batches += 1
-                self.writes += len(statements)
-                self._on_commit(time.perf_counter() - began, len(statements))
-                return
+                if not may_pass(error):
+                    raise
+                log.warning("commit_tried_again", region=self._region, failures=failures, error=repr(error))
+            await asyncio.sleep(retry_s(failures))
 
 
 @cache

@@ -17,26 +17,28 @@ import orjson
 from sqlalchemy import Dialect, Engine, String, create_engine, event, text
 from sqlalchemy.dialects.postgresql.asyncpg import AsyncpgString
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import DBAPIError, OperationalError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlmodel import Session
 from sqlmodel.ext.asyncio.session import AsyncSession
 from sqlmodel.sql.expression import SelectOfScalar
 
+from fleet.store import trouble
+from fleet.store.trouble import DATABASE_UNAVAILABLE, OutcomeUnknown, may_pass, reaching
+
 Found = TypeVar("Found")
 
 # PostgreSQL has no lock on the whole database as SQLite has; `write()` takes this one instead ("fleet" in ASCII).
 WRITE_LOCK = text("SELECT pg_advisory_xact_lock(439956567412)")
-_BUSY_S = 30
 _POSTGRES_SETTINGS = {
     "application_name": "fleet",
     "jit": "off",  # our queries are short; compiling one costs more than running it
-    "lock_timeout": "30000",
-    "idle_in_transaction_session_timeout": "60000",  # a writer that hangs must not hold its locks for ever
+    "lock_timeout": str(int(trouble.LOCK_WAIT_S * 1000)),
+    "idle_in_transaction_session_timeout": str(int(trouble.IDLE_TRANSACTION_S * 1000)),
+    # The server, too, lets go of what a client held that has vanished.
+    "tcp_user_timeout": str(int(trouble.SILENCE_S * 1000)),
+    "tcp_keepalives_idle": str(int(trouble.SILENCE_S)),
 }
-# Connection trouble, deadlock, no resources, lock timeout, server starting or stopping.
-_PASSING_STATES = ("08", "40", "53", "55P03", "57")
 
 
 class _StorableText(AsyncpgString):
@@ -52,13 +54,6 @@ def _storable(value: Any) -> Any:
     return value.replace("\x00", "\ufffd").encode(errors="replace").decode()
 
 
-DATABASE_UNAVAILABLE = "Database unavailable"
-
-
-class OutcomeUnknown(Exception):
-    """The connection broke during the commit: it may or may not be done, so it must not be repeated blindly."""
-
-
 def database_url(given: str) -> URL:
     """The URL for our drivers. `postgres://…?sslmode=require`, as providers write it, is understood."""
     url = make_url(given)
@@ -66,15 +61,6 @@ def database_url(given: str) -> URL:
         return url
     query = {("ssl" if name == "sslmode" else name): value for name, value in url.query.items()}
     return url.set(drivername="postgresql+asyncpg", query=query)
-
-
-def may_pass(error: BaseException) -> bool:
-    """Whether the same work may go through later: the database was locked, restarting or out of reach."""
-    if isinstance(error, OSError | OperationalError | PoolTimeout):
-        return True
-    cause = error.orig if isinstance(error, DBAPIError) else error
-    broken = isinstance(error, DBAPIError) and error.connection_invalidated
-    return broken or str(getattr(cause, "sqlstate", None) or "-").startswith(_PASSING_STATES)
 
 
 def dump_json(value: Any) -> str:
@@ -91,11 +77,9 @@ class Store:
     def __init__(self, url: str) -> None:
         self._url = database_url(url)
         self.sqlite = self._url.get_backend_name() == "sqlite"
-        # SQLite waits for its lock itself; a server that restarts is back within half a minute.
-        self._attempts = 5 if self.sqlite else 20
         self._reader = self._engine(readonly=True)
         self._writer = self._engine(readonly=False)
-        self._looker = self._sync_engine(readonly=True) if self.sqlite else None
+        self._looker = self._sync_engine(readonly=True, busy_s=0) if self.sqlite else None
         self._watch: sqlite3.Connection | None = None
 
     def _engine(self, *, readonly: bool) -> AsyncEngine:
@@ -111,9 +95,14 @@ class Store:
             pool_pre_ping=True,  # the server may have restarted since
             pool_size=4,
             max_overflow=4,
-            pool_timeout=60,
-            connect_args={"timeout": 10, "command_timeout": 60, "server_settings": settings},
+            pool_timeout=trouble.READ_CONNECTION_S if readonly else trouble.LOCK_WAIT_S,
+            connect_args={
+                "timeout": trouble.CONNECT_S,
+                "command_timeout": trouble.STATEMENT_S,
+                "server_settings": settings,
+            },
         )
+        event.listen(engine.sync_engine, "connect", _connected_to_postgres)
         engine.dialect.colspecs = {**engine.dialect.colspecs, String: _StorableText}
         return engine
 
@@ -124,23 +113,23 @@ class Store:
             pool_size=4 if readonly else 1,
             max_overflow=0,
             # SQLite waits for the lock itself; a queue of writers inside one process waits here.
-            pool_timeout=60,
-            connect_args={"timeout": _BUSY_S},
+            pool_timeout=trouble.READ_CONNECTION_S if readonly else trouble.LOCK_WAIT_S,
+            connect_args={"timeout": trouble.LOCK_WAIT_S},
         )
         _tune_sqlite(engine.sync_engine, readonly=readonly)
         return engine
 
     def thread_engine(self) -> Engine:
         """For a thread that writes by itself (SQLite only): one connection, without a hop for each statement."""
-        return self._sync_engine(readonly=False)
+        return self._sync_engine(readonly=False, busy_s=trouble.LOCK_WAIT_S)
 
-    def _sync_engine(self, *, readonly: bool) -> Engine:
+    def _sync_engine(self, *, readonly: bool, busy_s: float) -> Engine:
         engine = create_engine(
             self._url.set(drivername="sqlite"),
             json_serializer=dump_json,
             pool_size=1,
             max_overflow=0,
-            connect_args={"timeout": _BUSY_S},
+            connect_args={"timeout": busy_s},
         )
         _tune_sqlite(engine, readonly=readonly)
         return engine
@@ -148,51 +137,53 @@ class Store:
     @asynccontextmanager
     async def read(self) -> AsyncGenerator[AsyncSession]:
         """A session for queries. Objects stay usable after it ends."""
-        async with AsyncSession(self._reader, expire_on_commit=False, autoflush=False) as session:
-            yield session
+        with reaching():
+            async with AsyncSession(self._reader, expire_on_commit=False, autoflush=False) as session:
+                yield session
 
     async def first(self, statement: SelectOfScalar[Found]) -> Found | None:
         """The first row of a look-up by index, never of a search: on SQLite it is read here and now, since a hop to
-        another thread costs many times what it takes."""
-        if self._looker is None:
-            async with self.read() as session:
-                return (await session.exec(statement)).first()
-        with Session(self._looker, expire_on_commit=False, autoflush=False) as session:
-            return session.exec(statement).first()
+        another thread costs many times what it takes. Where it would have to wait, it does so in another thread."""
+        if self._looker is not None:
+            try:
+                with Session(self._looker, expire_on_commit=False, autoflush=False) as session:
+                    return session.exec(statement).first()
+            except OperationalError as error:
+                if not may_pass(error):
+                    raise
+        async with self.read() as session:
+            return (await session.exec(statement)).first()
 
     @asynccontextmanager
     async def write(self) -> AsyncGenerator[AsyncSession]:
-        """One transaction; durable when the block has ended, undone if it raises."""
-        async with (
-            AsyncSession(self._writer, expire_on_commit=False) as session,
-            session.begin(),
-        ):
-            if not self.sqlite:
-                await (await session.connection()).execute(WRITE_LOCK)
-            yield session
+        """One transaction; durable when the block has ended, undone if it raises.
+
+        A database that is locked or does not answer within `trouble.LOCK_WAIT_S` raises an error that `may_pass`.
+        """
+        with reaching():
+            async with AsyncSession(self._writer, expire_on_commit=False) as session, session.begin():
+                if not self.sqlite:
+                    async with asyncio.timeout(trouble.LOCK_WAIT_S):
+                        await (await session.connection()).execute(WRITE_LOCK)
+                yield session
 
     @asynccontextmanager
     async def write_connection(self) -> AsyncGenerator[AsyncConnection]:
         """One transaction without the session's bookkeeping, for the manager's group commit.
 
-        On PostgreSQL it runs beside others: what it relies on, it locks itself. `OutcomeUnknown` if the connection
-        breaks during the commit.
+        On PostgreSQL it runs beside others: what it relies on, it locks itself. It ends after `trouble.COMMIT_TRY_S`,
+        its connection closed. `OutcomeUnknown` if that, or a broken connection, comes during the commit.
         """
         worked = False
         try:
-            async with self._writer.begin() as connection:
-                yield connection
-                worked = True
+            with reaching():
+                async with asyncio.timeout(trouble.COMMIT_TRY_S), self._writer.begin() as connection:
+                    yield connection
+                    worked = True
         except Exception as error:
             if worked and not self.sqlite:
                 raise OutcomeUnknown(f"The connection broke during a commit: {error!r}") from error
             raise
-
-    async def pause(self, error: Exception, attempt: int) -> None:
-        """Wait until the same work may go through (attempts count from 0). Raises the error if it failed for good."""
-        if attempt + 1 >= self._attempts or not may_pass(error):
-            raise error
-        await asyncio.sleep(min(0.05 * 2**attempt, 2.0))
 
     def data_version(self) -> int | None:
         """A number that changes when any other process or connection has committed; None if unknown.
@@ -206,11 +197,20 @@ class Store:
         None if there is no row, or where that cannot be done (PostgreSQL)."""
         if not self.sqlite:
             return None
-        if self._watch is None:
-            path = self._url.database or ""
-            self._watch = sqlite3.connect(f"file:{path}?mode=ro", uri=True, check_same_thread=False)
-        row = self._watch.execute(query, values).fetchone()
+        try:
+            if self._watch is None:
+                path = self._url.database or ""
+                self._watch = sqlite3.connect(f"file:{path}?mode=ro", uri=True, check_same_thread=False, timeout=0)
+            row = self._watch.execute(query, values).fetchone()
+        except sqlite3.OperationalError:  # locked against readers too, or its disk is away: a query says which
+            self._unwatch()
+            return None
         return row[0] if row else None
+
+    def _unwatch(self) -> None:
+        watch, self._watch = self._watch, None
+        if watch is not None:
+            watch.close()
 
     async def changed(self, timeout_s: float) -> None:
         """Return soon after another process has committed (PostgreSQL: may have), or at the timeout.
@@ -224,9 +224,7 @@ class Store:
                 return
 
     async def close(self) -> None:
-        if self._watch is not None:
-            self._watch.close()
-            self._watch = None
+        self._unwatch()
         if self._looker is not None:
             self._looker.dispose()
         await self._reader.dispose()
@@ -252,3 +250,10 @@ def _tune_sqlite(engine: Engine, *, readonly: bool) -> None:
     @event.listens_for(engine, "begin")
     def _begin(connection: Any) -> None:
         connection.exec_driver_sql(begin)
+
+
+def _connected_to_postgres(connection: Any, _record: Any) -> None:
+    trouble.watch_for_silence(connection.driver_connection)
+
+
+__all__ = ["DATABASE_UNAVAILABLE", "WRITE_LOCK", "OutcomeUnknown", "Store", "database_url", "dump_json", "may_pass"]

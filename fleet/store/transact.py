@@ -17,12 +17,14 @@ from fleet.errors import Fenced
 from fleet.store.engine import Store
 from fleet.store.rows import WORTHWHILE, execute_rows
 from fleet.store.tables import RegionEpoch
+from fleet.store.trouble import OutcomeUnknown, lost_on_disk
 
 Statement = tuple[Executable, dict[str, Any] | list[dict[str, Any]] | None]
 
 
 class Transactions(Protocol):
-    """`Fenced` if another writer has the region; any other error means that nothing was written."""
+    """`Fenced` if another writer has the region. After `OutcomeUnknown` it may have been written; after any other error
+    nothing was."""
 
     async def run(self, statements: Iterable[Statement]) -> None: ...
     async def close(self) -> None: ...
@@ -62,8 +64,10 @@ class ThreadTransactions:
                         execute_rows(connection, statement, values)
                     else:
                         connection.execute(statement, values)
-        except BaseException:  # whatever state it is in, the next transaction begins with a new connection
+        except BaseException as error:  # whatever state it is in, the next transaction begins with a new connection
             self._disconnect(broken=True)
+            if lost_on_disk(error):
+                raise OutcomeUnknown(f"The disk refused a commit: {error!r}") from error
             raise
 
     def _disconnect(self, *, broken: bool = False) -> None:
