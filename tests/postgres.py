@@ -125,6 +125,19 @@ class PostgresServer:
             self._process.wait(30)
             self._process = None
 
+    def freeze(self) -> None:
+        """Every process of the server stops; the kernel still takes what is sent to it."""
+        self._signal_all(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        self._signal_all(signal.SIGCONT)
+
+    def _signal_all(self, which: signal.Signals) -> None:
+        assert self._process is not None
+        children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split()
+        for pid in (self._process.pid, *map(int, children)):
+            os.kill(pid, which)
+
     def remove(self) -> None:
         """End it and leave nothing behind."""
         self.halt()

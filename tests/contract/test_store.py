@@ -1,6 +1,7 @@
 """Both databases behave the same: the unit tests of the group commit, and what only two writers can show."""
 
 import asyncio
+import socket
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -11,14 +12,15 @@ from sqlalchemy.exc import DBAPIError
 from sqlmodel import col, func, select
 
 from fleet.builds.service import BuildService
-from fleet.errors import Fenced
+from fleet.errors import Fenced, Unavailable
 from fleet.ops.check_migrations import check
 from fleet.settings import FleetSettings
-from fleet.store import migrate
+from fleet.store import migrate, trouble
 from fleet.store.commit import GroupCommit, take_epoch
 from fleet.store.engine import Store, database_url
 from fleet.store.tables import Build, Project, Server, ServerEvent
 from fleet.store.transact import fence
+from fleet.store.trouble import OutOfReach, may_pass
 from tests.postgres import PostgresServer
 from tests.unit.test_commit import *  # noqa: F403  the same tests again, over each database
 from tests.unit.test_commit import names, project
@@ -222,3 +224,45 @@ async def test_events_of_one_writer_are_numbered_in_order(store: Store) -> None:
     async with store.read() as session:
         at = (await session.exec(select(ServerEvent.at).order_by(col(ServerEvent.id)))).all()
     assert list(at) == list(range(500))
+
+
+async def test_a_server_that_hangs_is_waited_for(postgres: PostgresServer, postgres_url: str) -> None:
+    """It takes connections and answers nothing, as behind a cut network: new writes are told in time, commits that
+    were submitted go through once it is back."""
+    store, fatal = Store(postgres_url), list[BaseException]()
+    commits = GroupCommit(store, "r", await take_epoch(store, "r"), fatal.append, refuse_after_s=1)
+    await commits.submit([(insert(Project), project("before"))])
+    assert await names(store) == ["before"]
+    postgres.freeze()
+    try:
+        waiting = commits.submit([(insert(Project), project("meanwhile"))])
+        began = time.monotonic()
+        with pytest.raises(OutOfReach) as refused:
+            async with store.write() as session:
+                session.add(Project(**project("new")))
+        assert time.monotonic() - began < trouble.LOCK_WAIT_S + 4
+        assert may_pass(refused.value)
+        with pytest.raises(Unavailable):
+            commits.check()
+        await asyncio.sleep(trouble.COMMIT_TRY_S)  # one try at least has been given up
+        assert not waiting.done()
+    finally:
+        postgres.thaw()
+    await asyncio.wait_for(waiting, 10)
+    assert sorted(await names(store)) == ["before", "meanwhile"]
+    assert fatal == []
+    await commits.close()
+    await store.close()
+
+
+async def test_the_kernel_watches_the_connections(postgres_url: str) -> None:
+    """A peer that vanishes without a word is found within seconds."""
+    store = Store(postgres_url)
+    async with store.write_connection() as connection:
+        raw = await connection.get_raw_connection()
+        driver = raw.driver_connection
+        assert driver is not None
+        found = driver._transport.get_extra_info("socket")
+        assert found.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+        assert found.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == trouble.SILENCE_S * 1000
+    await store.close()
