@@ -18,6 +18,7 @@ import yaml
 from pydantic import ValidationError
 
 from fleet.errors import Unavailable
+from fleet.settings import get_settings
 
 log = structlog.get_logger(__name__)
 
@@ -166,40 +167,48 @@ class KnownDefinitions:
     """Every definition that a file has had, by name, in a file of the fleet's own: what is taken out of the operator's
     file is still known after a restart. Values are JSON."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path | None) -> None:
         self._path = path
+        self._seen: dict[str, Any] = {}
 
     def remember(self, present: Mapping[str, Any]) -> dict[str, Any]:
-        """All that was ever known, the present ones as they are now. Without a disk it still gives the present ones:
-        what cannot be written now is written when it is next read."""
+        """All that was ever known, the present ones as they are now. Without a disk (or a path) it still gives what
+        this process has seen; what cannot be written now is written when the file is next read."""
+        self._seen |= present
+        if self._path is None:
+            return dict(self._seen)
         try:
             with self._path.with_suffix(".lock").open("a") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)
                 known = self._read()
-                every = known | json.loads(json.dumps(dict(present)))
+                every = known | json.loads(json.dumps(self._seen))
                 if every != known:
                     _replace(self._path, json.dumps(every, indent=1, sort_keys=True))
                 return every
         except OSError as error:
             log.warning("definitions_not_kept", file=str(self._path), error=repr(error))
-            return self._read() | dict(present)
+            return self._read() | self._seen
 
     def _read(self) -> dict[str, Any]:
         try:
-            found: Any = json.loads(self._path.read_text())
+            found: Any = json.loads(self._path.read_text()) if self._path is not None else {}
         except (OSError, ValueError):
             return {}
         return cast("dict[str, Any]", found) if isinstance(found, dict) else {}
 
 
-def kept_folder(home: Path) -> Path:
-    """Where a fleet's home has last good texts and known definitions; made if it can be."""
+def kept_file(name: str) -> Path | None:
+    """A place of that name in the home of this process's fleet, for last good texts and known definitions. None where
+    there is no fleet's home, as in tests and simulations."""
+    home = get_settings().home
+    if not (home / "fleet-id").exists():
+        return None
     folder = home / "known"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(exist_ok=True)
     except OSError as error:
         log.warning("config_not_kept", file=str(folder), error=repr(error))
-    return folder
+    return folder / name
 
 
 def _replace(path: Path, text: str) -> None:

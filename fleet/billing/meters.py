@@ -7,16 +7,17 @@ before it is sent and sent under the same identifier until it is taken: the serv
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol, cast
 
 import httpx
 import structlog
-import yaml
 
 from fleet.billing.intervals import HOUR_MS
 from fleet.billing.service import UsageService
 from fleet.billing.statement import month_begin
+from fleet.config_files import ConfigFile, Invalid, kept_file, read_config
 from fleet.errors import FleetError, Unavailable
 from fleet.jobs import Lease
 from fleet.settings import StripeSettings
@@ -93,19 +94,29 @@ def _is_repeat(answer: httpx.Response) -> bool:
     return answer.status_code == 400 and "identifier" in _message(answer) and "already" in _message(answer)
 
 
+def _customers_of(content: Any) -> dict[str, str]:
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise Invalid("it must map project ids to customer ids")
+    return {str(key): str(value) for key, value in cast("dict[Any, Any]", content).items()}
+
+
 def read_customers(path: Path) -> dict[str, str]:
-    """`project id: customer id` of a YAML file; only these projects are metered."""
-    found = cast("dict[Any, Any]", yaml.safe_load(path.read_text()) or {})
-    if type(found) is not dict:
-        raise FleetError(f"{path} must map project ids to customer ids.", error="Bad customers file")
-    return {str(key): str(value) for key, value in found.items()}
+    """`project id: customer id` of a YAML file; only these projects are metered. `BadConfig` says what is wrong."""
+    return read_config(path, _customers_of)
+
+
+@lru_cache(maxsize=4)
+def _customers(path: Path) -> ConfigFile[dict[str, str]]:
+    return ConfigFile(path, _customers_of, kept_file("customers.yaml"))
 
 
 async def export_to_stripe(store: Store, usage: UsageService, settings: StripeSettings, lease: Lease) -> None:
-    """The job's work. Key and customers are read anew each time."""
+    """The job's work. The key is read anew each time, the customers when their file has changed."""
     if settings.key_file is None or settings.customers is None:
         return
-    key, customers = settings.key_file.read_text().strip(), read_customers(settings.customers)
+    key, customers = settings.key_file.read_text().strip(), _customers(settings.customers).now()
     async with httpx.AsyncClient(base_url=settings.url, timeout=30, trust_env=False) as http:
         await export(store, usage, StripeMeters(http, key, settings.event_name), customers, lease)
 

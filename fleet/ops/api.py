@@ -1,30 +1,56 @@
 """The API: render its Serve config, deploy it, and know whether it answers."""
 
 import time
+from copy import deepcopy
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import yaml
 
 from fleet.catalog import CONFIGS
+from fleet.config_files import ConfigFile, Invalid, kept_file
 from fleet.ops.head import Head, run_module, tail
 from fleet.ops.home import Home, OpsError, write_private
 from fleet.settings import FleetSettings
 from fleet.store.engine import DATABASE_UNAVAILABLE
 
+SERVE_FILE = CONFIGS / "serve.yaml"
 DEPLOY_TIMEOUT_S = 180.0
 HEALTH_PATH = "/api/health"
 
 
+def serve_of(content: Any) -> dict[str, Any]:
+    """A Serve config of applications with deployments; `Invalid` says what is missing."""
+    config = cast("dict[str, Any]", content) if isinstance(content, dict) else {}
+    applications: Any = config.get("applications")
+    if not isinstance(applications, list) or not applications:
+        raise Invalid("it must have 'applications:' with at least one", "applications")
+    for number, application in enumerate(cast("list[Any]", applications)):
+        if not isinstance(application, dict) or "import_path" not in application:
+            raise Invalid("an application must have an import_path", "applications", number)
+        if not isinstance(cast("dict[str, Any]", application).get("deployments", []), list):
+            raise Invalid("deployments must be a list", "applications", number, "deployments")
+    if not isinstance(config.get("http_options", {}), dict):
+        raise Invalid("http_options must be a mapping", "http_options")
+    return config
+
+
 def render(settings: FleetSettings, source: Path | None = None) -> dict[str, Any]:
-    """`configs/serve.yaml` with this fleet's address and number of replicas."""
-    config: dict[str, Any] = yaml.safe_load((source or CONFIGS / "serve.yaml").read_text())
+    """`configs/serve.yaml` with this fleet's address and number of replicas. While the file is broken, as it last was:
+    it is read again whenever the head is replaced."""
+    config = deepcopy(_serve_file(source or SERVE_FILE).now())
     config["http_options"] = config.get("http_options", {}) | {"host": plain_host(settings), "port": settings.port}
     for application in config["applications"]:
         for deployment in application.get("deployments", []):
             deployment["num_replicas"] = settings.replicas
     return config
+
+
+@lru_cache(maxsize=4)
+def _serve_file(path: Path) -> ConfigFile[dict[str, Any]]:
+    return ConfigFile(path, serve_of, kept_file("serve.yaml"))
 
 
 def deploy(home: Home, settings: FleetSettings, head: Head) -> None:

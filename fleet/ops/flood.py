@@ -36,7 +36,7 @@ class Flood:
 def floods(settings: FleetSettings) -> list[Flood]:
     """The classes that have a limit for every key."""
     book, limits = plan_book(settings.plans_config), settings.limits
-    plans = [book.get(name) for name in book.names()]
+    plans = book.every()
     reads = {limits.reads_per_s if plan.reads_per_s is None else plan.reads_per_s for plan in plans}
     writes = {limits.writes_per_s if plan.writes_per_s is None else plan.writes_per_s for plan in plans}
     return [

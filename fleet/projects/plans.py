@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import structlog
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fleet.catalog import CONFIGS, ComputeSize
+from fleet.config_files import BadConfig, ConfigFile, Invalid, KnownDefinitions, kept_file, section, validated
 from fleet.errors import Conflict, Forbidden, Unavailable
 from fleet.pools.config import PoolConfig
 
@@ -88,61 +88,82 @@ def check_pools(plan: Plan, config: PoolConfig) -> None:
 
 
 class PlanBook:
-    """The plans of a file, as it is now. While it is broken, what it said before holds."""
+    """The plans of a file, as it is now. While it is broken, what it said before holds. A plan that was taken out of it
+    goes on as it last was for the projects that have it, and can be given to none."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._seen: tuple[int, int, int] | None = None
+    def __init__(self, path: Path, kept: Path | None = None, known: Path | None = None) -> None:
+        self._file = ConfigFile(path, plans_of, kept)
+        self._known = KnownDefinitions(known)
+        self._version = 0
         self._plans: dict[str, Plan] = {}
+        self._gone: dict[str, Plan] = {}
+        self._named: set[str] = set()
 
     def names(self) -> list[str]:
+        """Of the plans that may be given to a project."""
         self._look()
         return list(self._plans)
+
+    def every(self) -> list[Plan]:
+        """Also those that no project can be given any more."""
+        self._look()
+        return [*self._plans.values(), *self._gone.values()]
 
     def get(self, name: str) -> Plan:
         """The plan of that name. Asked at every start: without a change it costs one `stat`."""
         self._look()
         plan = self._plans.get(name)
-        if plan is None and not self._plans:
-            raise Unavailable("The plans of this fleet cannot be read; its operator finds why in the logs.")
+        if plan is not None:
+            return plan
+        plan = self._gone.get(name)
         if plan is None:
             raise Forbidden(f"This fleet has no plan '{name}' any more. Its operator must give another.", error=LIMIT)
+        if name not in self._named:
+            self._named.add(name)
+            log.warning("plan_removed_in_use", plan=name, file=str(self._file.path))
         return plan
 
     def _look(self) -> None:
         try:
-            found = self._path.stat()
-            seen = (found.st_mtime_ns, found.st_size, found.st_ino)
-        except OSError:
-            seen = (0, 0, 0)
-        if seen == self._seen:
+            plans = self._file.now()
+        except BadConfig:
+            raise Unavailable("The plans of this fleet cannot be read; its operator finds why in the logs.") from None
+        if self._version == self._file.version and self._plans:
             return
-        self._seen = seen
-        try:
-            self._plans = read_plans(self._path)
-        except (OSError, ValueError, yaml.YAMLError) as error:  # ValidationError is a ValueError
-            log.error("plans_unreadable", file=str(self._path), kept=list(self._plans), error=str(error))
+        self._version, self._plans = self._file.version, plans
+        known = self._known.remember({name: _definition(plan) for name, plan in plans.items()})
+        self._gone = _readable({name: one for name, one in known.items() if name not in plans})
+        self._named.clear()
 
 
-def read_plans(path: Path) -> dict[str, Plan]:
-    """ValueError, YAMLError or OSError says what is wrong."""
-    content: Any = yaml.safe_load(path.read_text())
-    try:
-        limits_of = dict[Any, Any](content["plans"])
-    except (TypeError, KeyError, ValueError):
-        limits_of = {}
-    if not limits_of:
-        raise ValueError("there are no plans in it")
+def _definition(plan: Plan) -> dict[str, Any]:
+    """As JSON; the same text in every process."""
+    return plan.model_dump(exclude={"sizes"}) | {"sizes": None if plan.sizes is None else sorted(plan.sizes)}
+
+
+def _readable(definitions: dict[str, Any]) -> dict[str, Plan]:
+    """Those that this version of the fleet understands."""
     found: dict[str, Plan] = {}
-    for name, limits in limits_of.items():
+    for name, one in definitions.items():
         try:
-            found[str(name)] = Plan.model_validate({**(limits or {}), "name": str(name)})
-        except (ValidationError, TypeError) as error:
-            raise ValueError(f"plan '{name}': {error}") from error
+            found[name] = Plan.model_validate(one)
+        except ValidationError as error:
+            log.warning("plan_definition_unreadable", plan=name, error=str(error))
     return found
+
+
+def plans_of(content: Any) -> dict[str, Plan]:
+    """The plans of a file's content; `Invalid` tells what is wrong, and where."""
+    return {name: _plan_of(name, limits) for name, limits in section(content, "plans").items()}
+
+
+def _plan_of(name: str, limits: Any) -> Plan:
+    if limits is not None and not isinstance(limits, dict):
+        raise Invalid(f"plan '{name}' must hold limits, or nothing", "plans", name)
+    return validated(Plan.model_validate, {**(limits or {}), "name": name}, "plans", name)
 
 
 @lru_cache(maxsize=4)
 def plan_book(path: Path | None = None) -> PlanBook:
     """One per process and file."""
-    return PlanBook(path or PLANS_FILE)
+    return PlanBook(path or PLANS_FILE, kept_file("plans.yaml"), kept_file("plans.json"))

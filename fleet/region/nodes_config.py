@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any, Literal, Self, cast
 
 import psutil
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from fleet.catalog import CONFIGS, load_catalog
+from fleet.config_files import BadConfig, ConfigFile, kept_file
 from fleet.errors import BadRequest
 from fleet.node.facts import AUTO_MEMORY_SHARE
 from fleet.node.model import NodeShare
@@ -18,6 +18,7 @@ from fleet.region.capacity import NodeClass
 from fleet.region.placement import Takes
 
 Auto = Literal["auto"]
+NODES_FILE = CONFIGS / "local.yaml"
 # Dedicated cores on one shared machine are nominal: the runtime clamps them to the machine.
 NOMINAL_CORES = 64.0
 DEFAULT_CLASS = "shared"
@@ -207,9 +208,14 @@ def _auto_memory_mb() -> int:
 
 @lru_cache(maxsize=8)
 def load_nodes_config(path: Path | None = None) -> NodesConfig:
-    """The file at `path` (default `configs/local.yaml`). `BadRequest` names what is wrong in it."""
-    path = path or CONFIGS / "local.yaml"
+    """The file at `path` (default `configs/local.yaml`), read once in a process; while it is broken, as it last was in
+    this fleet. `BadRequest` names file, line and reason if it never was good."""
     try:
-        return NodesConfig.model_validate(yaml.safe_load(path.read_text()) or {})
-    except (OSError, yaml.YAMLError, ValidationError) as error:
-        raise BadRequest(f"{path}: {error}", error="Bad node configuration") from error
+        return ConfigFile(path or NODES_FILE, nodes_of, kept_file("nodes.yaml")).now()
+    except BadConfig as error:
+        raise BadRequest(error.detail, error="Bad node configuration") from error
+
+
+def nodes_of(content: Any) -> NodesConfig:
+    """What a file's content says."""
+    return NodesConfig.model_validate(content or {})

@@ -14,6 +14,7 @@ from sqlmodel import col, select
 
 from fleet.billing.intervals import HOUR_MS, Facts, Interval, Run, hours, tell
 from fleet.billing.ledger import aggregate, forget, usage_of
+from fleet.billing.prices import MILLION as M
 from fleet.billing.prices import PRICES_FILE, PriceBook, Prices, read_prices
 from fleet.billing.service import UsageService
 from fleet.billing.statement import DAY_MS, cost, forecast, make_statement, month_begin, month_end
@@ -302,6 +303,20 @@ def test_broken_prices_leave_those_before_in_force(tmp_path: Path) -> None:
     assert book.now() == read_prices(PRICES_FILE)
     file.write_text("currency: EUR\ntariffs: []")
     assert book.now().currency == "EUR"
+
+
+def test_a_size_without_a_price_any_more_keeps_its_last_one(tmp_path: Path) -> None:
+    """An edit never makes a running server free of charge, also not one of before a restart."""
+    file, known = tmp_path / "prices.yaml", tmp_path / "prices.json"
+    tariff = "currency: EUR\ntariffs: [{from: 2025-01-01, per_hour: {micro: 1%s}}]"
+    file.write_text(tariff % ", small: 2}, idle_per_hour: {small: 0.5}, regions: {sea: {small: 3}")
+    PriceBook(file, known=known).now()
+    file.write_text(tariff % "")
+    prices = PriceBook(file, known=known).now()
+    asked = [("us-east", "used"), ("us-east", "idle"), ("sea", "used")]
+    assert [prices.per_hour(region, "small", kind, START) for region, kind in asked] == [2 * M, M // 2, 3 * M]
+    file.write_text(tariff % ", small: 0")
+    assert PriceBook(file, known=known).now().per_hour("us-east", "small", "used", START) == 0
 
 
 def test_every_size_has_a_price() -> None:

@@ -8,6 +8,9 @@ from pydantic import BaseModel, ConfigDict
 from structlog.testing import capture_logs
 
 from fleet.config_files import BadConfig, ConfigFile, Invalid, KnownDefinitions, read_config, section, validated
+from fleet.ops.config_check import check_configs
+from fleet.ops.home import OpsError
+from fleet.settings import FleetSettings, StripeSettings
 
 
 class Thing(BaseModel):
@@ -110,3 +113,17 @@ def test_a_validator_may_name_the_place_itself(tmp_path: Path) -> None:
     file.write_text(GOOD)
     with pytest.raises(BadConfig, match="line 3: too many"):
         read_config(file, refuse)
+
+
+def test_a_fleet_does_not_start_with_broken_files_and_says_all_that_is_wrong(tmp_path: Path) -> None:
+    plans, serve, customers = (tmp_path / name for name in ("plans.yaml", "serve.yaml", "customers.yaml"))
+    plans.write_text("plans:\n  free:\n    max_servers: many\n")
+    serve.write_text("applications:\n  - name: fleet\n")
+    customers.write_text("- a\n")
+    check_configs(FleetSettings())
+    wrong = FleetSettings(plans_config=plans, serve_config=serve, stripe=StripeSettings(customers=customers))
+    with pytest.raises(OpsError) as told:
+        check_configs(wrong)
+    assert f"{plans}, line 3: plans: free: max_servers:" in told.value.detail
+    assert f"{serve}, line 2: an application must have an import_path" in told.value.detail
+    assert f"{customers}, line 1: it must map" in told.value.detail

@@ -251,7 +251,8 @@ def test_regions_own_disjoint_ports_below_the_kernels() -> None:
         ("regions: [atlantis]", "unknown regions"),
         ("node: {ports: {first: 30000}}", "below 32768"),
         ("nodes: {}", "nodes"),
-        ("regions: [", "while parsing"),
+        ("regions: [", "line 1: expected"),
+        ("node:\n  memory_mb: many\n", "line 2: .*memory_mb"),
     ],
 )
 def test_wrong_node_files_say_what_is_wrong(tmp_path: Path, text: str, complaint: str) -> None:

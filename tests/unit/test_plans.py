@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from sqlmodel import select
+from structlog.testing import capture_logs
 
 from fleet.catalog import load_catalog
 from fleet.errors import Conflict, Forbidden, Unavailable
@@ -86,10 +87,22 @@ def test_a_changed_file_counts_at_once_and_a_broken_one_not_at_all(tmp_path: Pat
         assert book.get("free").max_servers == 22
     file.unlink()
     assert book.get("free").max_servers == 22
+
+
+def test_a_plan_that_is_taken_out_goes_on_for_those_who_have_it_also_after_a_restart(tmp_path: Path) -> None:
+    file, known = tmp_path / "plans.yaml", tmp_path / "plans.json"
+    file.write_text("plans: {free: {max_servers: 1, sizes: [small, micro]}, other: {}}")
+    before = PlanBook(file, known=known).get("free")
     file.write_text("plans: {other: {}}")
+    book = PlanBook(file, known=known)
     assert book.names() == ["other"]
+    with capture_logs() as told:
+        assert [book.get("free"), book.get("free")] == [before, before]
+    assert [(line["event"], line["plan"]) for line in told] == [("plan_removed_in_use", "free")]
     with pytest.raises(Forbidden):
-        book.get("free")
+        book.get("never-heard-of")
+    file.write_text("plans: {other: {}, free: {max_servers: 7}}")
+    assert book.get("free").max_servers == 7
 
 
 def test_without_any_readable_plans_nothing_is_allowed(tmp_path: Path) -> None:
