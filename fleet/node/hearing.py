@@ -4,7 +4,6 @@ Nothing of it is written to a database: what matters goes to the region as a cha
 somebody asks.
 """
 
-import asyncio
 import time
 from collections.abc import Callable
 from typing import Any
@@ -28,7 +27,9 @@ class Hearing:
 
     def __init__(self, run_of: Callable[[RunKey], Run | None], tell: Callable[..., None]) -> None:
         self._run_of, self._tell = run_of, tell
-        self._beats: dict[RunKey, tuple[float, float]] = {}  # seconds promised, when the last one came
+        self._promised: dict[RunKey, float] = {}  # seconds between beats
+        self._quiet: dict[RunKey, float] = {}  # seconds without one
+        self._looked_at = time.monotonic()
         self._players: dict[RunKey, dict[str, int | None]] = {}
 
     def heard(self, key: RunKey, word: Word) -> None:
@@ -41,7 +42,7 @@ class Hearing:
             case Players(count, capacity):
                 self._players[key] = {"count": count, "capacity": capacity, "at": now_ms()}
             case Beat(within_s):
-                self._beats[key] = (within_s, time.monotonic())
+                self._promised[key], self._quiet[key] = within_s, 0.0
                 self._tell(run, silent="")
             case StopMe(reason):
                 log.info("game_asks_to_stop", run=str(key), reason=reason)
@@ -52,23 +53,29 @@ class Hearing:
         return self._players.get(key)
 
     def forget(self, key: RunKey) -> None:
-        self._beats.pop(key, None)
+        self._promised.pop(key, None)
+        self._quiet.pop(key, None)
         self._players.pop(key, None)
 
-    async def run(self) -> None:
-        """Look for promises that were not kept, until cancelled. Costs nothing while nobody has promised anything."""
-        while True:
-            await asyncio.sleep(LOOK_S)
-            now = time.monotonic()
-            for key, (within_s, last) in list(self._beats.items()):
-                self._look(key, within_s, last, now)
+    async def look(self) -> None:
+        """Look for promises that were not kept; every `LOOK_S`. Costs nothing while nobody has promised anything.
 
-    def _look(self, key: RunKey, within_s: float, last: float, now: float) -> None:
+        A pass counts for little more than its own time: when this machine, or this process, has stood still, the beats
+        that came meanwhile have not been read yet.
+        """
+        now = time.monotonic()
+        passed, self._looked_at = min(now - self._looked_at, 2 * LOOK_S), now
+        for key, within_s in list(self._promised.items()):
+            self._look(key, within_s, passed)
+
+    def _look(self, key: RunKey, within_s: float, passed: float) -> None:
         run = self._run_of(key)
         if run is None or run.view.state.ended:
             self.forget(key)
         elif run.view.frozen or run.temperature.locked():
-            self._beats[key] = (within_s, now)  # it cannot speak; its time begins when it can
-        elif now - last > within_s and not run.view.silent and run.view.state is RunState.RUNNING:
-            log.warning("game_silent", run=str(key), within_s=within_s)
-            self._tell(run, silent=f"The game promised a health beat every {within_s:g} s and has stopped beating.")
+            self._quiet[key] = 0.0  # it cannot speak; its time begins when it can
+        else:
+            self._quiet[key] += passed
+            if self._quiet[key] > within_s and not run.view.silent and run.view.state is RunState.RUNNING:
+                log.warning("game_silent", run=str(key), within_s=within_s)
+                self._tell(run, silent=f"The game promised a health beat every {within_s:g} s and has stopped beating.")

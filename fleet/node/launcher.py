@@ -7,7 +7,7 @@ from typing import Any, Protocol, TypeVar
 
 import structlog
 
-from fleet.errors import FleetError
+from fleet.errors import FleetError, Unavailable
 from fleet.node.model import RunState
 from fleet.node.node_ports import NodePorts
 from fleet.node.prepare import Preparer
@@ -20,6 +20,7 @@ from fleet.node.runtime import (
     NetworkLost,
     Port,
     PortTaken,
+    Readiness,
     RunKey,
     Runtime,
 )
@@ -27,7 +28,7 @@ from fleet.node.runtime import (
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
 
-_ENGINE_PATIENCE_S = 120.0
+_AGAIN_S, _AGAIN_MOST_S = 0.2, 5.0
 _PORT_ATTEMPTS = 20
 
 
@@ -78,7 +79,7 @@ class Launcher:
     async def launch(self, run: Run, spec: LaunchSpec) -> None:
         """To the end, whatever it is: the run then runs, or has failed and its reason is told."""
         try:
-            await self.preparer.ensure(spec.build)
+            await self._patiently(run, lambda: self.preparer.ensure(spec.build), EngineUnavailable, Unavailable)
             self._told.move(run, RunState.CREATING)
             ports = await self._create(run, spec)
             self._told.move(run, RunState.BOOTING)
@@ -95,7 +96,7 @@ class Launcher:
 
     async def _make_ready(self, build: BuildRef) -> None:
         await self._fetch(build)
-        await patiently(lambda: self._runtime.prepare(build))
+        await self._runtime.prepare(build)
 
     def _fail(self, run: Run, reason: str, message: str) -> None:
         self._told.end(run, RunState.FAILED, reason=reason, message=message)
@@ -105,7 +106,7 @@ class Launcher:
             try:
                 if self._tls is not None and any(port.tls for port in spec.ports):
                     await self._tls.open(spec.ports)
-                await patiently(lambda spec=spec: self._runtime.launch(spec))
+                await self._patiently(run, lambda spec=spec: self._runtime.launch(spec), EngineUnavailable)
                 return spec.ports
             except NetworkLost as lost:
                 log.warning("warm network lost", run=str(spec.key), error=str(lost))
@@ -124,7 +125,7 @@ class Launcher:
         """The kernel gives no event for a bound socket, so look, often at first, then less."""
         delay = 0.002
         while True:
-            seen = await self._runtime.readiness(ports, run.view.key)
+            seen = await self._look(run, ports)
             if run.view.state.ended:
                 return
             if seen.ready and run.said_ready.is_set():
@@ -140,17 +141,30 @@ class Launcher:
             await asyncio.sleep(delay)
             delay = min(delay * 1.3, 0.25)
 
-
-async def patiently(call: Callable[[], Coroutine[Any, Any, T]]) -> T:
-    """Call, and call again while the engine is out of reach (it may be restarting)."""
-    delay, waited = 0.2, 0.0
-    while True:
-        try:
-            return await call()
-        except EngineUnavailable as error:
-            if waited >= _ENGINE_PATIENCE_S:
-                raise
-            log.warning("engine unavailable, trying again", error=str(error))
+    async def _look(self, run: Run, ports: tuple[Port, ...]) -> Readiness:
+        """A look that fails is made again: a game that runs is not given up because nobody could see it."""
+        delay, failed = _AGAIN_S, False
+        while True:
+            try:
+                return await self._runtime.readiness(ports, run.view.key)
+            except Exception as error:
+                if not failed:
+                    log.warning("boot_not_seen", run=str(run.view.key), error=repr(error))
+                failed = True
             await asyncio.sleep(delay)
-            waited += delay
-            delay = min(delay * 1.5, 5.0)
+            delay = min(delay * 1.5, 1.0)
+
+    async def _patiently(
+        self, run: Run, call: Callable[[], Coroutine[Any, Any, T]], *passing: type[Exception]
+    ) -> T:
+        """Call, and again while it fails of something that passes: the engine or the store is away. The region, which
+        hears what the run waits for, calls it off in the end."""
+        delay = _AGAIN_S
+        while True:
+            try:
+                return await call()
+            except passing as error:
+                log.warning("launch_waits", run=str(run.view.key), error=str(error))
+                self._told.tell(run, message=f"The node tries again: {error}")
+            await asyncio.sleep(delay)
+            delay = min(delay * 1.5, _AGAIN_MOST_S)

@@ -1,6 +1,7 @@
 """What a node tells its region: runs and their states, in plain values that cross processes."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 from math import inf
 from typing import Literal
@@ -88,7 +89,8 @@ class Drain:
 class Hello:
     """A node's whole truth at one moment; events after `seq` continue it while `boot_id` stands.
 
-    `ray_node`: Ray's id of the machine. `builds`: those made ready here in this life of the agent.
+    `ray_node`: Ray's id of the machine. `builds`: those made ready here in this life of the agent. `failures`: of the
+    agent's background tasks, by task, since its process began; `failing`: those that fail without end.
     """
 
     boot_id: str
@@ -102,13 +104,17 @@ class Hello:
     builds: frozenset[str] = frozenset()
     drain: Drain | None = None
     warnings: tuple[str, ...] = ()
+    failures: Mapping[str, int] = field(default_factory=dict[str, int])
+    failing: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Events in order; `seq` is the last one's number."""
+    """Events in order; `seq` is the last one's number. The rest as in `Hello`."""
 
     seq: int
     events: tuple[RunView, ...]
     drain: Drain | None = None
     warnings: tuple[str, ...] = ()
+    failures: Mapping[str, int] = field(default_factory=dict[str, int])
+    failing: tuple[str, ...] = ()

@@ -1,8 +1,9 @@
 """A node's runs: launches them, watches them boot and end, and tells the region.
 
 This is the agent without Ray, so that tests drive it directly. Containers and their labels are the truth; what is
-kept here is derived and rebuilt by `start()`. Commands are idempotent by run key and carry the manager's epoch: an
-older one is refused.
+kept here is derived, rebuilt by `start()`, and compared with the engine's list again and again (`reconcile.py`).
+Commands are idempotent by run key and carry the manager's epoch: an older one is refused. What the node was told to do
+it does in the end, whatever fails meanwhile (`duty.py`).
 """
 
 import asyncio
@@ -14,17 +15,21 @@ from typing import Any
 
 import structlog
 
-from fleet.background import Background
-from fleet.errors import Fenced, NotFound
-from fleet.node.hearing import READY_BY, Hearing
-from fleet.node.launcher import Launcher, TlsEnd, patiently
+from fleet.actors.health import process_health
+from fleet.actors.tasks import SupervisedTasks
+from fleet.errors import Conflict, Fenced, NotFound, Unavailable
+from fleet.node.hearing import LOOK_S, READY_BY, Hearing
+from fleet.node.launcher import Launcher, TlsEnd
 from fleet.node.model import Drain, Hello, NodeShare, Page, RunState, RunView
 from fleet.node.node_ports import NodePorts
 from fleet.node.outbox import Outbox
 from fleet.node.ports import is_free
+from fleet.node.reconcile import Finding, Suspicions, compare, end_of
 from fleet.node.run import Run, start_refused, waiting_for
 from fleet.node.runtime import (
     BuildRef,
+    EngineUnavailable,
+    Exited,
     LaunchSpec,
     LogLine,
     Observed,
@@ -43,6 +48,10 @@ from fleet.times import now_ms
 
 log = structlog.get_logger(__name__)
 _BOOT_MS = 5_000
+EXIT_TOLD_S = 2.0  # after a stop, by then the engine has told the end
+LOG_KEPT_S = 120.0  # copying a log takes longer only if the engine hangs
+RECONCILE_LIMIT_S, SAMPLE_LIMIT_S = 120.0, 60.0
+ORPHANS_EVERY_S, ORPHANS_LIMIT_S = 600.0, 300.0
 
 
 class Node:
@@ -73,34 +82,57 @@ class Node:
         self._launcher = Launcher(runtime, self._ports, fetch, self, tls)
         self._hearing = Hearing(self._runs.get, self.tell)
         runtime.hear(self._hearing.heard)
-        self._sampler = Sampler(self._running, runtime.usage, habits.usage_every_s)
-        self._background = Background("node", node=node_id)
-        self._spawn = self._background.spawn
-        self._warm = WarmNetworks(runtime.networks, self._ports, habits.warm_networks, self._busy, self._spawn)
+        self._sampler = Sampler(self._running, runtime.usage)
+        self._tasks = SupervisedTasks("node", node=node_id)
+        networks, warm = runtime.networks, habits.warm_networks
+        self._warm = WarmNetworks(networks, self._ports, warm, self._busy, self._networks_in_use, self._tasks)
+        self._suspicions = Suspicions()
+        self._early: dict[RunKey, Exited] | None = {}  # ends told before adoption was done; None from then on
         self._boot_id = secrets.token_hex(8)
         self._epoch = 0
 
     async def start(self) -> None:
-        """Adopt every container of ours, then follow the engine's exits."""
-        await patiently(self._runtime.start)
-        self._spawn(self._follow_exits())
-        seen = await patiently(self._runtime.list)
+        """Adopt every container of ours, then follow the engine's exits. If that fails, the node is closed: another
+        one may try again."""
+        try:
+            await self._start()
+        except BaseException:
+            await self.close()
+            raise
+
+    async def _start(self) -> None:
+        await self._runtime.start()
+        # Before the listing: what ends after it is told, what ended before it is listed.
+        self._tasks.keep("follow_exits", self._follow_exits, most_s=5.0)
+        seen = await self._runtime.list()
         if self._tls is not None:
             await self._tls.adopt(any(port.tls for run in seen if run.running for port in run.ports))
-        await patiently(lambda: self._warm.adopt({run.network for run in seen if run.running and run.network}))
+        await self._warm.adopt({run.network for run in seen if run.running and run.network})
         for observed in seen:
             self._adopt(observed)
-        self._spawn(self._warm.run())
-        self._spawn(self._sampler.run())
-        self._spawn(self._hearing.run())
-        if self._habits.health_every_s:
-            every_s = self._habits.health_every_s
-            vigil = Vigil(lambda: list(self._runs.values()), self._runtime.readiness, self._health, every_s)
-            self._spawn(vigil.run())
+        early, self._early = self._early or {}, None
+        for exited in early.values():
+            self._ended(exited)
+        self._begin_habits()
+
+    def _begin_habits(self) -> None:
+        every, habits = self._tasks.every, self._habits
+        self._warm.begin()
+        every("hear_beats", self._hearing.look, LOOK_S, limit_s=LOOK_S)
+        if habits.usage_every_s:
+            every("sample_usage", self._sampler.sample, habits.usage_every_s, limit_s=SAMPLE_LIMIT_S)
+        if habits.reconcile_every_s:
+            every("reconcile", self._reconcile, habits.reconcile_every_s, limit_s=RECONCILE_LIMIT_S)
+            every("remove_orphans", self._runtime.remove_orphans, ORPHANS_EVERY_S, limit_s=ORPHANS_LIMIT_S)
+        if habits.health_every_s:
+            look = self._runtime.readiness
+            vigil = Vigil(lambda: list(self._runs.values()), look, self._health, habits.health_every_s)
+            self._tasks.keep("vigil", vigil.run)
 
     async def close(self) -> None:
+        """What runs here runs on. Also of a node that has not started, or only half."""
         await self._launcher.preparer.close()
-        await self._background.close()
+        await self._tasks.close()
         if self._tls is not None:
             await (self._tls.end() if self.tenure.retired else self._tls.close())
         await self._runtime.close()
@@ -112,7 +144,7 @@ class Node:
         self._check(epoch)
         runs = tuple(run.view for run in self._runs.values() if not run.forgetting)
         host, seq, tenure = self.share.public_host, self._outbox.seq, self.tenure
-        known = (tenure.ray_node, self._launcher.preparer.builds, tenure.drain, self._runtime.warnings())
+        known = (tenure.ray_node, self._launcher.preparer.builds, tenure.drain, *self._state())
         return Hello(self._boot_id, seq, self.node_id, host, self.share, self._runtime.name, runs, *known)
 
     async def poll(self, epoch: int, boot_id: str, after: int, timeout_s: float) -> Page | None:
@@ -121,12 +153,22 @@ class Node:
         if boot_id != self._boot_id:
             return None
         page = await self._outbox.after(after, timeout_s)
-        return replace(page, drain=self.tenure.drain, warnings=self._runtime.warnings())
+        warnings, failures, failing = self._state()
+        return replace(page, drain=self.tenure.drain, warnings=warnings, failures=failures, failing=failing)
+
+    def _state(self) -> tuple[tuple[str, ...], dict[str, int], tuple[str, ...]]:
+        """Warnings, and the background failures of this process."""
+        failing = process_health.failing()
+        told = tuple(f"the agent's task {one.task} fails without end: {one.error}" for one in failing)
+        return (*self._runtime.warnings(), *told), process_health.counts(), tuple(one.task for one in failing)
 
     async def prepare(self, epoch: int, build: BuildRef) -> None:
         """Have the build ready before its first server comes. LaunchFailed or FleetError if that cannot be."""
         self._check(epoch)
-        await self._launcher.preparer.ensure(build)
+        try:
+            await self._launcher.preparer.ensure(build)
+        except EngineUnavailable as error:
+            raise Unavailable(str(error)) from error
 
     def set_drain(self, epoch: int, drain: Drain | None) -> None:
         self._check(epoch)
@@ -164,16 +206,18 @@ class Node:
         run = self._runs[spec.key] = Run(view, ready_by_game=spec.labels.get(READY_BY) == "game")
         self._outbox.put(view)
         run.network = spec.network
-        run.task = self._spawn(self._launcher.launch(run, spec))
+        # One attempt: it waits for the engine by itself, and what it cannot do is told as the run's failure.
+        run.task = self._tasks.once("launch", self._launcher.launch(run, spec), run=str(spec.key))
         return spec.ports
 
     def stop(self, epoch: int, key: RunKey, grace_s: float) -> None:
-        """Begin to end a run; the end comes as an event. Unknown or already ending: nothing to do."""
+        """Begin to end a run; the end comes as an event. It is tried until it has ended; asked for again, a try that
+        was to come later is made now."""
         self._check(epoch)
         run = self._runs.get(key)
-        if run is not None and not run.stopping and not run.view.state.ended:
+        if run is not None and not run.view.state.ended:
             run.stopping = True
-            self._spawn(self._stop(run, grace_s))
+            run.stop.ask(self._tasks, lambda: self._stop(run, grace_s))
 
     def ready(self, epoch: int, key: RunKey) -> None:
         """The project says for its game that it takes players: as if the game had said so itself."""
@@ -203,12 +247,12 @@ class Node:
             self.tell(run, frozen=False)
 
     def forget(self, epoch: int, key: RunKey) -> None:
-        """The region has recorded this run's end: keep its log, remove the rest."""
+        """The region has recorded this run's end: keep its log, remove the rest; tried until nothing is left."""
         self._check(epoch)
         run = self._runs.get(key)
-        if run is not None and run.view.state.ended and not run.forgetting:
+        if run is not None and run.view.state.ended:
             run.forgetting = True
-            self._spawn(self._forget(run))
+            run.forget.ask(self._tasks, lambda: self._forget(run))
 
     async def rewrite_config(self, epoch: int, key: RunKey, config: dict[str, Any]) -> None:
         """Replace playflow.json. A frozen game is thawed: it is told something because it is wanted."""
@@ -258,38 +302,84 @@ class Node:
 
     async def _follow_exits(self) -> None:
         async for exited in self._runtime.exits():
-            run = self._runs.get(exited.key)
-            if run is None:
-                continue
-            refusal = start_refused(exited) if run.view.state in (RunState.CREATING, RunState.BOOTING) else None
-            if refusal:
-                self.end(run, RunState.FAILED, at=exited.at, reason="STARTUP_FAILURE_EXECUTABLE", message=refusal)
-                continue
-            facts = {"exit_code": exited.exit_code, "oom": exited.oom, "message": exited.tail}
-            self.end(run, RunState.EXITED, at=exited.at, **facts)
+            self._ended(exited)
+
+    def _ended(self, exited: Exited) -> None:
+        run = self._runs.get(exited.key)
+        if run is None:
+            if self._early is not None:
+                self._early[exited.key] = exited
+            return
+        refusal = start_refused(exited) if run.view.state in (RunState.CREATING, RunState.BOOTING) else None
+        if refusal:
+            self.end(run, RunState.FAILED, at=exited.at, reason="STARTUP_FAILURE_EXECUTABLE", message=refusal)
+            return
+        facts = {"exit_code": exited.exit_code, "oom": exited.oom, "message": exited.tail}
+        self.end(run, RunState.EXITED, at=exited.at, **facts)
 
     async def _stop(self, run: Run, grace_s: float) -> None:
         key = run.view.key
         if run.task is not None and not run.task.done():
             run.task.cancel()
             await asyncio.gather(run.task, return_exceptions=True)
-        await patiently(lambda: self._runtime.stop(key, grace_s))
+        await self._runtime.stop(key, grace_s)
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(2.0):
+            async with asyncio.timeout(EXIT_TOLD_S):
                 await run.ended.wait()
-        # A launch that was called off before its process ran has no exit to report.
-        self.end(run, RunState.EXITED, message="Stopped before it ran.")
+        if not run.view.state.ended:
+            self._end_untold(run, {seen.key: seen for seen in await self._runtime.list()}.get(key))
+
+    def _end_untold(self, run: Run, seen: Observed | None) -> None:
+        """A stop has been carried out, and no event told an end. Conflict if there is none."""
+        if seen is not None and seen.running:
+            raise Conflict(f"Run {run.key} has been stopped and still runs.")
+        if seen is not None and seen.exit_code is not None:
+            self._ended(end_of(run.key, seen, now_ms()))
+        else:  # called off before its process ran
+            self.end(run, RunState.EXITED, message="Stopped before it ran.")
 
     async def _forget(self, run: Run) -> None:
         key = run.view.key
         if run.view.state is RunState.EXITED:
             try:
-                await self._archive(key)
+                async with asyncio.timeout(LOG_KEPT_S):
+                    await self._archive(key)
+            except EngineUnavailable:  # then it cannot be removed either, and its log is worth another try
+                raise
             except Exception:  # the log is worth less than the room that its container holds
-                log.exception("log not kept", run=str(key))
-        await patiently(lambda: self._runtime.remove(key))
+                log.exception("log_not_kept", run=str(key))
+        try:
+            await self._runtime.remove(key)
+        except Conflict:  # it was told as ended and runs
+            await self._runtime.stop(key, 0)
+            await self._runtime.remove(key)
         self._runs.pop(key, None)
         self._hearing.forget(key)
+
+    async def _reconcile(self) -> None:
+        """Compare what is known with the engine's list, and put right what two passes have found wrong."""
+        seen = await self._runtime.list()
+        found = compare(seen, {key: run.view.state for key, run in self._runs.items()})
+        for (finding, key), observed in self._suspicions.confirm(found).items():
+            log.warning("run_put_right", run=str(key), finding=finding.name.lower())
+            self._put_right(finding, key, observed)
+
+    def _put_right(self, finding: Finding, key: RunKey, observed: Observed | None) -> None:
+        run = self._runs.get(key)
+        if finding in (Finding.ENDED, Finding.VANISHED):
+            self._ended(end_of(key, observed, now_ms()))
+        elif finding is Finding.UNDEAD and run is not None:
+            run.stop.ask(self._tasks, lambda: self._runtime.stop(key, 0))
+        elif finding is Finding.UNKNOWN and observed is not None:
+            self._adopt(observed)
+            self._outbox.put(self._runs[key].view)  # the region says what becomes of it
+        elif finding is Finding.HALF_MADE:
+            # One attempt: the next pass finds what is left.
+            self._tasks.once("remove_half_made", self._remove_half_made(key), run=str(key))
+
+    async def _remove_half_made(self, key: RunKey) -> None:
+        if key not in self._runs:  # no launch has come since
+            await self._runtime.remove(key)
 
     def end(self, run: Run, state: RunState, *, at: int | None = None, **facts: Any) -> None:
         if run.view.state.ended:
@@ -307,6 +397,9 @@ class Node:
         if run.network is not None:
             self._warm.drop(run.network)
             run.network = None
+
+    def _networks_in_use(self) -> set[str]:
+        return {run.network for run in self._runs.values() if run.network is not None}
 
     def _busy(self) -> bool:
         """Whether somebody waits for a game to start, or to boot, if that does not take long."""
@@ -334,7 +427,7 @@ class Node:
 
     def _adopt(self, seen: Observed) -> None:
         if seen.key in self._runs or (not seen.running and seen.exit_code is None):
-            return  # created but never started: the manager launches it again
+            return  # created but never started: the region launches it again, or it is removed after a while
         state = RunState.BOOTING if seen.running else RunState.EXITED
         at = (seen.started_at if seen.running else seen.ended_at) or now_ms()
         view = RunView(
@@ -354,7 +447,7 @@ class Node:
             run.network = seen.network
             for port in seen.ports if seen.network is None else ():  # else its network holds them
                 self._ports.adopt(port, str(seen.key))
-            run.task = self._spawn(self._launcher.until_ready(run, seen.ports))
-            self._spawn(patiently(lambda: self._runtime.serve(seen.key)))
+            run.task = self._tasks.keep("until_ready", lambda: self._launcher.until_ready(run, seen.ports))
+            self._tasks.keep("serve", lambda: self._runtime.serve(seen.key), run=str(seen.key))
         else:
             run.ended.set()

@@ -3,6 +3,7 @@
 import asyncio
 import re
 
+from fleet.node.duty import Duty
 from fleet.node.model import RunView
 from fleet.node.runtime import Exited, Readiness, RunKey
 
@@ -13,6 +14,7 @@ class Run:
     """`task` is the launch, then the wait for its ports. `temperature` is held while it is frozen or thawed.
 
     `network`: the warm one that it has joined, to be dropped after its end. `said_ready`: nobody waits for its word.
+    `stopping`: it has been asked to end. `forgetting`: the region knows its end.
     """
 
     def __init__(self, view: RunView, *, ready_by_game: bool = False) -> None:
@@ -26,6 +28,8 @@ class Run:
         self.network: str | None = None
         self.stopping = False
         self.forgetting = False
+        self.stop = Duty("stop_run", run=str(view.key))
+        self.forget = Duty("forget_run", run=str(view.key))
 
     @property
     def key(self) -> RunKey:

@@ -261,6 +261,11 @@ class Runtime(Protocol):
         """Let a frozen run go on, as if no time had passed. NotFound unless it runs. `stop` thaws by itself."""
         ...
 
+    async def remove_orphans(self) -> int:
+        """Remove what is left of runs of this fleet that the engine does not have any more: folders, files, containers
+        that were never started; how many. Only what an earlier call has found too, so nothing that is being made."""
+        ...
+
     async def usage(self, keys: Collection[RunKey]) -> dict[RunKey, Usage]:
         """What these runs use now; those that have ended are left out."""
         ...
@@ -298,7 +303,8 @@ class Runtime(Protocol):
 @dataclass(frozen=True, slots=True)
 class RuntimePlace:
     """Where a runtime keeps things and whose containers it may touch. `walled`: they are walled off (`isolation.py`),
-    except from the API's port and what is within `reach`."""
+    except from the API's port and what is within `reach`. `no_progress_s`: after which a pull has failed. `notes`: what
+    operators should know. `closed`: why no game may start here (games that run go on); empty if they may."""
 
     fleet_id: str
     region: str
@@ -309,3 +315,6 @@ class RuntimePlace:
     api_ports: tuple[int, ...] = ()
     reach: tuple[str, ...] = ()
     walled: bool = False
+    no_progress_s: float = 120.0
+    notes: tuple[str, ...] = ()
+    closed: str = ""

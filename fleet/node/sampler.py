@@ -4,18 +4,13 @@ Series of ended runs are kept for a while too, as long as they are few: what a g
 afterwards. The agent's own end ends them.
 """
 
-import asyncio
 import time
 from collections.abc import Awaitable, Callable, Collection
 from typing import Any
 
-import structlog
-
-from fleet.node.runtime import EngineUnavailable, RunKey
+from fleet.node.runtime import RunKey
 from fleet.node.series import Series, Usage, empty
 from fleet.times import now_ms
-
-log = structlog.get_logger(__name__)
 
 ENDED_KEPT, ENDED_KEPT_S = 100, 3600.0
 
@@ -27,24 +22,13 @@ class Sampler:
         self,
         running: Callable[[], Collection[RunKey]],
         look: Callable[[Collection[RunKey]], Awaitable[dict[RunKey, Usage]]],
-        every_s: float,
     ) -> None:
-        self._running, self._look, self._every_s = running, look, every_s
+        self._running, self._look = running, look
         self._series: dict[RunKey, Series] = {}
         self._ended: dict[RunKey, float] = {}
 
-    async def run(self) -> None:
-        """Until cancelled."""
-        while self._every_s:
-            try:
-                await self.sample()
-            except EngineUnavailable as error:
-                log.warning("usage not seen", error=str(error))
-            except Exception:
-                log.exception("usage not seen")
-            await asyncio.sleep(self._every_s)
-
     async def sample(self) -> None:
+        """One look at all that run."""
         running = self._running()
         seen = await self._look(running) if running else {}
         at_ms, tick_s = now_ms(), time.monotonic()

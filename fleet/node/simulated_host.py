@@ -27,7 +27,7 @@ log = structlog.get_logger(__name__)
 
 
 # Nothing runs there, so there is nothing to look at.
-_NO_HABITS = NodeSettings(health_every_s=0, warm_networks=0, usage_every_s=0)
+_NO_HABITS = NodeSettings(health_every_s=0, warm_networks=0, usage_every_s=0, reconcile_every_s=60)
 
 
 @ray.remote

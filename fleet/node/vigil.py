@@ -17,6 +17,7 @@ from fleet.node.runtime import EngineUnavailable, Port, Readiness, RunKey
 log = structlog.get_logger(__name__)
 
 SHARE = 0.02  # of the time, at most, goes into looking
+LOOK_LIMIT_S = 10.0
 
 
 def pause_after(cost_s: float, games: int, every_s: float) -> float:
@@ -53,8 +54,9 @@ class Vigil:
             return 0.0
         begun = time.perf_counter()
         try:
-            seen = await self._look(run.view.ports, run.view.key)
-        except EngineUnavailable:
+            async with asyncio.timeout(LOOK_LIMIT_S):
+                seen = await self._look(run.view.ports, run.view.key)
+        except (EngineUnavailable, TimeoutError):
             return time.perf_counter() - begun
         except Exception:  # one game that cannot be looked at must not hide the others
             log.exception("a game could not be looked at", run=str(run.view.key))

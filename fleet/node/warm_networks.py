@@ -9,20 +9,15 @@ launch is under way: refilling never slows what somebody waits for.
 import asyncio
 import secrets
 from collections import Counter, deque
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
-import structlog
-
-from fleet.errors import FleetError
+from fleet.actors.tasks import SupervisedTasks
 from fleet.node.node_ports import NodePorts
-from fleet.node.runtime import EngineUnavailable, LaunchSpec, Network, Networks, Port, PortTaken, Proto
-
-log = structlog.get_logger(__name__)
+from fleet.node.runtime import LaunchSpec, Network, Networks, Port, PortTaken, Proto
 
 REMEMBERED = 16
-_ALIVE_S, _RETRY_S = 15.0, 5.0
+_ALIVE_S, _RETRY_MOST_S = 15.0, 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +44,7 @@ def wanted(recent: Sequence[Shape], count: int) -> Counter[Shape]:
 
 
 class WarmNetworks:
-    """`busy`: whether a launch is under way. `spawn` runs what nobody waits for."""
+    """`busy`: whether a launch is under way. `in_use`: networks of runs that are there."""
 
     def __init__(
         self,
@@ -57,14 +52,17 @@ class WarmNetworks:
         ports: NodePorts,
         count: int,
         busy: Callable[[], bool],
-        spawn: Callable[[Coroutine[Any, Any, None]], object],
+        in_use: Callable[[], Collection[str]],
+        tasks: SupervisedTasks,
     ) -> None:
         self._networks = networks if count else None
         self._any = networks
         self._ports, self._count = ports, count
-        self._busy, self._spawn = busy, spawn
+        self._busy, self._in_use, self._tasks = busy, in_use, tasks
         self._ready: dict[str, Network] = {}
         self._recent: deque[Shape] = deque(maxlen=REMEMBERED)
+        self._dropping: set[str] = set()
+        self._left: set[str] = set()
         self._changed = asyncio.Event()
 
     async def adopt(self, in_use: set[str]) -> None:
@@ -97,31 +95,30 @@ class WarmNetworks:
         return None
 
     def drop(self, name: str) -> None:
-        self._spawn(self._drop(name))
+        """End it, however often that fails."""
+        if name not in self._dropping:
+            self._dropping.add(name)
+            self._tasks.keep("drop_network", lambda: self._drop(name), most_s=_RETRY_MOST_S, network=name)
 
     async def _drop(self, name: str) -> None:
-        while self._any is not None:
-            try:
-                await self._any.drop(name)
-                break
-            except EngineUnavailable as error:
-                log.warning("network not dropped yet", network=name, error=str(error))
-                await asyncio.sleep(_RETRY_S)
+        if self._any is not None:
+            await self._any.drop(name)
+        self._dropping.discard(name)
         self._ports.release(name)
         self._changed.set()
 
-    async def run(self) -> None:
-        """Keep the stock as it is wanted, until cancelled."""
+    def begin(self) -> None:
+        """Keep the stock as it is wanted from now on."""
+        if self._networks is not None:
+            self._tasks.keep("warm_networks", self._run, most_s=_RETRY_MOST_S)
+
+    async def _run(self) -> None:
         while self._networks is not None:
             self._changed.clear()
-            try:
-                await self._networks.alive()
-                await self._look(self._networks)
-                while not self._busy() and await self._step(self._networks):
-                    pass
-            except (EngineUnavailable, FleetError, OSError) as error:
-                log.warning("no network could be made ahead", error=str(error))
-                await asyncio.sleep(_RETRY_S)
+            await self._networks.alive()
+            await self._look(self._networks)
+            while not self._busy() and await self._step(self._networks):
+                pass
             try:
                 async with asyncio.timeout(_ALIVE_S):
                     await self._changed.wait()
@@ -133,12 +130,17 @@ class WarmNetworks:
         self._changed.set()
 
     async def _look(self, networks: Networks) -> None:
-        """Forget those that someone removed."""
+        """Forget those that someone removed; drop those whose game is gone, if two looks found them so."""
         known = list(self._ready)
-        there = {network.name for network in await networks.list()}
+        there = await networks.list()
+        names = {network.name for network in there}
         for name in known:
-            if name not in there and self._ready.pop(name, None):
+            if name not in names and self._ready.pop(name, None):
                 self.drop(name)
+        left = {network.name for network in there if network.taken} - set(self._in_use()) - self._dropping
+        for name in left & self._left:
+            self.drop(name)
+        self._left = left
 
     async def _step(self, networks: Networks) -> bool:
         """Drop what is not wanted, make one that is; False when nothing is left to do."""
