@@ -86,8 +86,8 @@ class InstantServers(World):
     async def stop(self, match: Match, why: str, *, sure: bool) -> None:
         return None
 
-    async def announce(self, *_: Any) -> None:
-        return None
+    async def announce(self, *_: Any) -> bool:
+        return True
 
 
 @ray.remote

@@ -16,7 +16,7 @@ from math import log
 from time import process_time
 from typing import Any
 
-from fleet.matchmaking import Matcher, ModeConfig, Player, Ticket, parse_mode
+from fleet.matchmaking import MatchLoop, ModeConfig, Player, Ticket, parse_mode
 from fleet.matchmaking.check import check
 from fleet.simulate.match_people import MODES, People, crowd
 from fleet.simulate.matchmaking import quantile
@@ -57,11 +57,13 @@ def _yardstick() -> None:
     sorted(chance.random() for _ in range(1_000_000))
 
 
-def _filled(mode: ModeConfig, tickets: list[Ticket]) -> Matcher:
-    matcher = Matcher(mode)
+def _filled(mode: ModeConfig, tickets: list[Ticket]) -> MatchLoop:
+    """Who waits, known to the sweeps too."""
+    loop = MatchLoop(mode)
     for ticket in tickets:
-        matcher.add(ticket)
-    return matcher
+        loop.add(ticket)
+    loop.begin().run(0.0, TAKE_IN, clock=_Looks(), search=False)
+    return loop
 
 
 def _pass(name: str, size: int) -> dict[str, float]:

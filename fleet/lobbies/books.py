@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy import insert
 
 from fleet.errors import Conflict
-from fleet.lobbies.match import OVER, Match
+from fleet.lobbies.match import OVER, Match, MatchStatus
 from fleet.lobbies.model import Lobby
 from fleet.lobbies.rows import Rating, lobby_rows, match_rows, rating_statements
 from fleet.store.tables import ProjectEvent
@@ -32,11 +32,11 @@ class Told:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """`matches`: which have changed. `over`: how those that are over ended."""
+    """`matches`: those that have changed, and their status. `over`: how those that are over ended."""
 
     statements: list[Statement]
     told: list[Told]
-    matches: set[str]
+    matches: dict[str, MatchStatus]
     over: list[str]
 
 
@@ -49,7 +49,7 @@ class Books:
         self._lobby_rows = lobby_rows(shard)
         self._match_rows = match_rows(shard)
         self._over: dict[str, str] = {}  # match -> how it ended
-        self._touched: set[str] = set()
+        self._touched: dict[str, MatchStatus] = {}
         self._ratings: list[Rating] = []
         self._told: list[Told] = []
         self._events: list[dict[str, Any]] = []  # rows, since making their objects costs ten times as much
@@ -111,7 +111,7 @@ class Books:
     def put_match(self, match: Match) -> Match:
         """A new match, or one as it is now. One that is over leaves memory and stays on disk."""
         self._match_rows.set(match)
-        self._touched.add(match.id)
+        self._touched[match.id] = match.status
         if match.status in OVER:
             self.matches.pop(match.id, None)
             self._over[match.id] = match.status
@@ -137,7 +137,7 @@ class Books:
         if self._events:
             statements.append((_INSERT_EVENTS, self._events))
         batch = Batch(statements, self._told, self._touched, list(self._over.values()))
-        self._ratings, self._told, self._events, self._over, self._touched = [], [], [], {}, set()
+        self._ratings, self._told, self._events, self._over, self._touched = [], [], [], {}, {}
         return batch
 
     def _index(self, lobby: Lobby, before: Lobby | None) -> None:

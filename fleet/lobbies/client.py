@@ -27,6 +27,7 @@ log = structlog.get_logger(__name__)
 
 _CALL_S = 30.0
 _AGAIN_S = 0.2
+RECOVER_S = 60.0
 
 
 def keeper(shard: int) -> Any:
@@ -47,13 +48,22 @@ class KeeperClient:
         return shard_of(project_id, self._shards)
 
     async def recover(self) -> None:
-        """Make the keepers that have lobbies or matches under way: deadlines and servers do not wait for a call."""
+        await self.recover_shards()
+
+    async def recover_shards(self) -> None:
+        """Make the keepers that have lobbies or matches under way and are not there: deadlines and servers do not wait
+        for a call. To be done again and again; raises what the database or Ray raise, or TimeoutError."""
+        async with asyncio.timeout(RECOVER_S):
+            for shard in await self._shards_in_use():
+                # By name, not by the handle that is kept: an actor that is dead for good is made anew.
+                self._handles[shard] = await asyncio.to_thread(keeper, shard)
+
+    async def _shards_in_use(self) -> list[int]:
         running = select(Match.project_id).where(col(Match.status).not_in(("ended", "failed"))).distinct()
         async with self._store.read() as session:
             projects = set((await session.exec(select(Lobby.project_id).distinct())).all())
             projects |= set((await session.exec(running)).all())
-        for shard in {self.shard_of(project_id) for project_id in projects}:
-            await asyncio.to_thread(self._handle, shard)
+        return sorted({self.shard_of(project_id) for project_id in projects})
 
     async def command(self, command: Command) -> Answer:
         """What the keeper answers; an answer that is an error is raised."""
@@ -87,16 +97,16 @@ class KeeperClient:
         return handle
 
     async def _call(self, shard: int, method: str, argument: Any) -> Any:
-        handle = self._handles.get(shard) or await asyncio.to_thread(self._handle, shard)
         try:
             async with asyncio.timeout(_CALL_S):
+                handle = self._handles.get(shard) or await asyncio.to_thread(self._handle, shard)
                 return await getattr(handle, method).remote(argument)
         except RayTaskError as error:
             if isinstance(error.cause, FleetError):
                 raise error.cause from None
             raise
         except (RayError, TimeoutError) as error:
-            log.warning("the keeper of lobbies does not answer", shard=shard, method=method, error=repr(error))
+            log.warning("keeper_does_not_answer", shard=shard, method=method, error=repr(error))
             text = "Lobbies do not answer now. Whether the call took effect is unknown: look before you repeat it."
             if isinstance(error, RayActorError):
                 self._handles.pop(shard, None)

@@ -82,6 +82,27 @@ class Matches:
         assert lobby.queued is not None, "it is in the queue"
         self._queues.add(lobby, self._mode(lobby, lobby.queued.mode), self._ratings)
 
+    def excuse(self, now: int) -> None:
+        """Nobody could act for a while: what would end now, or has ended meanwhile, gets some time again."""
+        for lobby in list(self._books.lobbies.values()):
+            if lobby.status == "in_queue" and lobby.queued and lobby.queued.until < now + self._terms.again_ms:
+                self._books.put(replace(lobby, queued=replace(lobby.queued, until=now + self._terms.again_ms)))
+        for match in list(self._books.matches.values()):
+            if match.status == "found" and match.confirm_until is not None:
+                self._ask_again(match, now)
+            elif match.status == "starting":
+                self._books.put_match(replace(match, start_until=now + self._terms.start_ms))
+
+    def _ask_again(self, match: Match, now: int) -> None:
+        """The whole time to confirm, as if just found."""
+        mode = self._config(match.project_id, match.config).modes.get(match.mode)
+        if mode is None or not mode.match_confirmation.enabled:
+            return
+        until = now + int(mode.match_confirmation.timeout * 1000)
+        self._books.put_match(replace(match, confirm_until=until))
+        for lobby in self.lobbies(match):
+            self._books.put(replace(lobby, confirm_until=until))
+
     def leave_queue(self, lobby: Lobby, now: int) -> Lobby:
         self._queues.remove(lobby)
         return self._books.put(rules.free(lobby, now))
@@ -100,9 +121,9 @@ class Matches:
     # A match is made ------------------------------------------------------------------------------------------------
 
     def form(self, key: QueueKey, found: Found, now: int) -> None:
-        """What the matcher found, unless one of the lobbies is not in the queue any more."""
+        """What the matcher found, unless one of the lobbies is not in this queue any more."""
         lobbies = [self._books.lobbies.get(name) for name in found.ticket_ids]
-        present = [lobby for lobby in lobbies if lobby is not None and self._queues.has(lobby)]
+        present = [lobby for lobby in lobbies if lobby is not None and self._queues.has(lobby, key)]
         if len(present) < len(lobbies):
             return
         for lobby in present:

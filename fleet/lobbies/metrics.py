@@ -24,6 +24,11 @@ class KeeperSample:
     streams: int = 0
 
 
+def starting(shard: int) -> Metric:
+    """What a keeper tells that has not come up yet."""
+    return gauge("fleet_lobbies_up", "1 while the keeper of the shard answers.", {(str(shard),): 0.0}, ("shard",))
+
+
 class KeeperMetrics:
     """One per keeper. `sample` is called once for each `collect()`."""
 

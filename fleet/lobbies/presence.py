@@ -1,6 +1,8 @@
-"""Signs of life, in the keeper's memory only: after a restart everybody is given as long as if just seen.
+"""Signs of life, in the keeper's memory only.
 
-An open stream is presence. A sign is any call of the player, or the end of a stream.
+An open stream is presence. A sign is any call of the player, or the end of a stream. After a time in which signs could
+not reach the keeper (it restarted, its process stood still, the database was away, so that calls were refused)
+everybody is given as long as if just seen: `excuse`.
 """
 
 from collections import Counter, defaultdict
@@ -14,6 +16,10 @@ class Presence:
         self._seen: dict[str, dict[str, int]] = defaultdict(dict)
         self._streams: Counter[Who] = Counter()
         self._dropped: dict[Who, int] = {}
+
+    def excuse(self, now: int) -> None:
+        """Signs of life may have been lost until now."""
+        self._begun = max(self._begun, now)
 
     def sign(self, lobby_id: str, player_id: str, now: int) -> None:
         self._seen[lobby_id][player_id] = now
@@ -43,11 +49,12 @@ class Presence:
         return (lobby_id, player_id) in self._streams
 
     def seen(self, lobby_id: str, player_id: str) -> int:
-        return self._seen[lobby_id].get(player_id, self._begun) if lobby_id in self._seen else self._begun
+        return max(self._begun, self._seen[lobby_id].get(player_id, 0) if lobby_id in self._seen else 0)
 
     def dropped(self, lobby_id: str, player_id: str) -> int | None:
         """Since when a player who had a stream has none and gave no other sign."""
-        return self._dropped.get((lobby_id, player_id))
+        since = self._dropped.get((lobby_id, player_id))
+        return since if since is None else max(self._begun, since)
 
     def forget(self, lobby_id: str) -> None:
         for player in self._seen.pop(lobby_id, ()):

@@ -3,18 +3,21 @@
 Read again when older than a second, so a change of the settings holds for what comes a second later.
 """
 
-import time
+import asyncio
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import partial
 
 from sqlmodel import col, exists, select
 
+from fleet.actors.single_flight import SingleFlight
 from fleet.errors import NotFound
 from fleet.lobbies.config import DEFAULTS, LobbyConfig, find_config
 from fleet.projects.model import Principal
 from fleet.store.engine import Store
 from fleet.store.tables import Budget, Project
 
+READ_S = 20.0
 _FRESH_S = 1.0
 _MAX_CONFIGS = 1000
 
@@ -30,13 +33,20 @@ class Projects:
         self._store = store
         self._known: dict[str, Known] = {}
         self._read_at: dict[str, float] = {}
+        self._reads: SingleFlight[str, None] = SingleFlight()
 
     async def refresh(self, project_ids: Iterable[str]) -> None:
-        now = time.monotonic()
+        """Read what is older than a second. Those who ask at the same time share a read; what could not be read counts
+        as not read. TimeoutError and the database's own errors."""
         for project_id in set(project_ids):
+            now = asyncio.get_running_loop().time()
             if now - self._read_at.get(project_id, float("-inf")) >= _FRESH_S:
-                self._read_at[project_id] = now
-                await self._read(project_id)
+                await self._reads.do(project_id, partial(self._read_again, project_id, now), for_all=True)
+
+    async def _read_again(self, project_id: str, now: float) -> None:
+        async with asyncio.timeout(READ_S):
+            await self._read(project_id)
+        self._read_at[project_id] = now
 
     async def _read(self, project_id: str) -> None:
         changed = select(Project.updated_at).where(col(Project.id) == project_id, col(Project.deleted_at).is_(None))
@@ -54,6 +64,7 @@ class Projects:
             return
         project = await self._store.first(select(Project).where(col(Project.id) == project_id))
         if project is None:
+            self._known.pop(project_id, None)
             return
         self._known[project_id] = Known(
             Principal(
@@ -67,6 +78,13 @@ class Projects:
                 out_of_budget=out_of_budget,
             )
         )
+
+    async def close(self) -> None:
+        await self._reads.close()
+
+    def __contains__(self, project_id: str) -> bool:
+        """Whether the project was there when last read."""
+        return project_id in self._known
 
     def principal(self, project_id: str) -> Principal:
         """Who starts servers there; NotFound if the project is gone."""

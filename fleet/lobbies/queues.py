@@ -1,7 +1,7 @@
-"""The queues of a shard: for each project, config and mode a matcher, and who waits in it.
+"""The queues of a shard: for each project, config and mode a `MatchLoop`, and who waits in it.
 
-A matcher is made for one version of its mode; when the mode changes it is made anew with the same tickets at the same
-places. Times in the matcher are seconds.
+A loop is made for one version of its mode; when the mode changes it is made anew with the same tickets at the same
+places. Times in it are seconds.
 """
 
 from collections import deque
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from fleet.errors import BadRequest
 from fleet.lobbies.model import Lobby, QueueStats
 from fleet.lobbies.ratings import RatingBook
-from fleet.matchmaking import Found, Matcher, Member, ModeConfig, OpenMatch, Ticket, ticket_of
+from fleet.matchmaking import Found, MatchLoop, Member, ModeConfig, OpenMatch, Sweep, Ticket, ticket_of
 
 QueueKey = tuple[str, str, str]  # project, config, mode
 ModeOf = Callable[[QueueKey], ModeConfig | None]
@@ -21,15 +21,13 @@ ModeOf = Callable[[QueueKey], ModeConfig | None]
 class Queue:
     """`waiting`: since when each lobby waits, and how many players it has. Nothing is matched before `held_until`."""
 
-    matcher: Matcher
+    loop: MatchLoop
     waiting: dict[str, tuple[int, int]] = field(default_factory=dict[str, tuple[int, int]])
     players: int = 0
-    running: dict[str, OpenMatch] = field(default_factory=dict[str, OpenMatch])
     waits: deque[float] = field(default_factory=lambda: deque[float](maxlen=50))
     wait_sum: float = 0.0
     held_until: int = 0
     holds: int = 0
-    changed: bool = True  # since the last sweep
 
     def mean_wait_s(self, now: int) -> float:
         """Of the latest who found a match; while nobody has, of who waits longest. Cheap: every view shows it."""
@@ -50,9 +48,8 @@ class Queue:
         found = self.waiting.pop(lobby_id, None)
         if found is None:
             return None
-        self.matcher.remove(lobby_id)
+        self.loop.remove(lobby_id)
         self.players -= found[1]
-        self.changed = True
         return found[0]
 
 
@@ -88,6 +85,9 @@ class Queues:
     def all(self) -> list[QueueKey]:
         return list(self._queues)
 
+    def __contains__(self, key: QueueKey) -> bool:
+        return key in self._queues
+
     def __getitem__(self, key: QueueKey) -> Queue:
         return self._queues[key]
 
@@ -97,32 +97,37 @@ class Queues:
         new = ticket(lobby, mode, ratings)
         queue = self._of(key, mode)
         queue.drop(lobby.id)
-        queue.matcher.add(new)
+        queue.loop.add(new)
         assert lobby.queued is not None, "its key says so"
         queue.waiting[lobby.id] = (lobby.queued.since, len(lobby.players))
         queue.players += len(lobby.players)
-        queue.changed = True
         self._fresh.append((key, lobby.id))
 
     def _of(self, key: QueueKey, mode: ModeConfig) -> Queue:
         queue = self._queues.get(key)
         if queue is None:
-            queue = self._queues[key] = Queue(Matcher(mode))
-        elif queue.matcher.mode.digest != mode.digest:
+            queue = self._queues[key] = Queue(MatchLoop(mode))
+        elif queue.loop.mode.digest != mode.digest:
             self.renew(key, mode)
         return queue
 
     def renew(self, key: QueueKey, mode: ModeConfig) -> None:
         """The mode has changed: the same lobbies wait under its new rules."""
         queue = self._queues[key]
-        tickets = queue.matcher.snapshot()
-        queue.matcher, queue.changed = Matcher(mode), True
-        for one in tickets:
-            queue.matcher.add(one)
-        for match in queue.running.values():
-            queue.matcher.open(match)
+        before, queue.loop = queue.loop, MatchLoop(mode)
+        for one in before.tickets:
+            queue.loop.add(one)
+        for match in before.running:
+            queue.loop.open(match)
 
-    def has(self, lobby: Lobby) -> bool:
+    def forget(self, key: QueueKey) -> None:
+        """Its mode is not configured any more, and nobody waits."""
+        self._queues.pop(key, None)
+
+    def has(self, lobby: Lobby, key: QueueKey | None = None) -> bool:
+        """Whether the lobby waits in its queue, and that is `key` if one is given."""
+        if key is not None and key != _key(lobby):
+            return False
         queue = self._queues.get(_key(lobby)) if lobby.status == "in_queue" and lobby.queued else None
         return queue is not None and lobby.id in queue.waiting
 
@@ -148,16 +153,24 @@ class Queues:
             queue = self._queues.get(key)
             if queue is None or lobby_id not in queue.waiting or now < queue.held_until:
                 continue
-            found = queue.matcher.attempt(lobby_id, now / 1000)
-            if found is not None:
+            for found in queue.loop.attempt(lobby_id, now / 1000):
                 yield key, found
+
+    def settle(self, key: QueueKey, loop: MatchLoop, sweep: Sweep, now: int) -> Iterator[Found]:
+        """What a sweep of this loop found and still holds. Each is formed before the next is asked for; tickets of
+        those that do not hold are tried again by `attempts`."""
+        queue = self._queues.get(key)
+        if queue is None or queue.loop is not loop:  # the mode has changed: all wait in the new loop
+            return
+        yield from loop.settle(sweep, holding=now < queue.held_until)
+        self._fresh += [(key, ticket_id) for ticket_id in loop.untried()]
 
     def hold(self, key: QueueKey, now: int, first_ms: int) -> None:
         """Its matches find no server: the next is made after a while, which doubles up to a minute."""
         queue = self._queues.get(key)
         if queue is not None:
             queue.held_until = now + min(first_ms * 2**queue.holds, 60_000)
-            queue.holds, queue.changed = queue.holds + 1, True
+            queue.holds += 1
 
     def served(self, key: QueueKey) -> None:
         """A match of it has found a server."""
@@ -177,15 +190,13 @@ class Queues:
     def open(self, key: QueueKey, mode: ModeConfig, match: OpenMatch) -> None:
         """The running match takes lobbies of this queue; replaces what was known of it."""
         queue = self._of(key, mode)
-        queue.running[match.match_id] = match
-        queue.matcher.open(match)
-        queue.changed = True
+        queue.loop.open(match)
 
     def close(self, key: QueueKey, match_id: str) -> None:
         """The running match takes no more lobbies."""
         queue = self._queues.get(key)
-        if queue is not None and queue.running.pop(match_id, None) is not None:
-            queue.matcher.close(match_id)
+        if queue is not None:
+            queue.loop.close(match_id)
 
 
 def _key(lobby: Lobby) -> QueueKey:

@@ -1,33 +1,46 @@
 """Carries matches into the world: starts their servers, follows them, stops them. One task per match and kind of work.
 
-It is told by effects after each commit, and after a restart by what the books say; all of it may be repeated.
+It is told by effects after each commit, and after a restart by what the books say; all of it may be repeated. A task is
+begun again after any error, until the match's state says that nothing is left to do; `repair` begins one for a match
+that has none.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
+from typing import Literal
 
 import structlog
 
-from fleet.background import Background
+from fleet.actors.tasks import SupervisedTasks
 from fleet.errors import FleetError
 from fleet.faults import crash_point
 from fleet.lobbies.books import Books
 from fleet.lobbies.effects import Effect
 from fleet.lobbies.game_data import custom_data, server_view
 from fleet.lobbies.games import Games
-from fleet.lobbies.match import Match
+from fleet.lobbies.match import OVER, Match, MatchStatus
 from fleet.lobbies.projects import Projects
-from fleet.lobbies.world import World, why_stopped
+from fleet.lobbies.world import START_S, World, why_stopped
 from fleet.times import now_ms
 
 log = structlog.get_logger(__name__)
 
 _AGAIN_S = 0.5
-_WORK = {"starting": "start", "active": "follow", "ending": "stop"}
+RETRY_MOST_S = 10.0
+_WORK: dict[MatchStatus, Literal["start", "follow", "stop"]] = {
+    "starting": "start",
+    "active": "follow",
+    "ending": "stop",
+}
+
+
+def _here() -> bool:
+    return False
 
 
 class Stage:
-    """`commit`: what was changed is on disk, and its effects are on their way."""
+    """`commit`: what was changed is on disk, and its effects are on their way. `away`: whether the database is."""
 
     def __init__(
         self,
@@ -37,6 +50,7 @@ class Stage:
         world: World,
         commit: Callable[[], Awaitable[None]],
         hold_ms: int,
+        away: Callable[[], bool] = _here,
     ) -> None:
         self._books = books
         self._games = games
@@ -44,45 +58,71 @@ class Stage:
         self._world = world
         self._commit = commit
         self._hold_ms = hold_ms
-        self._background = Background("stage")
+        self._away = away
+        self._supervised = SupervisedTasks("matches")
         self._tasks: dict[tuple[str, str], asyncio.Task[None]] = {}
+        self._on_disk: dict[str, MatchStatus] = {}
+        self._untold: set[str] = set()
         self._unsure: set[str] = set()  # of these a start may be under way that nobody here waits for
 
     def resume(self) -> None:
         """After a restart: every match goes on from where its row says it is."""
-        for match in list(self._books.matches.values()):
-            if match.status != "found":
-                self._unsure.add(match.id)
-                self.carry_out([Effect(_WORK[match.status], match.id)])  # pyright: ignore[reportArgumentType]
+        self._on_disk = {match.id: match.status for match in self._books.matches.values()}
+        self._unsure |= {match_id for match_id, status in self._on_disk.items() if status in _WORK}
+        self.repair()
+
+    def committed(self, matches: Mapping[str, MatchStatus]) -> None:
+        """These are their statuses on disk."""
+        self._on_disk.update(matches)
+        for match_id, status in matches.items():
+            if status in OVER:
+                self._on_disk.pop(match_id, None)
+
+    def repair(self) -> None:
+        """Every match that is on disk has the task that its status needs."""
+        for match_id, status in list(self._on_disk.items()):
+            if status in _WORK and self._match(match_id, status) is not None:
+                self.carry_out([Effect(_WORK[status], match_id)])
 
     def carry_out(self, effects: list[Effect]) -> None:
+        """Nothing happens twice at the same time: what is under way already goes on."""
         for effect in effects:
             if effect.kind == "stop" and (follow := self._tasks.get(("follow", effect.match_id))):
-                follow.cancel()
+                follow.cancel()  # what it has changed is committed by a task of its own
+            if effect.kind == "tell":
+                self._untold.add(effect.match_id)
             key = (effect.kind, effect.match_id)
-            if key not in self._tasks or effect.kind == "tell":
-                work = {"start": self._start, "follow": self._follow, "stop": self._stop, "tell": self._tell}
-                task = self._background.spawn(
-                    work[effect.kind](effect.match_id), kind=effect.kind, match=effect.match_id
-                )
-                self._tasks[key] = task
-                task.add_done_callback(lambda done, key=key: self._done(key, done))
+            if key not in self._tasks:
+                self._begin(effect, key)
 
-    def _done(self, key: tuple[str, str], task: asyncio.Task[None]) -> None:
-        if self._tasks.get(key) is task:
-            del self._tasks[key]
+    def _begin(self, effect: Effect, key: tuple[str, str]) -> None:
+        work = {"start": self._start, "follow": self._follow, "stop": self._stop, "tell": self._tell}[effect.kind]
+        task = self._supervised.keep(
+            effect.kind, partial(work, effect.match_id), most_s=RETRY_MOST_S, match=effect.match_id
+        )
+        self._tasks[key] = task
+        task.add_done_callback(lambda _: self._done(key))
+
+    def _done(self, key: tuple[str, str]) -> None:
+        del self._tasks[key]
+        if key[0] == "tell" and key[1] in self._untold and self._match(key[1], "active") is not None:
+            self.carry_out([Effect("tell", key[1])])
 
     async def close(self) -> None:
-        await self._background.close()
+        await self._supervised.close()
 
-    def _match(self, match_id: str, status: str) -> Match | None:
+    def _match(self, match_id: str, status: MatchStatus) -> Match | None:
         match = self._books.matches.get(match_id)
         return match if match is not None and match.status == status else None
+
+    # Starting -------------------------------------------------------------------------------------------------------
 
     async def _start(self, match_id: str) -> None:
         """A server from the first region that has one. Where the answer is unknown the same is asked again."""
         while (match := self._match(match_id, "starting")) is not None:
-            if not await self._try_start(match):
+            if self._away():  # whatever came of it could not be kept
+                await asyncio.sleep(_AGAIN_S)
+            elif not await self._try_start(match):
                 return
 
     async def _try_start(self, match: Match) -> bool:
@@ -98,7 +138,7 @@ class Stage:
         except FleetError as error:
             return await self._refused(match, error)
         except Exception as error:  # the database restarts, for one: whether a server came of it is unknown
-            log.exception("start of a match's server broke", match=match.id)
+            log.exception("match_start_failed", match=match.id)
             return await self._broke(match, repr(error))
         self._unsure.discard(match.id)
         self._games.started(match.id, server_view(server), now_ms())
@@ -122,13 +162,19 @@ class Stage:
         return False
 
     async def _broke(self, match: Match, why: str) -> bool:
-        if match.start_until is not None and now_ms() > match.start_until:
+        current = self._match(match.id, "starting")  # its time may have been lengthened after an outage
+        if current is None:
+            self._unsure.add(match.id)
+            return False
+        if current.start_until is not None and now_ms() > current.start_until and not self._away():
             self._unsure.add(match.id)
             self._games.failed(match.id, f"no server in time: {why}", now_ms(), again=True, hold_ms=self._hold_ms)
             await self._commit()
             return False
         await asyncio.sleep(_AGAIN_S)
         return True
+
+    # Following and stopping -----------------------------------------------------------------------------------------
 
     async def _follow(self, match_id: str) -> None:
         while (match := self._match(match_id, "active")) is not None:
@@ -146,7 +192,9 @@ class Stage:
         """Once a start that is under way has its answer, since it may be a server."""
         start = self._tasks.get(("start", match_id))
         if start is not None:
-            await asyncio.wait([start])
+            _, waiting = await asyncio.wait([start], timeout=START_S)
+            if waiting:
+                self._unsure.add(match_id)
         if (match := self._match(match_id, "ending")) is not None:
             crash_point("lobby.stopping")
             await self._world.stop(match, match.detail or "the match is over", sure=match_id not in self._unsure)
@@ -155,12 +203,21 @@ class Stage:
             await self._commit()
 
     async def _tell(self, match_id: str) -> None:
-        match = self._match(match_id, "active")
-        if match is None:
-            return
-        config = self._projects.config(match.project_id, match.config)
-        data = custom_data(match, self._books.lobbies, config)
-        try:
-            await self._world.tell(self._projects.principal(match.project_id), match, data)
-        except FleetError as error:
-            log.warning("a game was not told who plays", match=match_id, error=error.detail)
+        """The game hears who plays: the latest, however often that has changed meanwhile."""
+        while match_id in self._untold:
+            match = self._match(match_id, "active")
+            self._untold.discard(match_id)
+            if match is None:
+                return
+            config = self._projects.config(match.project_id, match.config)
+            data = custom_data(match, self._books.lobbies, config)
+            try:
+                await self._world.tell(self._projects.principal(match.project_id), match, data)
+            except FleetError as error:
+                if error.status >= 500:
+                    self._untold.add(match_id)
+                    raise
+                log.warning("game_not_told", match=match_id, error=error.detail)
+            except Exception:
+                self._untold.add(match_id)
+                raise

@@ -13,6 +13,7 @@ from typing import cast
 
 import structlog
 
+from fleet.actors.tasks import SupervisedTasks
 from fleet.lobbies.calls import Answer, Command, News, Poll, Polled, Watched
 from fleet.lobbies.model import LobbyEvent, LobbyView, QueueStats
 
@@ -67,6 +68,7 @@ class ShardWatch:
         self._closed: list[tuple[str, str]] = []
         self._session: str | None = None
         self._asking: set[asyncio.Task[None]] = set()
+        self._tasks = SupervisedTasks("lobby_streams")
         self._ended = False
         self._scheduled = False
 
@@ -89,10 +91,7 @@ class ShardWatch:
 
     async def close(self) -> None:
         self._ended = True
-        tasks = list(self._asking)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._tasks.close()
 
     def _schedule(self, delay_s: float) -> None:
         if not self._scheduled:
@@ -103,7 +102,7 @@ class ShardWatch:
         self._scheduled = False
         if self._ended or (not self._places and not self._closed):
             return
-        task = asyncio.create_task(self._carry(self._question()))
+        task = self._tasks.once("ask", self._carry(self._question()))  # `_answered` asks again
         self._asking.add(task)
         task.add_done_callback(self._answered)
 
@@ -128,7 +127,7 @@ class ShardWatch:
         try:
             answer = await self._ask(poll)
         except Exception as error:
-            log.warning("lobbies are not heard of", error=getattr(error, "detail", repr(error)))
+            log.warning("lobbies_not_heard_of", error=getattr(error, "detail", repr(error)))
             await asyncio.sleep(_AGAIN_S)
             answer = Polled(known=False)
         if not answer.known:

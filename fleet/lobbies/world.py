@@ -1,7 +1,7 @@
 """What a match needs of the world: a server of its own, one however often it is asked for, and an end of it.
 
 The server's id follows from the match and the region, so a start that is repeated after a kill is the same server, hot
-or cold.
+or cold. Every call has an end; a `TimeoutError` is like any other error: the caller asks again.
 """
 
 import asyncio
@@ -26,7 +26,13 @@ from fleet.times import now_ms
 log = structlog.get_logger(__name__)
 
 _MATCH = uuid.UUID("6f1b0c5e-5d0b-4b53-8d5c-0d7b6f2a9f11")
-_LOOK_S = 300.0
+START_S = 75.0  # a little longer than a region's own answer may take
+STOP_S = 75.0
+TELL_S = 75.0
+READ_S = 20.0
+ANNOUNCE_S = 5.0
+_LOOK_S = 60.0  # a server's row is read at least so often: news of it that got lost are found then
+_SLACK_S = 10.0
 _PENDING_MS = 70_000  # a start that nobody waits for any more may still become a server within this
 _AGAIN_S = 0.5
 
@@ -81,7 +87,8 @@ class World:
         )
         crash_point("lobby.starting")
         with operation(server_op(match)):
-            server = await self._starts.start(caller, request)
+            async with asyncio.timeout(START_S):
+                server = await self._starts.start(caller, request)
         crash_point("lobby.started")
         return server
 
@@ -89,12 +96,13 @@ class World:
         """The server that the match has, or that a start of it has made."""
         known = match.server_id or server_id_of(match)
         mine = owned(Server, match.project_id)
-        found = await self._store.first(mine.where(col(Server.instance_id) == known))
-        if found is not None or match.server_id is not None:
-            return found
-        async with self._store.read() as session:  # a warm one, claimed before its claim was heard of
-            warm = mine.where(col(Server.match_id) == match.id, col(Server.last_op) == known)
-            return (await session.exec(warm)).first()
+        async with asyncio.timeout(READ_S):
+            found = await self._store.first(mine.where(col(Server.instance_id) == known))
+            if found is not None or match.server_id is not None:
+                return found
+            async with self._store.read() as session:  # a warm one, claimed before its claim was heard of
+                warm = mine.where(col(Server.match_id) == match.id, col(Server.last_op) == known)
+                return (await session.exec(warm)).first()
 
     async def stop(self, match: Match, why: str, *, sure: bool) -> None:
         """Returns once the match's server is stopped, or there is and will be none. `sure`: if there is none now, none
@@ -111,9 +119,10 @@ class World:
 
     async def _try_stop(self, server: Server, why: str) -> None:
         try:
-            await self._regions.stop(server.region, server.instance_id, "requested", why)
-        except Unavailable:
-            log.warning("a match's server is stopped later", server=server.instance_id)
+            async with asyncio.timeout(STOP_S):
+                await self._regions.stop(server.region, server.instance_id, "requested", why)
+        except (Unavailable, TimeoutError) as error:
+            log.warning("match_server_stopped_later", server=server.instance_id, error=repr(error))
 
     async def changed(self, match: Match) -> Server | None:
         """The match's server once its status is another than the match knows; None if there is no such server."""
@@ -121,27 +130,34 @@ class World:
         awaited = {"launching", "running", "stopped"} - {seen}
         query = owned(Server, match.project_id).where(col(Server.instance_id) == match.server_id)
         while True:
-            found = await self._store.first(query)
+            async with asyncio.timeout(READ_S):
+                found = await self._store.first(query)
             if found is None or found.status != seen:
                 return found
             try:
-                await self._regions.wait(region, found.instance_id, awaited, _LOOK_S)
-            except FleetError as error:
-                log.warning("server not watched", server=found.instance_id, error=error.detail)
+                async with asyncio.timeout(_LOOK_S + _SLACK_S):
+                    await self._regions.wait(region, found.instance_id, awaited, _LOOK_S)
+            except (FleetError, TimeoutError) as error:
+                log.warning("server_not_watched", server=found.instance_id, error=repr(error))
                 await asyncio.sleep(_AGAIN_S)
 
     async def tell(self, caller: Principal, match: Match, data: dict[str, Any]) -> None:
         """The running game's custom_data."""
         if match.server_id is not None:
-            await self._starts.update(caller, match.server_id, data)
+            async with asyncio.timeout(TELL_S):
+                await self._starts.update(caller, match.server_id, data)
 
     async def announce(
         self, region: str, project_id: str, size: str, build: str, expected: list[tuple[float, float]]
-    ) -> None:
+    ) -> bool:
+        """Whether the region has heard it. Never raises."""
         try:
-            await self._regions.announce(region, project_id, size, build, expected)
-        except FleetError as error:
-            log.warning("queue not announced", region=region, error=error.detail)
+            async with asyncio.timeout(ANNOUNCE_S):
+                await self._regions.announce(region, project_id, size, build, expected)
+        except Exception as error:  # said again with the next announcement
+            log.warning("queue_not_announced", region=region, error=repr(error))
+            return False
+        return True
 
 
 def why_stopped(server: Server) -> str:

@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 
 from fleet.errors import FleetError
-from fleet.matchmaking import Matcher, ModeConfig, Ticket, parse_mode
+from fleet.matchmaking import MatchLoop, ModeConfig, Ticket, parse_mode
 from fleet.matchmaking.objective import gain
 from fleet.simulate.match_others import exact, first_come, fixed_windows
 from fleet.simulate.match_people import CURVES, MODES, People, arrivals, curve
@@ -105,10 +105,10 @@ def _snapshot(terms: Terms, seed: int) -> Solved | None:
     if best is None or not best.matches:
         return None
     sizes = {ticket.ticket_id: ticket.size for ticket in tickets}
-    matcher = Matcher(terms.mode, seed)
+    loop = MatchLoop(terms.mode, seed)
     for ticket in tickets:
-        matcher.add(ticket)
+        loop.add(ticket)
     looks = iter(range(10_000_000))
-    ours = matcher.sweep(0.0, ROUNDS, clock=lambda: float(next(looks)))
+    ours = loop.taken(loop.sweep(0.0, ROUNDS + len(tickets), clock=lambda: float(next(looks))))
     worth = sum(gain(terms.mode, sum(sizes[one] for one in f.ticket_ids), f.quality) for f in ours)
     return Solved(len(tickets), best.groups, best.proved, worth, len(ours), best.worth, best.matches)

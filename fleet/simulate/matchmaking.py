@@ -7,7 +7,7 @@ from heapq import heapify, heappop
 from statistics import fmean
 from typing import Protocol
 
-from fleet.matchmaking import Found, Matcher, ModeConfig, Ticket
+from fleet.matchmaking import Found, MatchLoop, ModeConfig, Ticket
 from fleet.matchmaking.check import check
 from fleet.matchmaking.model import BETA, Quality
 from fleet.matchmaking.objective import gain
@@ -27,22 +27,22 @@ class Strategy(Protocol):
 
 
 class Ours:
-    """The production matcher: an attempt at each arrival, a sweep each second, bounded by steps and not by time."""
+    """The loop that the keeper drives: an attempt at each arrival, a sweep each second, bounded by steps and not by
+    time."""
 
     def __init__(self, mode: ModeConfig) -> None:
-        self.matcher = Matcher(mode)
+        self.loop = MatchLoop(mode)
 
     def arrives(self, ticket: Ticket, now: float) -> Sequence[Found]:
-        self.matcher.add(ticket)
-        found = self.matcher.attempt(ticket.ticket_id, now)
-        return () if found is None else (found,)
+        self.loop.add(ticket)
+        return self.loop.taken(self.loop.attempt(ticket.ticket_id, now))
 
     def tick(self, now: float) -> Sequence[Found]:
         looks = iter(range(1_000_000))
-        return self.matcher.sweep(now, SWEEP_LOOKS, clock=lambda: float(next(looks)))
+        return self.loop.taken(self.loop.sweep(now, SWEEP_LOOKS, clock=lambda: float(next(looks))))
 
     def leaves(self, ticket_id: str) -> None:
-        self.matcher.remove(ticket_id)
+        self.loop.remove(ticket_id)
 
 
 @dataclass

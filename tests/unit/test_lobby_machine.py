@@ -362,7 +362,7 @@ class LobbyMachine(RuleBasedStateMachine):
         queues = [self.queues[key] for key in self.queues.all()]
         assert sum(len(queue.waiting) for queue in queues) == len(waiting)
         assert sum(queue.players for queue in queues) == sum(len(lobby.players) for lobby in waiting)
-        assert sum(len(queue.matcher) for queue in queues) == len(waiting)
+        assert sum(len(queue.loop) for queue in queues) == len(waiting)
 
 
 LobbyMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=60, deadline=None)
