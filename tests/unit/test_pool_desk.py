@@ -2,7 +2,7 @@
 nobody's."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -98,8 +98,11 @@ class Region:
 
 
 @pytest.fixture
-def region(tmp_path: Path) -> Region:
-    return Region(tmp_path)
+async def region(tmp_path: Path) -> AsyncIterator[Region]:
+    found = Region(tmp_path)
+    yield found
+    await found.executor.background.settled()
+    await found.store.close()
 
 
 async def test_a_claim_is_answered_after_its_commit_and_its_game_is_told(region: Region) -> None:
