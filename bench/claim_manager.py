@@ -27,7 +27,7 @@ from fleet.settings import PoolSettings
 from fleet.store.commit import GroupCommit, row_values, take_epoch
 from fleet.store.engine import Store
 from fleet.store.migrate import upgrade
-from fleet.store.tables import Build, Project, Server
+from fleet.store.tables import Build, Project, Server, live
 from fleet.telemetry.logs import setup_logging
 from fleet.times import now_ms
 
@@ -99,7 +99,7 @@ async def open_desk(folder: Path, entries: int) -> Desk:
     commits = GroupCommit(store, REGION, epoch, _fail)
     books = Books()
     async with store.read() as session:
-        books.load(list((await session.exec(select(Server).where(col(Server.step) != "stopped"))).all()))
+        books.load(list((await session.exec(select(Server).where(live()))).all()))
     keeper = PoolKeeper(REGION, PoolStore(store, REGION), books, PoolSettings(), _Nobody(), lambda _row: None)
     await keeper.load()
     desk = Desk(store, books, keeper, commits, project.project_id, build.build_id)

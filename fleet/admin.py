@@ -29,7 +29,7 @@ from fleet.region.names import NAMESPACE
 from fleet.region.nodes_config import load_nodes_config
 from fleet.settings import FleetSettings, get_settings
 from fleet.store.engine import Store
-from fleet.store.tables import Server
+from fleet.store.tables import Server, live
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +81,7 @@ class Fleet:
 
     def regions(self) -> list[RegionInfo]:
         """Every enabled region and how much lives there."""
-        rows = self._rows(col(Server.step) != "stopped")
+        rows = self._rows(live())
         enabled = load_nodes_config(self._settings.node_config).enabled
         return [
             RegionInfo(
@@ -121,7 +121,7 @@ class Fleet:
 
     def stop_all(self, reason: str = "requested") -> int:
         """Stop every server of every region and wait until they are gone; how many there were."""
-        regions = sorted({row.region for row in self._rows(col(Server.step) != "stopped")})
+        regions = sorted({row.region for row in self._rows(live())})
 
         async def all_regions() -> int:
             calls = [self._regions.stop_all(region, reason, "The fleet was taken down.") for region in regions]

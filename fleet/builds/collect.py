@@ -12,7 +12,7 @@ from fleet.builds.bundles import HASH, archive_key, locked, remove_bundle
 from fleet.builds.object_store import open_artefacts
 from fleet.settings import FleetSettings
 from fleet.store.engine import Store
-from fleet.store.tables import Build, Server
+from fleet.store.tables import Build, Server, live
 
 log = structlog.get_logger(__name__)
 
@@ -22,7 +22,7 @@ _KEEPS = ("uploading", "processing", "ready")
 async def needed_hashes(store: Store) -> set[str]:
     """Content hashes of builds that may start servers, or that a server runs now, deleted or not."""
     wanted = select(Build.content_hash).where(col(Build.content_hash).is_not(None))
-    running = select(Server.build_id).where(col(Server.step) != "stopped")
+    running = select(Server.build_id).where(live())
     async with store.read() as session:
         kept = await session.exec(wanted.where(col(Build.status).in_(_KEEPS) | col(Build.build_id).in_(running)))
         return {found for found in kept.all() if found}

@@ -21,7 +21,7 @@ from fleet.lobbies.names import keeper_name, shard_of
 from fleet.region.coalesce import Coalescer
 from fleet.region.head_actor import on_head
 from fleet.store.engine import Store
-from fleet.store.lobby_tables import Lobby, Match
+from fleet.store.lobby_tables import MATCH_NOT_OVER, Lobby, Match
 
 log = structlog.get_logger(__name__)
 
@@ -59,7 +59,7 @@ class KeeperClient:
                 self._handles[shard] = await asyncio.to_thread(keeper, shard)
 
     async def _shards_in_use(self) -> list[int]:
-        running = select(Match.project_id).where(col(Match.status).not_in(("ended", "failed"))).distinct()
+        running = select(Match.project_id).where(col(Match.status).in_(MATCH_NOT_OVER)).distinct()
         async with self._store.read() as session:
             projects = set((await session.exec(select(Lobby.project_id).distinct())).all())
             projects |= set((await session.exec(running)).all())

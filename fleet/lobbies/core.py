@@ -43,6 +43,7 @@ from fleet.lobbies.world import World
 from fleet.settings import LobbySettings
 from fleet.store.commit import GroupCommit
 from fleet.store.engine import DATABASE_UNAVAILABLE, Store
+from fleet.store.lobby_tables import MATCH_NOT_OVER
 from fleet.store.lobby_tables import Lobby as LobbyRow
 from fleet.store.lobby_tables import Match as MatchRow
 from fleet.times import now_ms
@@ -94,7 +95,7 @@ class Core:
         raises, nothing has happened in the world: a new core may try again."""
         async with self.store.read() as session:
             projects = set((await session.exec(select(LobbyRow.project_id).distinct())).all())
-            live = select(MatchRow).where(col(MatchRow.status).not_in(("ended", "failed")))
+            live = select(MatchRow).where(col(MatchRow.status).in_(MATCH_NOT_OVER))
             matches = [
                 match_of(row) for row in (await session.exec(live)).all() if shards(row.project_id) == self.shard
             ]

@@ -47,6 +47,7 @@ from fleet.store.tables import (
     StartReservation,
     Webhook,
     WebhookDelivery,
+    live,
 )
 from fleet.times import now_ms
 
@@ -142,7 +143,7 @@ class ProjectEnding:
     async def _find_stragglers(self) -> None:
         """Servers of projects that are gone: their start was under way when the project went."""
         gone = select(Server.project_id).join(Project)
-        gone = gone.where(col(Server.step) != "stopped", col(Project.deleted_at).is_not(None), col(Project.plan) == "")
+        gone = gone.where(live(), col(Project.deleted_at).is_not(None), col(Project.plan) == "")
         async with self._store.read() as session:
             found = set((await session.exec(gone)).all())
         for project_id in found:
@@ -246,7 +247,7 @@ async def _state(session: AsyncSession, lease: Lease) -> dict[str, Any]:
 
 
 def _unfinished(project_id: str) -> SelectOfScalar[Server]:
-    return owned(Server, project_id).where(col(Server.step) != "stopped")
+    return owned(Server, project_id).where(live())
 
 
 async def _in_turns(calls: Iterable[Callable[[], Awaitable[Any]]]) -> list[FleetError]:

@@ -25,7 +25,7 @@ from fleet.region.watch import RegionWatch
 from fleet.servers.model import LogPage, RestartChanges, UsageSeries
 from fleet.store.commit import row_of, row_values
 from fleet.store.engine import Store
-from fleet.store.tables import Project, Server
+from fleet.store.tables import Project, Server, live
 from fleet.telemetry.request_id import current_request_id
 
 log = structlog.get_logger(__name__)
@@ -50,10 +50,10 @@ class RegionClient:
 
     async def recover(self) -> None:
         """Make the managers of regions that have unfinished servers or pools: they reconcile without being asked."""
-        live = select(Server.region).where(col(Server.step) != "stopped").distinct()
+        unfinished = select(Server.region).where(live()).distinct()
         projects = select(Project).where(col(Project.settings).is_not(None))
         async with self._store.read() as session:
-            regions = set((await session.exec(live)).all())
+            regions = set((await session.exec(unfinished)).all())
             for project in (await session.exec(projects)).all():
                 regions |= pooled_regions(project.settings)
         for region in sorted(regions):

@@ -32,7 +32,7 @@ from fleet.region.queue import no_room
 from fleet.settings import get_settings
 from fleet.store.commit import row_of, row_values, take_epoch
 from fleet.store.engine import Store
-from fleet.store.tables import Server
+from fleet.store.tables import Server, live
 from fleet.telemetry.logs import setup_logging
 from fleet.telemetry.request_id import bind_request_id
 from fleet.times import now_ms
@@ -86,7 +86,7 @@ class RegionManager:
         log.info("manager ready", region=region, epoch=self._epoch, live=live, pid=pid)
 
     async def _load(self) -> None:
-        rows = select(Server).where(col(Server.region) == self._region, col(Server.step) != "stopped")
+        rows = select(Server).where(col(Server.region) == self._region, live())
         async with self._store.read() as session:
             self._books.load(list((await session.exec(rows)).all()))
         await self._memory.load()

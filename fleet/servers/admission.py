@@ -54,8 +54,9 @@ class Admission:
         async with self._store.write() as session:
             if wanted.once:
                 match = (await session.exec(_match(wanted))).first()
-                if match is not None and (server := (await session.exec(_server_of(match))).first()) is not None:
-                    return Admitted(wanted, server)
+                for query in _servers_of(match) if match is not None else ():
+                    if (server := (await session.exec(query)).first()) is not None:
+                        return Admitted(wanted, server)
                 wanted = _join(session, wanted, match)
             if plan.max_servers is not None:
                 await _reserve(session, wanted, plan)
@@ -63,7 +64,10 @@ class Admission:
 
     async def _match_server(self, wanted: "Wanted") -> Server | None:
         match = await self._store.first(_match(wanted))
-        return await self._store.first(_server_of(match)) if match is not None else None
+        for query in _servers_of(match) if match is not None else ():
+            if (server := await self._store.first(query)) is not None:
+                return server
+        return None
 
     async def became(self, wanted: "Wanted", server: Server) -> None:
         """The start has its server. A warm one has an id of its own, which takes the place of the one noted."""
@@ -129,13 +133,13 @@ def _match(wanted: "Wanted") -> SelectOfScalar[MatchStart]:
     return owned(MatchStart, wanted.project_id).where(col(MatchStart.match_id) == wanted.request.match_id)
 
 
-def _server_of(match: MatchStart) -> SelectOfScalar[Server]:
-    """The server that the match has: of the id noted, or the warm one that was claimed for it before a crash."""
-    return owned(Server, match.project_id).where(
-        or_(
-            col(Server.instance_id) == match.instance_id,
-            (col(Server.last_op) == match.instance_id) & (col(Server.match_id) == match.match_id),
-        )
+def _servers_of(match: MatchStart) -> tuple[SelectOfScalar[Server], ...]:
+    """The server that the match has: of the id noted, or the warm one that was claimed for it before a crash. Each
+    question has its index; for both in one there is none."""
+    mine = owned(Server, match.project_id)
+    return (
+        mine.where(col(Server.instance_id) == match.instance_id),
+        mine.where(col(Server.last_op) == match.instance_id, col(Server.match_id) == match.match_id),
     )
 
 

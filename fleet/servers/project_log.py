@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import structlog
-from sqlmodel import col, or_
+from sqlmodel import col
 
 from fleet.errors import BadRequest, Unavailable
 from fleet.node.log_tokens import format_ns, unix_ns
@@ -20,7 +20,7 @@ from fleet.node.runtime import LogLine
 from fleet.projects.scope import owned
 from fleet.servers.model import LogPage
 from fleet.store.engine import Store
-from fleet.store.tables import Server
+from fleet.store.tables import Server, ended, live
 
 log = structlog.get_logger(__name__)
 
@@ -89,13 +89,16 @@ class ProjectLog:
 
     async def _servers(self, project_id: str, start: Position, end_ms: int) -> list[Server]:
         """Those alive at some time of it, oldest first; one more than may be opened tells that there are more."""
-        query = owned(Server, project_id).where(
-            col(Server.created_at) <= end_ms + SKEW_MS,
-            or_(col(Server.stopped_at).is_(None), col(Server.stopped_at) >= start.ms - LATE_MS),
-        )
+        # Two look-ups by index: as one condition, each page would walk over all that the project ever had.
+        for_long = owned(Server, project_id).where(live())
+        till_then = owned(Server, project_id).where(ended(), col(Server.stopped_at) >= start.ms - LATE_MS)
+        found: list[Server] = []
         async with self._store.read() as session:
-            ordered = query.order_by(col(Server.created_at), col(Server.instance_id)).limit(MAX_OPEN + 1)
-            return list((await session.exec(ordered)).all())
+            for rows in (for_long, till_then):
+                made = rows.where(col(Server.created_at) <= end_ms + SKEW_MS)
+                ordered = made.order_by(col(Server.created_at), col(Server.instance_id)).limit(MAX_OPEN + 1)
+                found += (await session.exec(ordered)).all()
+        return sorted(found, key=lambda server: (server.created_at, server.instance_id))[: MAX_OPEN + 1]
 
 
 class _Merge:

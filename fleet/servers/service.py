@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Protocol, cast
 
-from sqlmodel import col, or_
+from sqlmodel import col
 
 from fleet.catalog import Catalog, ComputeSize
 from fleet.errors import Conflict, FleetError, NotFound
@@ -197,8 +197,14 @@ class ServerService:
         op_id = made_before()
         if op_id is None:
             return None
-        mine = or_(col(Server.instance_id) == op_id, col(Server.last_op) == op_id)
-        return await self._store.first(owned(Server, caller.project_id).where(mine))
+        for column in (
+            Server.instance_id,
+            Server.last_op,
+        ):  # each has its index, both at once have none
+            found = await self._store.first(owned(Server, caller.project_id).where(col(column) == op_id))
+            if found is not None:
+                return found
+        return None
 
     async def _prepare(self, caller: Principal, request: StartRequest, plan: Plan) -> "Wanted":
         region = self._catalog.region(request.region)

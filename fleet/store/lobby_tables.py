@@ -41,8 +41,8 @@ class Match(SQLModel, table=True):
     """Lobbies that play against each other, from found to ended."""
 
     __table_args__ = (
-        Index("match_shard_status", "shard", "status"),
-        Index("match_listing", "project_id", "created_at"),
+        Index("match_status", "status", "project_id"),
+        Index("match_listing", "project_id", "status", "created_at"),
     )
     match_id: str = Field(primary_key=True)
     project_id: str = Field(foreign_key="project.id")
@@ -58,9 +58,13 @@ class Match(SQLModel, table=True):
     updated_at: int = time_column()
 
 
+MATCH_NOT_OVER = ("found", "starting", "active", "ending")
+
+
 class PlayerRating(SQLModel, table=True):
     """A player's skill in one mode (openskill's mu and sigma), from reported results."""
 
+    __table_args__ = (Index("player_rating_age", "project_id", "updated_at"),)
     project_id: str = Field(primary_key=True)
     config: str = Field(primary_key=True)
     mode: str = Field(primary_key=True)

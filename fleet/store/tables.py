@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, Column, Index, Integer, LargeBinary
+from sqlalchemy import JSON, BigInteger, Column, ColumnElement, Index, Integer, LargeBinary, literal_column, text
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.expression import FunctionElement
-from sqlmodel import Field, SQLModel
+from sqlmodel import Field, SQLModel, col
 
 # SQLite counts by itself only in a column of exactly this type, which has 64 bits there.
 _Counting: Any = BigInteger().with_variant(Integer, "sqlite")
@@ -37,6 +37,11 @@ def time_column(**kwargs: Any) -> Any:
 
 def json_column(default: Any = None) -> Any:
     return Field(default=default, sa_column=Column(JSON(none_as_null=True), nullable=True))
+
+
+def index_where(name: str, *columns: str, where: str) -> Index:
+    """An index of some rows only. A query uses it if it has the same condition, written out, not as a parameter."""
+    return Index(name, *columns, sqlite_where=text(where), postgresql_where=text(where))
 
 
 # SQLite would give the newest entry's number again once that is deleted, and whoever reads on from it miss an entry.
@@ -71,6 +76,7 @@ class Build(SQLModel, table=True):
     __table_args__ = (
         Index("build_version", "project_id", "name", "version", unique=True),
         Index("build_status", "status"),
+        Index("build_age", "project_id", "status", "updated_at"),
     )
     build_id: str = Field(primary_key=True)
     project_id: str = Field(foreign_key="project.id")
@@ -115,8 +121,12 @@ class Server(SQLModel, table=True):
     __table_args__ = (
         # A page in order; with the last two, the count needs no row (fleet/servers/listing.py).
         Index("server_listing", "project_id", "status", "created_at", "is_pool_server", "pool_claimed_at"),
-        Index("server_live", "region", "step"),
-        Index("server_build", "build_id", "step"),
+        # The live ones, however long the history is (`live`), and the history by its age (`ended`).
+        index_where("server_live", "region", where="step != 'stopped'"),
+        index_where("server_live_project", "project_id", where="step != 'stopped'"),
+        index_where("server_ended", "project_id", "stopped_at", where="step = 'stopped'"),
+        index_where("server_last_op", "project_id", "last_op", where="last_op IS NOT NULL"),
+        index_where("server_claimed", "region", "pool_claimed_at", where="pool_claimed_at IS NOT NULL"),
     )
     instance_id: str = Field(primary_key=True)
     project_id: str = Field(foreign_key="project.id")
@@ -157,6 +167,16 @@ class Server(SQLModel, table=True):
     started_at: int | None = time_column(default=None)
     stopped_at: int | None = time_column(default=None)
     retry_at: int | None = time_column(default=None)  # next attempt of a crashed auto_restart server
+
+
+def live() -> ColumnElement[bool]:
+    """Condition: the server has not stopped. By an index over these alone."""
+    return col(Server.step) != literal_column("'stopped'")
+
+
+def ended() -> ColumnElement[bool]:
+    """Condition: the server has stopped, and nothing will change it any more."""
+    return col(Server.step) == literal_column("'stopped'")
 
 
 class PoolMemory(SQLModel, table=True):
@@ -263,6 +283,7 @@ class Idempotency(SQLModel, table=True):
 class MatchStart(SQLModel, table=True):
     """Which server a match has, where the project's setting `unique_match` allows it one."""
 
+    __table_args__ = (Index("match_start_age", "project_id", "created_at"),)
     project_id: str = Field(primary_key=True)
     match_id: str = Field(primary_key=True)
     instance_id: str
@@ -297,7 +318,8 @@ class WebhookDelivery(SQLModel, table=True):
     """One event on its way to one webhook. Delivered ones are kept a while, dead ones until sent again."""
 
     __table_args__ = (
-        Index("webhook_delivery_due", "state", "next_at"),
+        Index("webhook_delivery_due", "webhook_id", "state", "next_at"),
+        Index("webhook_delivery_age", "project_id", "state", "updated_at"),
         Index("webhook_delivery_event", "webhook_id", "event_id", unique=True),
     )
     id: int | None = Field(default=None, primary_key=True, sa_type=_Counting)

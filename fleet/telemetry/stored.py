@@ -13,10 +13,9 @@ from sqlmodel import col
 
 from fleet.catalog import Catalog
 from fleet.store.engine import Store
-from fleet.store.tables import Build, Server
+from fleet.store.tables import Build, Server, live
 from fleet.telemetry.families import gauge, sums
 
-LIVE_STEPS = ("queued", "placed", "preparing", "creating", "booting", "running", "stopping")
 ServerCount = tuple[str, str, str, bool, int]  # region, size, step, idle in a pool, number
 
 
@@ -30,19 +29,16 @@ async def read_stored(store: Store, catalog: Catalog) -> Stored:
     """Servers by region, size and state, what they cost, and builds by status."""
     idle = and_(col(Server.is_pool_server), col(Server.pool_claimed_at).is_(None))
     keys: tuple[Any, ...] = (col(Server.region), col(Server.compute_size), col(Server.step), idle)
-    # Regions and steps are named so that the index over both is sought, not walked through the history.
     servers: Executable = (
-        select(*keys, func.count())
-        .where(col(Server.region).in_(tuple(catalog.regions)), col(Server.step).in_(LIVE_STEPS))
-        .group_by(*keys)
+        select(*keys, func.count()).where(live(), col(Server.region).in_(tuple(catalog.regions))).group_by(*keys)
     )
     builds: Executable = select(col(Build.status), func.count()).group_by(col(Build.status))
     async with store.read() as session:
         connection = await session.connection()
-        live: list[Any] = list((await connection.execute(servers)).all())
+        counts: list[Any] = list((await connection.execute(servers)).all())
         by_status = {(row[0],): float(row[1]) for row in (await connection.execute(builds)).all()}
-    families = [*server_families(live, catalog), gauge("fleet_builds", "Builds.", by_status, ("status",))]
-    return Stored(families, frozenset(region for region, *_ in live))
+    families = [*server_families(counts, catalog), gauge("fleet_builds", "Builds.", by_status, ("status",))]
+    return Stored(families, frozenset(region for region, *_ in counts))
 
 
 def server_families(live: Sequence[ServerCount], catalog: Catalog) -> list[Metric]:
