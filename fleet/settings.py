@@ -159,6 +159,23 @@ class LogLimits(BaseModel):
     retention_days: float = 14.0
 
 
+class RetentionSettings(BaseModel):
+    """For how many days the database keeps what is over; 0: for ever. Usage, audit log and builds are always kept."""
+
+    servers_days: float = Field(default=30, ge=0, description="ended servers and their events, since they ended")
+    events_days: float = Field(default=30, ge=0, description="events of builds, pools, lobbies, budgets, projects")
+    matches_days: float = Field(default=30, ge=0, description="matches that are over")
+    match_starts_days: float = Field(default=30, ge=0, description="which server a match had (unique_match)")
+    build_logs_days: float = Field(default=30, ge=0, description="of builds that failed or were deleted, since then")
+    deliveries_days: float = Field(default=3, ge=0, description="webhook messages that were delivered")
+    dead_deliveries_days: float = Field(default=30, ge=0, description="webhook messages that were given up")
+    ratings_days: float = Field(default=730, ge=0, description="of players who have not played since")
+    usage_hours_days: float = Field(default=100, ge=0, description="usage by the hour; what is older, by the day")
+    every_s: float = Field(default=3600, gt=0, description="how often what is too old is looked for")
+    rows_at_once: int = Field(default=500, ge=1, le=10_000, description="deleted in one transaction")
+    pause_s: float = Field(default=0.1, ge=0, description="between two such transactions, at least")
+
+
 class BundleLimits(BaseModel):
     """How much of a node's disk unpacked builds may take. Those that run are never removed."""
 
@@ -199,6 +216,7 @@ class FleetSettings(BaseSettings):
     node: NodeSettings = NodeSettings()
     tls: TlsSettings = TlsSettings()
     logs: LogLimits = LogLimits()
+    retention: RetentionSettings = RetentionSettings()
     scaling: Scaling = Scaling()
     bundle_limits: BundleLimits = BundleLimits()
     pools: PoolSettings = PoolSettings()

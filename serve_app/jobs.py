@@ -9,12 +9,15 @@ from fleet.billing import budgets, ledger, meters
 from fleet.events import dispatch
 from fleet.events.webhooks import any_work
 from fleet.jobs import run_leased
+from fleet.retention.sweep import JOB as RETENTION
+from fleet.retention.sweep import Retention
 from serve_app.context import AppContext
 
 USAGE_EVERY_S = 60.0
 WEBHOOKS_EVERY_S = 1.0
 BUDGETS_EVERY_S = 60.0
 METERS_EVERY_S = 600.0
+RETENTION_LIMIT_S = 6 * 3600.0  # a first pass over a long history; the next goes on where it ended
 
 
 def _jobs(context: AppContext) -> list[Coroutine[Any, Any, None]]:
@@ -24,6 +27,9 @@ def _jobs(context: AppContext) -> list[Coroutine[Any, Any, None]]:
         run_leased(store, dispatch.JOB, context.dispatcher.work, WEBHOOKS_EVERY_S, limit_s=None, needed=any_work),
         run_leased(store, budgets.JOB, context.budgets.review_all, BUDGETS_EVERY_S, needed=budgets.any_budget),
     ]
+    retention = context.settings.retention
+    forget = Retention(store, retention).work
+    jobs.append(run_leased(store, RETENTION, forget, retention.every_s, limit_s=RETENTION_LIMIT_S))
     stripe = context.settings.stripe
     if stripe.key_file is not None and stripe.customers is not None:
         work = partial(meters.export_to_stripe, store, context.usage, stripe)

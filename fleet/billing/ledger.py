@@ -9,7 +9,7 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any, cast
 
-from sqlalchemy import delete, tuple_
+from sqlalchemy import delete
 from sqlalchemy import select as columns_of
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlmodel import col, select
@@ -18,8 +18,11 @@ from sqlmodel.sql.expression import SelectOfScalar
 
 from fleet.billing.intervals import HOUR_MS, LIFE, Facts, Interval, Kind, tell
 from fleet.billing.usage import Cell, Usage, spread
+from fleet.errors import Conflict
+from fleet.events.kept import JOB as RETENTION
+from fleet.events.kept import Kept, state_of
 from fleet.events.model import Position
-from fleet.events.read import between, horizon
+from fleet.events.read import between, horizon, past
 from fleet.jobs import Lease
 from fleet.projects.scope import owned
 from fleet.store.engine import Store
@@ -35,7 +38,8 @@ def _place(entry: ServerEvent) -> Position:
     return Position(entry.tx or 0, entry.id or 0)
 
 
-def _position(job: Job | None) -> Position:
+def position_of_usage(job: Job | None) -> Position:
+    """How far the ledger's job has read the journal of servers."""
     if job is None:
         return Position(0, 0)
     state: dict[str, int] = job.state if job.state is not None else {}
@@ -64,7 +68,7 @@ async def _one_batch(store: Store, lease: Lease, batch: int) -> bool:
     if end != after:
         async with store.write() as session:
             for project_id, usage in _by_project(ended).items():
-                await _add(store, session, project_id, usage)
+                await add_usage(store, session, project_id, usage)
             await lease.save(session, end.id, {"tx": end.tx})
     return len(entries) == batch
 
@@ -76,7 +80,8 @@ def _by_project(intervals: Iterable[Interval]) -> dict[str, Usage]:
     return {project_id: spread(mine) for project_id, mine in found.items()}
 
 
-async def _add(store: Store, session: AsyncSession, project_id: str, usage: Usage) -> None:
+async def add_usage(store: Store, session: AsyncSession, project_id: str, usage: Usage) -> None:
+    """Add to what is kept."""
     insert: Any = sqlite.insert if store.sqlite else postgresql.insert
     keys = ("project_id", "hour", "region", "compute_size", "kind")
     rows = [dict(zip(keys, (project_id, *cell), strict=True)) | {"ms": ms} for cell, ms in sorted(usage.items()) if ms]
@@ -87,8 +92,11 @@ async def _add(store: Store, session: AsyncSession, project_id: str, usage: Usag
 
 
 async def forget(store: Store, lease: Lease) -> None:
-    """Begin anew: the next `aggregate` computes all from the journal."""
+    """Begin anew: the next `aggregate` computes all from the journal. Conflict once retention has deleted a part of it:
+    what was used then is only in the sums."""
     async with store.write() as session:
+        if Kept.of(state_of(await session.get(Job, RETENTION))).server.id:
+            raise Conflict("Usage cannot be computed again: a part of the journal has been deleted by retention.")
         await session.exec(delete(UsageHour))
         await lease.save(session, 0, {"tx": 0})
 
@@ -147,7 +155,7 @@ def _chunks(names: Collection[str]) -> Iterable[list[str]]:
 async def usage_of(store: Store, project_id: str, start: int, end: int, now: int) -> Usage:
     """The project's usage in [start, end), whole hours, with what runs counted up to `now`."""
     async with store.read() as session:
-        after = _position(await session.get(Job, JOB))
+        after = position_of_usage(await session.get(Job, JOB))
         usage = await _kept(session, project_id, start, end)
         names = await _touched(store, session, project_id, after)
         ended, running = _since(after, await _histories(session, names, None), await _facts(session, names))
@@ -169,10 +177,7 @@ async def _touched(store: Store, session: AsyncSession, project_id: str, after: 
     """Servers of which the journal says more than the aggregator has read. All that this snapshot sees, also what the
     aggregator may not read yet: the rows of running servers are of the same moment."""
     query: SelectOfScalar[Any] = owned(ServerEvent, project_id).where(col(ServerEvent.type).in_(_LIFE))
-    if store.sqlite:
-        query = query.where(col(ServerEvent.id) > after.id)
-    else:
-        query = query.where(tuple_(col(ServerEvent.tx), col(ServerEvent.id)) > after)
+    query = query.where(past(store, ServerEvent, after))
     names = query.with_only_columns(col(ServerEvent.instance_id)).distinct()
     return {row[0] for row in (await (await session.connection()).execute(names)).all()}
 

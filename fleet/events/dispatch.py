@@ -12,7 +12,7 @@ from http import HTTPStatus
 
 import aiohttp
 import structlog
-from sqlalchemy import delete, update
+from sqlalchemy import update
 from sqlmodel import col, select
 
 from fleet.errors import FleetError
@@ -32,9 +32,6 @@ log = structlog.get_logger(__name__)
 JOB = "webhooks"
 _LOOK_S = 1.0
 _REST_S = 0.1  # between two looks, however much is committed
-_SWEEP_S = 3600.0
-_KEEP_DELIVERED_MS = 3 * 24 * 3_600_000
-_KEEP_DEAD_MS = 30 * 24 * 3_600_000
 _UNKNOWN = "The receiver did not answer."
 
 
@@ -54,8 +51,6 @@ class Dispatcher:
         timeout = aiohttp.ClientTimeout(total=self._settings.timeout_s, connect=self._settings.timeout_s / 2)
         factory = guarded_socket(self._settings.networks)
         connector = aiohttp.TCPConnector(socket_factory=factory, limit=0, use_dns_cache=False)
-        loop = asyncio.get_running_loop()
-        sweep_at = loop.time()
         async with aiohttp.ClientSession(
             connector=connector, timeout=timeout, cookie_jar=aiohttp.DummyCookieJar()
         ) as http:
@@ -65,9 +60,6 @@ class Dispatcher:
                         pass
                     if not await self._send_due(http) and not self._tasks:
                         return
-                    if loop.time() >= sweep_at:
-                        await self._sweep(lease)
-                        sweep_at = loop.time() + _SWEEP_S
                     await self._pause()
             finally:
                 for task in self._tasks:
@@ -178,14 +170,6 @@ class Dispatcher:
             return None, _UNKNOWN, None
         except FleetError as error:
             return None, error.detail, None
-
-    async def _sweep(self, lease: Lease) -> None:
-        """Forget what was delivered or given up long ago."""
-        async with self._store.write() as session:
-            await lease.check(session)
-            for state, keep in (("delivered", _KEEP_DELIVERED_MS), ("dead", _KEEP_DEAD_MS)):
-                old = (col(WebhookDelivery.state) == state, col(WebhookDelivery.updated_at) < now_ms() - keep)
-                await session.exec(delete(WebhookDelivery).where(*old))
 
 
 def _retry_after(answer: aiohttp.ClientResponse) -> float | None:

@@ -37,10 +37,18 @@ async def horizon(store: Store, session: AsyncSession) -> Cursor:
 
 def between(store: Store, model: Model, query: SelectOfScalar[Any], after: Position, until: Position) -> Any:
     """Of `query`, the entries after one position up to another, in their order."""
+    query = query.where(past(store, model, after))
     if store.sqlite:
-        return query.where(col(model.id) > after.id, col(model.id) <= until.id).order_by(col(model.id))
+        return query.where(col(model.id) <= until.id).order_by(col(model.id))
     place = tuple_(col(model.tx), col(model.id))
-    return query.where(place > after, place <= until).order_by(col(model.tx), col(model.id))
+    return query.where(place <= until).order_by(col(model.tx), col(model.id))
+
+
+def past(store: Store, model: Model, place: Position) -> Any:
+    """Condition: the entry lies after that place."""
+    if store.sqlite:
+        return col(model.id) > place.id
+    return tuple_(col(model.tx), col(model.id)) > place
 
 
 async def read_page(

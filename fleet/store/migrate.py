@@ -5,6 +5,9 @@ from pathlib import Path
 from alembic import command
 from alembic.config import Config
 
+from fleet.store.engine import database_url
+from fleet.store.space import prepare
+
 
 def _config(url: str) -> Config:
     config = Config()
@@ -16,7 +19,13 @@ def _config(url: str) -> Config:
 
 def upgrade(url: str) -> None:
     """Apply the migrations that are missing. Safe to call again; not from a running event loop."""
+    found = database_url(url)
+    file = Path(found.database) if found.get_backend_name() == "sqlite" and found.database else None
+    if file is not None and not file.exists():
+        prepare(file)  # costs nothing as long as there is no table
     command.upgrade(_config(url), "head")
+    if file is not None:
+        prepare(file)
 
 
 def check(url: str) -> None:
