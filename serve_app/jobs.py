@@ -22,7 +22,7 @@ RETENTION_LIMIT_S = 6 * 3600.0  # a first pass over a long history; the next goe
 
 def _jobs(context: AppContext) -> list[Coroutine[Any, Any, None]]:
     store = context.store
-    jobs = [
+    jobs: list[Coroutine[Any, Any, None]] = [
         run_leased(store, ledger.JOB, partial(ledger.aggregate, store), USAGE_EVERY_S),
         run_leased(store, dispatch.JOB, context.dispatcher.work, WEBHOOKS_EVERY_S, limit_s=None, needed=any_work),
         run_leased(store, budgets.JOB, context.budgets.review_all, BUDGETS_EVERY_S, needed=budgets.any_budget),

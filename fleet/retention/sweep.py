@@ -31,7 +31,7 @@ from fleet.projects.scope import owned
 from fleet.retention.rules import DAY_MS, Rule, cutoff, rules_of
 from fleet.settings import RetentionSettings
 from fleet.store.engine import Store
-from fleet.store.space import FREE_PAGES_KEPT, PAGES_AT_ONCE
+from fleet.store.space import FREE_PAGES_KEPT, PAGES_AT_ONCE, give_back
 from fleet.store.tables import Job, Project, ProjectEvent, Server, ServerEvent, UsageHour, ended
 from fleet.times import now_ms
 
@@ -186,14 +186,12 @@ class _Pass:
 
     async def _give_back(self) -> int:
         """SQLite: free pages go back to the file system, a few at a time; how many went."""
-        given = 0
-        while (free := await self._store.free_pages()) > FREE_PAGES_KEPT:
+        given, more = 0, self._store.file is not None
+        while more:
             began = time.monotonic()
-            await self._store.give_back(min(PAGES_AT_ONCE, free - FREE_PAGES_KEPT))
-            now_free = await self._store.free_pages()
-            if now_free >= free:
-                break  # others fill and free as fast as we give back, or the file cannot shrink
-            given += free - now_free
+            assert self._store.file is not None
+            pages, left = await asyncio.to_thread(give_back, self._store.file, FREE_PAGES_KEPT, PAGES_AT_ONCE)
+            given, more = given + pages, pages > 0 and left > 0
             await asyncio.sleep(max(self._settings.pause_s, SHARE * (time.monotonic() - began)))
         return given
 

@@ -11,6 +11,7 @@ import sqlite3
 import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 
 import orjson
@@ -23,7 +24,7 @@ from sqlmodel import Session
 from sqlmodel.ext.asyncio.session import AsyncSession
 from sqlmodel.sql.expression import SelectOfScalar
 
-from fleet.store import space, trouble
+from fleet.store import trouble
 from fleet.store.trouble import DATABASE_UNAVAILABLE, OutcomeUnknown, may_pass, reaching
 
 Found = TypeVar("Found")
@@ -223,20 +224,10 @@ class Store:
             if not self.sqlite or self.data_version() != before:
                 return
 
-    async def free_pages(self) -> int:
-        """Pages of the file that hold nothing and can be given back; 0 on PostgreSQL, which sees to it by itself."""
-        if not self.sqlite:
-            return 0
-        async with self.read() as session:
-            connection = await session.connection()
-            if (await connection.exec_driver_sql("PRAGMA auto_vacuum")).scalar_one() != space.INCREMENTAL:
-                return 0
-            return (await connection.exec_driver_sql("PRAGMA freelist_count")).scalar_one()
-
-    async def give_back(self, pages: int) -> None:
-        """Make the file smaller by so many free pages."""
-        async with self._writer.begin() as connection:
-            (await connection.exec_driver_sql(f"PRAGMA incremental_vacuum({pages:d})")).all()
+    @property
+    def file(self) -> Path | None:
+        """SQLite's; None on PostgreSQL."""
+        return Path(self._url.database) if self.sqlite and self._url.database else None
 
     async def close(self) -> None:
         self._unwatch()

@@ -37,3 +37,23 @@ def prepare(path: Path) -> None:
         log.warning("database_keeps_its_size", error=repr(error))
     finally:
         connection.close()
+
+
+def give_back(path: Path, keep: int, most: int) -> tuple[int, int]:
+    """Make the file smaller by its free pages beyond `keep`, at most so many: (pages given, pages still to give)."""
+    connection = sqlite3.connect(path, timeout=_LOCK_WAIT_S, isolation_level=None)
+    try:
+        if connection.execute("PRAGMA auto_vacuum").fetchone()[0] != INCREMENTAL:
+            return 0, 0
+        before = _free(connection)
+        if before > keep:
+            # A script is carried out to its end; `execute` would give one page.
+            connection.executescript(f"PRAGMA incremental_vacuum({min(most, before - keep):d})")
+        after = _free(connection)
+        return before - after, max(0, after - keep)
+    finally:
+        connection.close()
+
+
+def _free(connection: sqlite3.Connection) -> int:
+    return connection.execute("PRAGMA freelist_count").fetchone()[0]
