@@ -7,7 +7,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 TESTS ?= tests
 
-.PHONY: help demo up down test audit client lint format bench-api bench-edge bench-launch bench-commit bench-scale bench-claim bench-match lock migrations-check
+.PHONY: help demo up down test audit client lint format bench-api bench-edge bench-launch bench-commit bench-history bench-scale bench-claim bench-match lock migrations-check
 
 help:  ## What can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -62,6 +62,9 @@ bench-launch: $(STAMP)  ## Time from a start request to a running game
 
 bench-commit: $(STAMP)  ## Durable claims per second of a manager's group commit
 	@$(BIN)/python -m bench.commit
+
+bench-history: $(STAMP)  ## A million ended servers beside a new database: starts, claims, pages, start-up (ARGS=--servers 100000)
+	@$(BIN)/python -m bench.history $(ARGS)
 
 bench-claim: $(STAMP)  ## Claims of warm servers: in the manager, and through the whole stack (simulated nodes)
 	@$(BIN)/python -m bench.claim
