@@ -89,8 +89,8 @@ class NodeSettings(BaseModel):
     door_port: int = Field(default=7350, ge=0, le=65000, description="where games in containers reach their node")
     health_every_s: float = Field(default=3.0, ge=0, description="how often a running game is looked at; 0: never")
     usage_every_s: float = Field(default=5.0, ge=0, description="how often what games use is measured; 0: never")
-    reconcile_every_s: float = Field(default=15.0, ge=0, description="how often runs are compared with the engine's list")
-    no_progress_s: float = Field(default=120.0, gt=0, description="a download or pull that stands still so long failed")
+    reconcile_every_s: float = Field(default=15.0, ge=0, description="how often runs are compared with the engine")
+    no_progress_s: float = Field(default=120.0, gt=0, description="a pull that stands still so long has failed")
 
 
 class TlsSettings(BaseModel):

@@ -190,7 +190,7 @@ class UploadSink:
         # Two buffers for good: a fresh one per block would cost more in page faults than the copy into it.
         self._filling, self._spare = mmap.mmap(-1, _BLOCK), mmap.mmap(-1, _BLOCK)
         self._filled = 0
-        self._writing: asyncio.Task[None] | None = None
+        self._writing: asyncio.Future[None] | None = None
         self.size = 0
 
     async def write(self, chunk: bytes) -> None:
@@ -212,7 +212,7 @@ class UploadSink:
             await self._writing
         block = memoryview(self._filling)[: self._filled]
         self._filling, self._spare, self._filled = self._spare, self._filling, 0
-        self._writing = asyncio.create_task(asyncio.to_thread(self._file.write, block))
+        self._writing = asyncio.get_running_loop().run_in_executor(None, self._file.write, block)
 
     async def finish(self) -> int:
         """Bytes written, durable under the final name."""

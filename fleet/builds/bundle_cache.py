@@ -15,12 +15,14 @@ from pathlib import Path
 import structlog
 
 from fleet.builds.bundles import HASH, locked, remove_bundle, sweep_staging
+from fleet.errors import Unavailable
 from fleet.settings import BundleLimits
 
 log = structlog.get_logger(__name__)
 
 # One just fetched may not be marked yet.
 FRESH_S = 600.0
+MARK_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +56,16 @@ class BundleCache:
 
     def mark(self, content_hash: str, run: str) -> None:
         """This run needs the bundle from now on."""
+        # Under the lock whoever removes it sees the mark, or has ended. One held for longer is held by who makes it.
+        with suppress(Unavailable), locked(self._bundles, content_hash, within_s=MARK_S):
+            self._touch(content_hash, run)
+            return
+        self._touch(content_hash, run)
+
+    def _touch(self, content_hash: str, run: str) -> None:
         folder = self._marks / content_hash
-        with locked(self._bundles, content_hash):  # so that whoever removes it sees the mark, or has ended
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / run).touch()
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / run).touch()
 
     def release(self, runs: Callable[[str], bool]) -> None:
         """Remove the marks of runs that the agent does not have (any more)."""

@@ -10,14 +10,17 @@ import os
 import re
 import secrets
 import shutil
+import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
+from typing import TextIO
 
 import structlog
 
 from fleet.builds.archive import ArchiveError, unpack
 from fleet.builds.artefacts import ArtefactStore, DiskStore, sha256_of
+from fleet.errors import Unavailable
 from fleet.settings import UploadLimits
 
 log = structlog.get_logger(__name__)
@@ -26,6 +29,7 @@ CONFIG_NAME = "playflow.json"
 CONFIG_TARGET = "/playflow/playflow.json"
 HASH = re.compile("[0-9a-f]{64}")
 _STAGING = ".staging-"
+LOCK_S = 3600.0  # a large build takes long to fetch and unpack
 
 
 def archive_key(content_hash: str) -> str:
@@ -56,6 +60,25 @@ def ensure_bundle(
         for folder in folders:
             link_config(target / folder)
     return target
+
+
+def progress(bundles: Path, content_hash: str) -> tuple[int, int, int]:
+    """Another value as long as something happens to a bundle that is being made here, by whichever process: bytes and
+    files of what is fetched or unpacked, and, once there are files, what the final sync has yet to write."""
+    size = files = dirty_kb = 0
+    for entry in bundles.glob(f"{_STAGING}{content_hash}-*"):
+        folder = entry.is_dir()
+        for path in (entry, *entry.rglob("*")) if folder else (entry,):
+            with contextlib.suppress(OSError):  # moved or removed meanwhile
+                size, files = size + path.lstat().st_size, files + 1
+        dirty_kb = _dirty_kb() if folder else dirty_kb
+    return size, files, dirty_kb
+
+
+def _dirty_kb() -> int:
+    """Memory that the kernel has yet to write to disks."""
+    rows = (line.split() for line in Path("/proc/meminfo").read_text().splitlines())
+    return sum(int(row[1]) for row in rows if row[0] in ("Dirty:", "Writeback:"))
 
 
 @contextmanager
@@ -109,15 +132,29 @@ def link_config(folder: Path) -> bool:
 
 
 @contextmanager
-def locked(bundles: Path, content_hash: str, *, wait: bool = True) -> Generator[None]:
+def locked(bundles: Path, content_hash: str, *, wait: bool = True, within_s: float = LOCK_S) -> Generator[None]:
     """One process at a time works on one bundle. The lock ends with its holder, however that ends.
 
-    Blocks while another holds it; without `wait`, BlockingIOError.
+    Blocks while another holds it, then Unavailable; without `wait`, BlockingIOError.
     """
     (bundles / ".locks").mkdir(parents=True, exist_ok=True)
     with (bundles / ".locks" / content_hash).open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        end = time.monotonic() + within_s
+        while not _lock(file, wait):
+            if time.monotonic() > end:
+                raise Unavailable(f"Another process has worked on bundle {content_hash} for {within_s:.0f} s.")
+            time.sleep(0.05)
         yield
+
+
+def _lock(file: TextIO, wait: bool) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        if not wait:
+            raise
+        return False
+    return True
 
 
 def link_configs(bundles: Path, content_hash: str, folders: tuple[str, ...]) -> bool:

@@ -22,7 +22,8 @@ from fleet.settings import FleetSettings
 _PART = 8 << 20
 _PARTS_AT_ONCE = 4
 # The library's limit of 30 s is for a whole answer; a large build over a slow line takes longer.
-_CLIENT: Any = {"timeout": "2h", "connect_timeout": "10s"}
+# What stands still ends by `read_timeout`; the store then tries again, for `patience_s` in all.
+_CLIENT: Any = {"timeout": "24h", "connect_timeout": "10s", "read_timeout": "60s"}
 
 
 class ObjectStore:

@@ -5,7 +5,6 @@ link against, plus a shell, busybox tools and perl. Its tag is a hash of the rec
 """
 
 import asyncio
-import fcntl
 import hashlib
 import os
 import platform
@@ -19,6 +18,7 @@ from pathlib import Path
 import structlog
 
 from fleet.node.engine import Engine, EngineError, json_lines
+from fleet.node.file_lock import awaited
 from fleet.node.runtime import EngineUnavailable
 
 log = structlog.get_logger(__name__)
@@ -41,6 +41,7 @@ PULLED = "debian:stable-slim"
 _VERSION = "1"
 _CHANGES = ("ENV PATH=/usr/local/bin:/usr/bin:/bin LANG=C.UTF-8 DOTNET_SYSTEM_GLOBALIZATION_INVARIANT=1", 'CMD ["sh"]')
 _STEP_TIMEOUT_S = 600
+_LOCK_S = 3 * _STEP_TIMEOUT_S  # while another agent makes it
 
 
 def recipe_tag() -> str:
@@ -51,27 +52,24 @@ def recipe_tag() -> str:
     return "fleet-base:" + hashlib.sha256(recipe.encode()).hexdigest()[:12]
 
 
-async def ensure_base_image(engine: Engine, wanted: str, state_dir: Path) -> str:
+async def ensure_base_image(engine: Engine, wanted: str, state_dir: Path, no_progress_s: float = 120.0) -> str:
     """Reference of a base image that is present. `wanted`: "auto", or an image reference that is pulled if missing.
 
     Raises EngineUnavailable if it can neither be found, made nor pulled.
     """
     if wanted != "auto":
-        await _ensure_pulled(engine, wanted)
+        await _ensure_pulled(engine, wanted, no_progress_s)
         return wanted
     tag = recipe_tag()
     if await image_exists(engine, tag):
         return tag
     if shutil.which("apt-get") is None or shutil.which("dpkg-deb") is None:
         log.warning("base_image_pulled", image=PULLED, reason="no apt-get on this machine")
-        await _ensure_pulled(engine, PULLED)
+        await _ensure_pulled(engine, PULLED, no_progress_s)
         return PULLED
-    lock = await asyncio.to_thread(_lock, state_dir / "base-image.lock")
-    try:
+    async with awaited(state_dir / "base-image.lock", _LOCK_S):  # two agents of one machine make it once
         if not await image_exists(engine, tag):
             await _make(engine, tag)
-    finally:
-        os.close(lock)
     return tag
 
 
@@ -85,11 +83,14 @@ async def image_exists(engine: Engine, reference: str) -> bool:
     return True
 
 
-async def pull_image(engine: Engine, reference: str, headers: dict[str, str] | None = None) -> None:
-    """Pull; EngineError (status 404 or the registry's words) if it cannot be had."""
+async def pull_image(
+    engine: Engine, reference: str, no_progress_s: float, headers: dict[str, str] | None = None
+) -> None:
+    """Pull; EngineError (status 404 or the registry's words) if it cannot be had, EngineUnavailable if it stands still
+    for so many seconds."""
     name, tag = split_reference(reference)
     params = {"fromImage": name} | ({"tag": tag} if tag else {})
-    async with engine.stream("POST", "/images/create", params, headers) as answer:
+    async with engine.stream("POST", "/images/create", params, headers, silence_s=no_progress_s) as answer:
         async for report in json_lines(answer):
             if "error" in report:
                 raise EngineError(404, str(report["error"]))
@@ -105,21 +106,13 @@ def split_reference(reference: str) -> tuple[str, str]:
     return reference, "latest"
 
 
-async def _ensure_pulled(engine: Engine, reference: str) -> None:
+async def _ensure_pulled(engine: Engine, reference: str, no_progress_s: float) -> None:
     if await image_exists(engine, reference):
         return
     try:
-        await pull_image(engine, reference)
+        await pull_image(engine, reference, no_progress_s)
     except EngineError as error:
         raise EngineUnavailable(f"base image {reference} cannot be pulled: {error.message}") from error
-
-
-def _lock(path: Path) -> int:
-    """Two agents of one machine make it once. The lock ends with the descriptor, so with the process too."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
-    fcntl.flock(descriptor, fcntl.LOCK_EX)
-    return descriptor
 
 
 async def _make(engine: Engine, tag: str) -> None:

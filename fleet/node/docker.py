@@ -20,6 +20,7 @@ from typing import Any
 import orjson
 import structlog
 
+from fleet.actors.single_flight import SingleFlight
 from fleet.errors import Conflict, NotFound
 from fleet.node.base_image import ensure_base_image
 from fleet.node.docker_doors import open_door
@@ -27,6 +28,7 @@ from fleet.node.docker_exits import ExitWatch
 from fleet.node.docker_logs import read_lines, read_page, read_tail
 from fleet.node.docker_net import GameNetworks
 from fleet.node.docker_networks import DockerNetworks
+from fleet.node.docker_orphans import OrphanHunt
 from fleet.node.docker_spec import (
     DOOR,
     NETWORK,
@@ -81,13 +83,14 @@ class DockerRuntime:
     def __init__(self, place: RuntimePlace, *, socket: str | None = None) -> None:
         self._place = place
         self._engine = Engine(socket)
-        self._images = BuildImages(self._engine)
+        self._images = BuildImages(self._engine, place.no_progress_s)
         self._labels = fleet_filter(place.fleet_id, place.region)
         self.networks = DockerNetworks(self._engine, place)
         self._watch = ExitWatch(self._engine, place.fleet_id, self._labels, self.networks, self)
         self._launches = asyncio.Semaphore(LAUNCHES_AT_ONCE)
         self._locks: dict[RunKey, asyncio.Lock] = {}
-        self._under_way: set[asyncio.Task[None]] = set()
+        self._under_way: SingleFlight[RunKey, None] = SingleFlight()
+        self._hunt = OrphanHunt(self._engine, place.fleet_id, place.servers_dir, self.networks)
         self._inside = GameNetworks(self._find_pid)
         self._api = GameApi()
         self._base = ImageFacts("")
@@ -116,17 +119,20 @@ class DockerRuntime:
                 raise EngineUnavailable(error.message) from error
             self._host = replace(self._host, network=mode)
             self.networks.mode = mode
-        state = self._place.servers_dir.parent
-        self._base = ImageFacts(await ensure_base_image(self._engine, self._place.base_image, state))
+        place = self._place
+        base = await ensure_base_image(self._engine, place.base_image, place.servers_dir.parent, place.no_progress_s)
+        self._base = ImageFacts(base)
         self.networks.image = self._base.reference
 
     def warnings(self) -> tuple[str, ...]:
-        if not self._place.walled:
-            return ("games are not walled off from this machine and private networks: FLEET_NODE__WALLS is off",)
-        return (self._isolation.problem,) if self._isolation.problem else ()
+        off = "games are not walled off from this machine and private networks: FLEET_NODE__WALLS is off"
+        problem = self._isolation.problem if self._place.walled else off
+        return (*self._place.notes, problem) if problem else self._place.notes
 
     async def close(self) -> None:
-        await asyncio.gather(*self._under_way, return_exceptions=True)
+        await self._under_way.close()
+        await self._watch.close()
+        await self.networks.close()
         await self._isolation.close()
         self._inside.close()
         await self._api.close()
@@ -147,15 +153,7 @@ class DockerRuntime:
         async with self._launches:
             # The engine carries out a start whose caller has gone, so a cancelled launch is seen through, and
             # `stop` waits for it: otherwise it would find nothing to stop, and the server would run for ever.
-            work = asyncio.create_task(self._carry_out(spec, image))
-            self._under_way.add(work)
-            work.add_done_callback(self._settled)
-            await asyncio.shield(work)
-
-    def _settled(self, work: asyncio.Task[None]) -> None:
-        self._under_way.discard(work)
-        if not work.cancelled():
-            work.exception()  # a caller that went away does not fetch it
+            await self._under_way.do(spec.key, lambda: self._carry_out(spec, image))
 
     async def _carry_out(self, spec: LaunchSpec, image: ImageFacts) -> None:
         folder = server_folder(self._place.servers_dir, spec.key)
@@ -316,12 +314,16 @@ class DockerRuntime:
 
     async def remove(self, key: RunKey) -> None:
         """As the protocol says; Conflict if it still runs."""
-        await self._settle("DELETE", f"/containers/{self._name(key)}", {"v": "1"})
-        await asyncio.to_thread(shutil.rmtree, server_folder(self._place.servers_dir, key), ignore_errors=True)
+        async with self._locks.setdefault(key, asyncio.Lock()):  # not while it is being made
+            await self._settle("DELETE", f"/containers/{self._name(key)}", {"v": "1"})
+            await asyncio.to_thread(shutil.rmtree, server_folder(self._place.servers_dir, key), ignore_errors=True)
         self._watch.removed(key)
         self._inside.forget(key)
         await self._api.shut(key)
         self._locks.pop(key, None)
+
+    async def remove_orphans(self) -> int:
+        return await self._hunt.remove()
 
     async def usage(self, keys: Collection[RunKey]) -> dict[RunKey, Usage]:
         looks = [(key, await self._inside.pid(key), self._api.connections(key)) for key in keys]

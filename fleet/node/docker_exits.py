@@ -12,16 +12,17 @@ from typing import Any, Protocol
 import orjson
 import structlog
 
+from fleet.actors.tasks import SupervisedTasks
 from fleet.node.docker_networks import ROLE
 from fleet.node.docker_spec import key_of
-from fleet.node.engine import Engine, EngineError, json_lines
+from fleet.node.engine import CALL_S, Engine, EngineError, json_lines
+from fleet.node.reconcile import REMOVED, VANISHED_CODE
 from fleet.node.runtime import EngineUnavailable, Exited, Networks, Observed, RunKey
 from fleet.times import now_ms
 
 log = structlog.get_logger(__name__)
 
 CUT_OFF = "The game's network was removed by someone else, so it was ended."
-VANISHED = -1  # exit code of a container that someone removed while nobody was looking
 _LISTED_LATER_S = 10.0  # it takes a tenth of a second: until the container's network is freed
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 5.0
 
@@ -53,7 +54,8 @@ class ExitWatch:
         self._reported: set[RunKey] = set()
         self._oom: set[RunKey] = set()
         self._joined: dict[str, RunKey] = {}
-        self._cut_off: dict[RunKey, asyncio.Task[None]] = {}
+        self._cut_off: set[RunKey] = set()
+        self._tasks = SupervisedTasks("docker_exits")
 
     def launched(self, key: RunKey, network: str | None) -> None:
         """A run that must be accounted for, even if it vanishes, and the warm network that it has joined."""
@@ -63,10 +65,12 @@ class ExitWatch:
                 self._joined[network] = key
 
     def removed(self, key: RunKey) -> None:
-        for keys in (self._running, self._reported, self._oom):
+        for keys in (self._running, self._reported, self._oom, self._cut_off):
             keys.discard(key)
-        self._cut_off.pop(key, None)
         self._joined = {network: joined for network, joined in self._joined.items() if joined != key}
+
+    async def close(self) -> None:
+        await self._tasks.close()
 
     async def exits(self) -> AsyncIterator[Exited]:
         pause = _FIRST_PAUSE_S
@@ -89,7 +93,7 @@ class ExitWatch:
         since = time.time() - _LISTED_LATER_S
         query = {"filters": orjson.dumps(filters).decode(), "since": f"{since:.3f}"}
         connected_ns = time.time_ns()
-        async with self._engine.stream("GET", "/events", query) as answer:
+        async with self._engine.stream("GET", "/events", query, silence_s=None, open_s=CALL_S) as answer:
             # The stream is open, so nothing that ends from now on is missed. What ended before is in the list; but the
             # engine tells of an end before it lists it, so the last seconds' events come again.
             for exited in await self._missed():
@@ -115,7 +119,7 @@ class ExitWatch:
         for key in self._running - {run.key for run in observed}:
             self._running.discard(key)
             self._reported.add(key)
-            found.append(Exited(key, now_ms(), VANISHED, tail="The container was removed by someone else."))
+            found.append(Exited(key, now_ms(), VANISHED_CODE, tail=REMOVED))
         return found
 
     async def _event(self, event: dict[str, Any], *, again: bool) -> Exited | None:
@@ -130,7 +134,7 @@ class ExitWatch:
         if event["Action"] == "oom":
             self._oom.add(key)
             return None
-        code = int(attributes.get("exitCode", VANISHED))
+        code = int(attributes.get("exitCode", VANISHED_CODE))
         return await self._report(key, event["timeNano"] // 1_000_000, code, oom=code != 0 and key in self._oom)
 
     def _network_gone(self, name: str) -> None:
@@ -138,22 +142,26 @@ class ExitWatch:
         key = self._joined.pop(name, None)
         if key in self._running and key not in self._cut_off:
             log.error("network_of_a_game_lost", key=str(key), network=name)
-            self._cut_off[key] = asyncio.create_task(self._containers.stop(key, 0))
+            self._cut_off.add(key)
+            self._tasks.keep("cut_off", lambda: self._containers.stop(key, 0), run=str(key))
 
     async def _report(self, key: RunKey, at: int, code: int, *, oom: bool) -> Exited:
-        self._reported.add(key)
-        self._running.discard(key)
         if key in self._cut_off:
-            code = code or VANISHED  # however politely it went, it did not want to
+            code = code or VANISHED_CODE  # however politely it went, it did not want to
         if code == 0:
             # The engine shows a log only after it has freed the container's network, ~80 ms later; a game that
             # ended well has no last words to wait for.
-            return Exited(key, at, code)
+            return self._told(Exited(key, at, code))
         try:
             tail = await self._containers.tail(key)
-        except EngineUnavailable as error:
-            log.warning("exit_tail_lost", key=str(key), error=str(error))
+        except Exception as error:  # an end without its last words is an end
+            log.warning("exit_tail_lost", key=str(key), error=repr(error))
             tail = ""
         if key in self._cut_off:
             tail = f"{tail}\n{CUT_OFF}".strip()
-        return Exited(key, at, code, oom=oom, tail=tail)
+        return self._told(Exited(key, at, code, oom=oom, tail=tail))
+
+    def _told(self, exited: Exited) -> Exited:
+        self._reported.add(exited.key)
+        self._running.discard(exited.key)
+        return exited

@@ -17,6 +17,7 @@ from fleet.node.runtime import EngineUnavailable, LogLine
 LONGEST_LINE = 64 << 10
 PAGE_BYTES = 8 << 20
 TAIL_BYTES = 4096
+SILENCE_S = 30.0  # while a log is read that is there
 _HEADER = 8
 _PIECE = 16 << 10
 
@@ -78,7 +79,8 @@ async def read_lines(
         params["since"] = since
     parser = FrameParser()
     try:
-        async with engine.stream("GET", f"/containers/{name}/logs", params) as answer:
+        silence_s = None if follow else SILENCE_S
+        async with engine.stream("GET", f"/containers/{name}/logs", params, silence_s=silence_s) as answer:
             async for line in _parsed(answer, parser):
                 for shown in resume.feed(line):
                     yield shown
@@ -125,7 +127,7 @@ async def read_tail(engine: Engine, name: str, lines: int = 20) -> str:
     params = {"stdout": "1", "stderr": "1", "timestamps": "1", "tail": str(lines)}
     parser = FrameParser()
     try:
-        async with engine.stream("GET", f"/containers/{name}/logs", params) as answer:
+        async with engine.stream("GET", f"/containers/{name}/logs", params, silence_s=SILENCE_S) as answer:
             text = "\n".join([line.message async for line in _parsed(answer, parser)])
     except EngineError:
         return ""

@@ -7,11 +7,13 @@ whatever becomes of the agent; the agent, or the next one, drops it when the gam
 """
 
 import asyncio
+import contextlib
 from pathlib import Path
 from typing import Any
 
 import orjson
 
+from fleet.actors.single_flight import SingleFlight
 from fleet.node.docker_spec import fleet_filter, is_port_taken, port_bindings, port_key, taken_ports
 from fleet.node.engine import Engine, EngineError
 from fleet.node.runtime import EngineUnavailable, Network, Port, PortTaken, RuntimePlace
@@ -71,24 +73,24 @@ class DockerNetworks:
     def __init__(self, engine: Engine, place: RuntimePlace) -> None:
         self._engine, self._place = engine, place
         self._folder = hold_folder(place)
-        self._making: set[str] = set()
+        self._making: SingleFlight[str, None] = SingleFlight()
         self.image = ""
         self.mode = "bridge"
 
     async def make(self, name: str, bind_host: str, ports: tuple[Port, ...]) -> None:
         await self.alive()
         # The engine carries out what it was asked, whether or not the caller waits: so it is seen through, then undone.
-        work = asyncio.create_task(self._make(name, bind_host, ports))
         try:
-            await asyncio.shield(work)
+            await self._making.do(name, lambda: self._make(name, bind_host, ports))
         except asyncio.CancelledError:
-            await asyncio.wait({work})
-            await self.drop(name)
+            with contextlib.suppress(Exception):  # the next agent finds what is left, or it ends by itself
+                if name in self._making:
+                    await self._making.do(name, lambda: self._make(name, bind_host, ports))
+                await self.drop(name)
             raise
 
     async def _make(self, name: str, bind_host: str, ports: tuple[Port, ...]) -> None:
         config = sandbox_config(self._place, self.image, name, bind_host, ports, self.mode)
-        self._making.add(name)
         try:
             await self._engine.call("POST", "/containers/create", params={"name": name}, json=config)
             await self._engine.call("POST", f"/containers/{name}/start")
@@ -97,8 +99,6 @@ class DockerNetworks:
             if is_port_taken(error.message):
                 raise PortTaken(taken_ports(error.message, ports), error.message) from error
             raise EngineUnavailable(error.message) from error
-        finally:
-            self._making.discard(name)
 
     def take(self, name: str) -> None:
         (self._folder / name).touch()
@@ -110,6 +110,19 @@ class DockerNetworks:
             if error.status not in (404, 409):  # 409: it is being removed already
                 raise EngineUnavailable(error.message) from error
         (self._folder / name).unlink(missing_ok=True)
+
+    def forget_left(self, names: set[str]) -> int:
+        """Remove the files of taken networks that are in `names`; how many."""
+        for name in names:
+            (self._folder / name).unlink(missing_ok=True)
+        return len(names)
+
+    def files(self) -> set[str]:
+        """Names of networks that were taken."""
+        return {path.name for path in self._folder.glob("*")} - {_SIGN}
+
+    async def close(self) -> None:
+        await self._making.close()
 
     async def alive(self) -> None:
         await asyncio.to_thread(self._touch)

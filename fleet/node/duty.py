@@ -1,4 +1,4 @@
-"""Something that a node must do in the end (a stop, a forget): tried until it is done, sooner if it is asked for again."""
+"""What a node must do in the end (a stop, a forget): tried until it is done, sooner if it is asked for again."""
 
 from collections.abc import Awaitable, Callable
 from typing import Any

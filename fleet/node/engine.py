@@ -4,6 +4,7 @@ The runtime needs the engine of its own machine (it reads /proc and bind-mounts 
 there is to support, and a launch is three requests: this costs a third of a millisecond of CPU per request.
 """
 
+import asyncio
 import os
 from collections.abc import AsyncGenerator, AsyncIterable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -16,6 +17,8 @@ from fleet.node.runtime import EngineUnavailable
 
 DEFAULT_SOCKET = "/var/run/docker.sock"
 LONGEST_JSON = 4 << 20
+CALL_S = 60.0  # the longest call that is none of the slow ones; a busy engine takes seconds
+CONNECT_S = 10.0
 
 
 class EngineError(Exception):
@@ -64,11 +67,11 @@ class Engine:
         json: Any = None,
         data: AsyncIterable[bytes] | bytes | None = None,
         headers: Mapping[str, str] | None = None,
-        timeout_s: float = 60.0,
+        timeout_s: float = CALL_S,
         decode: bool = True,
     ) -> Any:
         """One request; the decoded JSON answer, or None where there is none (or it is not wanted)."""
-        timeout = aiohttp.ClientTimeout(total=timeout_s)
+        timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=CONNECT_S)
         body, sent = data, dict(headers or {})
         if json is not None:
             body = orjson.dumps(json)
@@ -86,15 +89,28 @@ class Engine:
 
     @asynccontextmanager
     async def stream(
-        self, method: str, path: str, params: Mapping[str, str] | None = None, headers: Mapping[str, str] | None = None
+        self,
+        method: str,
+        path: str,
+        params: Mapping[str, str] | None = None,
+        headers: Mapping[str, str] | None = None,
+        *,
+        silence_s: float | None,
+        open_s: float | None = None,
     ) -> AsyncGenerator[aiohttp.ClientResponse]:
-        """An answer that may last for ever (events, logs, a pull): read it from `.content`."""
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=10)
+        """An answer that may last for long (events, logs, a pull): read it from `.content`. `silence_s`: how long it
+        may say nothing; None where silence is its nature. `open_s`: by when it must begin."""
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=silence_s)
+        asked = self._client().request(method, path, params=params, headers=headers, timeout=timeout)
         try:
-            async with self._client().request(method, path, params=params, headers=headers, timeout=timeout) as answer:
+            async with asyncio.timeout(open_s):
+                answer = await asked
+            async with answer:
                 if answer.status >= 400:
                     raise EngineError(answer.status, _message(await answer.read()))
                 yield answer
+        except TimeoutError as error:
+            raise EngineUnavailable(f"the engine at {self.socket} has stood still, asked for {path}") from error
         except (aiohttp.ClientError, OSError) as error:
             raise EngineUnavailable(f"the engine at {self.socket} went away: {error!r}") from error
 

@@ -23,10 +23,17 @@ LOOK_S = 0.5
 
 
 class Hearing:
-    """`run_of` finds a run; `tell(run, **facts)` tells the region."""
+    """`run_of` finds a run; `tell(run, **facts)` tells the region. `begin` is called once, when the first game promises
+    to beat: from then on somebody must `look`."""
 
-    def __init__(self, run_of: Callable[[RunKey], Run | None], tell: Callable[..., None]) -> None:
-        self._run_of, self._tell = run_of, tell
+    def __init__(
+        self,
+        run_of: Callable[[RunKey], Run | None],
+        tell: Callable[..., None],
+        begin: Callable[[], object] = lambda: None,
+    ) -> None:
+        self._run_of, self._tell, self._begin = run_of, tell, begin
+        self._begun = False
         self._promised: dict[RunKey, float] = {}  # seconds between beats
         self._quiet: dict[RunKey, float] = {}  # seconds without one
         self._looked_at = time.monotonic()
@@ -43,6 +50,9 @@ class Hearing:
                 self._players[key] = {"count": count, "capacity": capacity, "at": now_ms()}
             case Beat(within_s):
                 self._promised[key], self._quiet[key] = within_s, 0.0
+                if not self._begun:
+                    self._begun = True
+                    self._begin()
                 self._tell(run, silent="")
             case StopMe(reason):
                 log.info("game_asks_to_stop", run=str(key), reason=reason)
@@ -58,7 +68,7 @@ class Hearing:
         self._players.pop(key, None)
 
     async def look(self) -> None:
-        """Look for promises that were not kept; every `LOOK_S`. Costs nothing while nobody has promised anything.
+        """Look for promises that were not kept; every `LOOK_S`.
 
         A pass counts for little more than its own time: when this machine, or this process, has stood still, the beats
         that came meanwhile have not been read yet.

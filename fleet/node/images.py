@@ -6,6 +6,7 @@ per-server folder that is mounted at launch.
 
 import asyncio
 import base64
+import contextlib
 import io
 import posixpath
 import tarfile
@@ -26,8 +27,8 @@ log = structlog.get_logger(__name__)
 class BuildImages:
     """Images of this node's builds. What it remembers is a cache of what the engine holds."""
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+    def __init__(self, engine: Engine, no_progress_s: float) -> None:
+        self._engine, self._no_progress_s = engine, no_progress_s
         self._facts: dict[str, ImageFacts] = {}
         self._locks: dict[str, asyncio.Lock] = {}
 
@@ -68,7 +69,9 @@ class BuildImages:
             params = {"container": created, "repo": name, "tag": tag}
             await self._engine.call("POST", "/commit", params=params, json={}, timeout_s=300)
         finally:
-            await self._engine.call("DELETE", f"/containers/{created}", params={"v": "1", "force": "1"})
+            # If this fails too, it is found by its label (`docker_orphans.py`).
+            with contextlib.suppress(EngineError, EngineUnavailable):
+                await self._engine.call("DELETE", f"/containers/{created}", params={"v": "1", "force": "1"})
         log.info("image_derived", build_id=build.build_id, image=source, id=details["Id"])
 
     async def _source(self, build: BuildRef) -> str:
@@ -87,7 +90,7 @@ class BuildImages:
 
     async def _pull(self, source: str, build: BuildRef) -> None:
         try:
-            await pull_image(self._engine, source, auth_header(build.credentials))
+            await pull_image(self._engine, source, self._no_progress_s, auth_header(build.credentials))
         except EngineError as error:
             message = f"Image '{source}' cannot be pulled: {error.message[:300]}. Check its name and credentials."
             raise LaunchFailed("STARTUP_FAILURE_DOWNLOAD", message) from error

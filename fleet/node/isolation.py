@@ -7,18 +7,19 @@ engine then starts a resolver for each network namespace, which costs a launch a
 
 import asyncio
 import contextlib
-import fcntl
 import os
 import shutil
 import subprocess
-from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import structlog
 
+from fleet.actors.tasks import SupervisedTasks
+from fleet.errors import Unavailable
 from fleet.node.engine import Engine, EngineError
+from fleet.node.file_lock import held
 from fleet.node.firewall import (
     Walls,
     missing,
@@ -33,6 +34,8 @@ log = structlog.get_logger(__name__)
 ENGINE_LABEL = "fleet.engine=1"
 CHECK_S = 30.0
 _TIMEOUT_S = 20.0
+_LOCK_S = 60.0  # while other agents put theirs up
+_LOOK_LIMIT_S = _LOCK_S + 6 * _TIMEOUT_S
 _NF_CALL = Path("/proc/sys/net/bridge/bridge-nf-call-iptables")
 
 
@@ -57,7 +60,7 @@ class Isolation:
         self._engine, self._fleet_id, self._api_ports = engine, fleet_id, api_ports
         self._reach, self._lock = reach, lock
         self._walls: Walls | None = None
-        self._keeper: asyncio.Task[None] | None = None
+        self._tasks = SupervisedTasks("isolation")
         self.problem = ""
 
     async def open(self, info: dict[str, Any]) -> str:
@@ -66,13 +69,11 @@ class Isolation:
         resolvers = await asyncio.to_thread(lambda: resolvers_of(Path("/etc/resolv.conf").read_text()))
         self._walls = Walls(bridge.name, self._fleet_id, self._api_ports, resolvers, self._reach)
         await self._look()
-        self._keeper = self._keeper or asyncio.create_task(self._keep())
+        self._tasks.every("walls", self._look, CHECK_S, limit_s=_LOOK_LIMIT_S)
         return bridge.mode
 
     async def close(self) -> None:
-        if self._keeper is not None:
-            self._keeper.cancel()
-            await asyncio.gather(self._keeper, return_exceptions=True)
+        await self._tasks.close()
 
     async def _bridge(self, info: dict[str, Any]) -> Bridge:
         if ENGINE_LABEL in (info.get("Labels") or ()):
@@ -88,18 +89,13 @@ class Isolation:
                 return Bridge("bridge", _bridge_name(await self._engine.call("GET", "/networks/bridge")))
         return Bridge(name, own_bridge(self._fleet_id))
 
-    async def _keep(self) -> None:
-        while True:
-            await asyncio.sleep(CHECK_S)
-            await self._look()
-
     async def _look(self) -> None:
         walls = self._walls
         assert walls is not None
         before, self.problem = self.problem, ""
         try:
             changed = await asyncio.to_thread(_put_up, walls, self._lock)
-        except (NoWalls, OSError, subprocess.TimeoutExpired) as error:
+        except (NoWalls, Unavailable, OSError, subprocess.TimeoutExpired) as error:
             self.problem = f"games are not walled off from this machine and private networks: {error}"
             if self.problem != before:
                 log.error("isolation_not_in_force", bridge=walls.bridge, reason=str(error))
@@ -138,10 +134,10 @@ def take_down(fleet_id: str, lock: Path) -> None:
     if _tool("iptables-save") is None or not _may():
         return
     try:
-        with _locked(lock):
+        with held(lock, _LOCK_S):
             if text := removal_text(_saved(), fleet_id):
                 _restore(text)
-    except (NoWalls, OSError, subprocess.TimeoutExpired) as error:
+    except (NoWalls, Unavailable, OSError, subprocess.TimeoutExpired) as error:
         log.error("rules_not_removed", error=str(error))
 
 
@@ -153,7 +149,7 @@ def _put_up(walls: Walls, lock: Path) -> list[str]:
         raise NoWalls("iptables is not installed")
     if _NF_CALL.exists() and _NF_CALL.read_text().strip() != "1":
         _run(["sysctl", "-q", "-w", "net.bridge.bridge-nf-call-iptables=1"])  # else games meet below the filter
-    with _locked(lock):
+    with held(lock, _LOCK_S):
         saved = _saved()
         if walls.outer not in rules_of(saved):
             raise NoWalls(f"the engine has no chain {walls.outer}")
@@ -184,8 +180,9 @@ def _may() -> bool:
     """Root, or a user of the kind that cloud images have: sudo asks nothing."""
     if os.geteuid() == 0:
         return True
-    asked = ["sudo", "-n", "true"]
-    return shutil.which("sudo") is not None and subprocess.run(asked, capture_output=True, check=False).returncode == 0
+    if shutil.which("sudo") is None:
+        return False
+    return subprocess.run(["sudo", "-n", "true"], capture_output=True, timeout=_TIMEOUT_S, check=False).returncode == 0
 
 
 def _run(command: list[str], text: str = "") -> str:
@@ -200,10 +197,3 @@ def _run(command: list[str], text: str = "") -> str:
 
 def _bridge_name(network: dict[str, Any]) -> str:
     return str(network["Options"].get("com.docker.network.bridge.name", f"br-{network['Id'][:12]}"))
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Generator[None]:
-    with path.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

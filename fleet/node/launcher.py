@@ -154,9 +154,7 @@ class Launcher:
             await asyncio.sleep(delay)
             delay = min(delay * 1.5, 1.0)
 
-    async def _patiently(
-        self, run: Run, call: Callable[[], Coroutine[Any, Any, T]], *passing: type[Exception]
-    ) -> T:
+    async def _patiently(self, run: Run, call: Callable[[], Coroutine[Any, Any, T]], *passing: type[Exception]) -> T:
         """Call, and again while it fails of something that passes: the engine or the store is away. The region, which
         hears what the run waits for, calls it off in the end."""
         delay = _AGAIN_S

@@ -17,19 +17,18 @@ import structlog
 
 from fleet.actors.health import process_health
 from fleet.actors.tasks import SupervisedTasks
-from fleet.errors import Conflict, Fenced, NotFound, Unavailable
+from fleet.errors import Fenced, NotFound, Unavailable
+from fleet.node.ends import Ends
 from fleet.node.hearing import LOOK_S, READY_BY, Hearing
 from fleet.node.launcher import Launcher, TlsEnd
 from fleet.node.model import Drain, Hello, NodeShare, Page, RunState, RunView
 from fleet.node.node_ports import NodePorts
 from fleet.node.outbox import Outbox
 from fleet.node.ports import is_free
-from fleet.node.reconcile import Finding, Suspicions, compare, end_of
-from fleet.node.run import Run, start_refused, waiting_for
+from fleet.node.run import Run, waiting_for
 from fleet.node.runtime import (
     BuildRef,
     EngineUnavailable,
-    Exited,
     LaunchSpec,
     LogLine,
     Observed,
@@ -48,8 +47,6 @@ from fleet.times import now_ms
 
 log = structlog.get_logger(__name__)
 _BOOT_MS = 5_000
-EXIT_TOLD_S = 2.0  # after a stop, by then the engine has told the end
-LOG_KEPT_S = 120.0  # copying a log takes longer only if the engine hangs
 RECONCILE_LIMIT_S, SAMPLE_LIMIT_S = 120.0, 60.0
 ORPHANS_EVERY_S, ORPHANS_LIMIT_S = 600.0, 300.0
 
@@ -73,21 +70,19 @@ class Node:
         self.share = share
         self.tenure = tenure or Tenure()
         self._runtime = runtime
-        self._archive = archive
         self._tls = tls
         self._ports = NodePorts(share, free, *([tls.serves] if tls else []))
         self._runs: dict[RunKey, Run] = {}
         self._habits = habits
         self._outbox = Outbox()
         self._launcher = Launcher(runtime, self._ports, fetch, self, tls)
-        self._hearing = Hearing(self._runs.get, self.tell)
+        self._tasks = SupervisedTasks("node", node=node_id)
+        self._hearing = Hearing(self._runs.get, self.tell, self._hear_beats)
         runtime.hear(self._hearing.heard)
         self._sampler = Sampler(self._running, runtime.usage)
-        self._tasks = SupervisedTasks("node", node=node_id)
         networks, warm = runtime.networks, habits.warm_networks
         self._warm = WarmNetworks(networks, self._ports, warm, self._busy, self._networks_in_use, self._tasks)
-        self._suspicions = Suspicions()
-        self._early: dict[RunKey, Exited] | None = {}  # ends told before adoption was done; None from then on
+        self._ends = Ends(runtime, archive, self, self._runs, self._tasks)
         self._boot_id = secrets.token_hex(8)
         self._epoch = 0
 
@@ -103,27 +98,28 @@ class Node:
     async def _start(self) -> None:
         await self._runtime.start()
         # Before the listing: what ends after it is told, what ended before it is listed.
-        self._tasks.keep("follow_exits", self._follow_exits, most_s=5.0)
+        self._ends.follow()
         seen = await self._runtime.list()
         if self._tls is not None:
             await self._tls.adopt(any(port.tls for run in seen if run.running for port in run.ports))
         await self._warm.adopt({run.network for run in seen if run.running and run.network})
         for observed in seen:
-            self._adopt(observed)
-        early, self._early = self._early or {}, None
-        for exited in early.values():
-            self._ended(exited)
+            self.adopt(observed)
+        self._ends.adopted()
         self._begin_habits()
+
+    def _hear_beats(self) -> None:
+        self._tasks.every("hear_beats", self._hearing.look, LOOK_S, limit_s=LOOK_S)
 
     def _begin_habits(self) -> None:
         every, habits = self._tasks.every, self._habits
         self._warm.begin()
-        every("hear_beats", self._hearing.look, LOOK_S, limit_s=LOOK_S)
         if habits.usage_every_s:
             every("sample_usage", self._sampler.sample, habits.usage_every_s, limit_s=SAMPLE_LIMIT_S)
         if habits.reconcile_every_s:
-            every("reconcile", self._reconcile, habits.reconcile_every_s, limit_s=RECONCILE_LIMIT_S)
-            every("remove_orphans", self._runtime.remove_orphans, ORPHANS_EVERY_S, limit_s=ORPHANS_LIMIT_S)
+            every("reconcile", self._ends.reconcile, habits.reconcile_every_s, limit_s=RECONCILE_LIMIT_S)
+            orphans = self._runtime.remove_orphans
+            every("remove_orphans", orphans, ORPHANS_EVERY_S, limit_s=ORPHANS_LIMIT_S, at_once=True)
         if habits.health_every_s:
             look = self._runtime.readiness
             vigil = Vigil(lambda: list(self._runs.values()), look, self._health, habits.health_every_s)
@@ -216,8 +212,7 @@ class Node:
         self._check(epoch)
         run = self._runs.get(key)
         if run is not None and not run.view.state.ended:
-            run.stopping = True
-            run.stop.ask(self._tasks, lambda: self._stop(run, grace_s))
+            self._ends.stop(run, grace_s)
 
     def ready(self, epoch: int, key: RunKey) -> None:
         """The project says for its game that it takes players: as if the game had said so itself."""
@@ -251,8 +246,7 @@ class Node:
         self._check(epoch)
         run = self._runs.get(key)
         if run is not None and run.view.state.ended:
-            run.forgetting = True
-            run.forget.ask(self._tasks, lambda: self._forget(run))
+            self._ends.forget(run)
 
     async def rewrite_config(self, epoch: int, key: RunKey, config: dict[str, Any]) -> None:
         """Replace playflow.json. A frozen game is thawed: it is told something because it is wanted."""
@@ -300,87 +294,6 @@ class Node:
 
     # Ends -------------------------------------------------------------------------------------------------------
 
-    async def _follow_exits(self) -> None:
-        async for exited in self._runtime.exits():
-            self._ended(exited)
-
-    def _ended(self, exited: Exited) -> None:
-        run = self._runs.get(exited.key)
-        if run is None:
-            if self._early is not None:
-                self._early[exited.key] = exited
-            return
-        refusal = start_refused(exited) if run.view.state in (RunState.CREATING, RunState.BOOTING) else None
-        if refusal:
-            self.end(run, RunState.FAILED, at=exited.at, reason="STARTUP_FAILURE_EXECUTABLE", message=refusal)
-            return
-        facts = {"exit_code": exited.exit_code, "oom": exited.oom, "message": exited.tail}
-        self.end(run, RunState.EXITED, at=exited.at, **facts)
-
-    async def _stop(self, run: Run, grace_s: float) -> None:
-        key = run.view.key
-        if run.task is not None and not run.task.done():
-            run.task.cancel()
-            await asyncio.gather(run.task, return_exceptions=True)
-        await self._runtime.stop(key, grace_s)
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(EXIT_TOLD_S):
-                await run.ended.wait()
-        if not run.view.state.ended:
-            self._end_untold(run, {seen.key: seen for seen in await self._runtime.list()}.get(key))
-
-    def _end_untold(self, run: Run, seen: Observed | None) -> None:
-        """A stop has been carried out, and no event told an end. Conflict if there is none."""
-        if seen is not None and seen.running:
-            raise Conflict(f"Run {run.key} has been stopped and still runs.")
-        if seen is not None and seen.exit_code is not None:
-            self._ended(end_of(run.key, seen, now_ms()))
-        else:  # called off before its process ran
-            self.end(run, RunState.EXITED, message="Stopped before it ran.")
-
-    async def _forget(self, run: Run) -> None:
-        key = run.view.key
-        if run.view.state is RunState.EXITED:
-            try:
-                async with asyncio.timeout(LOG_KEPT_S):
-                    await self._archive(key)
-            except EngineUnavailable:  # then it cannot be removed either, and its log is worth another try
-                raise
-            except Exception:  # the log is worth less than the room that its container holds
-                log.exception("log_not_kept", run=str(key))
-        try:
-            await self._runtime.remove(key)
-        except Conflict:  # it was told as ended and runs
-            await self._runtime.stop(key, 0)
-            await self._runtime.remove(key)
-        self._runs.pop(key, None)
-        self._hearing.forget(key)
-
-    async def _reconcile(self) -> None:
-        """Compare what is known with the engine's list, and put right what two passes have found wrong."""
-        seen = await self._runtime.list()
-        found = compare(seen, {key: run.view.state for key, run in self._runs.items()})
-        for (finding, key), observed in self._suspicions.confirm(found).items():
-            log.warning("run_put_right", run=str(key), finding=finding.name.lower())
-            self._put_right(finding, key, observed)
-
-    def _put_right(self, finding: Finding, key: RunKey, observed: Observed | None) -> None:
-        run = self._runs.get(key)
-        if finding in (Finding.ENDED, Finding.VANISHED):
-            self._ended(end_of(key, observed, now_ms()))
-        elif finding is Finding.UNDEAD and run is not None:
-            run.stop.ask(self._tasks, lambda: self._runtime.stop(key, 0))
-        elif finding is Finding.UNKNOWN and observed is not None:
-            self._adopt(observed)
-            self._outbox.put(self._runs[key].view)  # the region says what becomes of it
-        elif finding is Finding.HALF_MADE:
-            # One attempt: the next pass finds what is left.
-            self._tasks.once("remove_half_made", self._remove_half_made(key), run=str(key))
-
-    async def _remove_half_made(self, key: RunKey) -> None:
-        if key not in self._runs:  # no launch has come since
-            await self._runtime.remove(key)
-
     def end(self, run: Run, state: RunState, *, at: int | None = None, **facts: Any) -> None:
         if run.view.state.ended:
             return
@@ -391,6 +304,16 @@ class Node:
         self._ports.release(str(run.view.key))
         self.leave_network(run)
         self._outbox.put(run.view)
+
+    def forgotten(self, run: Run) -> None:
+        """Nothing is left of it."""
+        self._runs.pop(run.key, None)
+        self._hearing.forget(run.key)
+
+    def found(self, seen: Observed) -> None:
+        """The engine has one that nobody knows here: adopted, and told, so that the region says what becomes of it."""
+        self.adopt(seen)
+        self._outbox.put(self._runs[seen.key].view)
 
     def leave_network(self, run: Run) -> None:
         """The run is not on its warm network any more, and nobody will be again."""
@@ -425,7 +348,8 @@ class Node:
 
     # Adoption ---------------------------------------------------------------------------------------------------
 
-    def _adopt(self, seen: Observed) -> None:
+    def adopt(self, seen: Observed) -> None:
+        """A container that is there and not known: its run goes on, or its end waits for the region."""
         if seen.key in self._runs or (not seen.running and seen.exit_code is None):
             return  # created but never started: the region launches it again, or it is removed after a while
         state = RunState.BOOTING if seen.running else RunState.EXITED

@@ -22,6 +22,7 @@ from typing import Any
 import orjson
 import structlog
 
+from fleet.actors.single_flight import SingleFlight
 from fleet.errors import Conflict, NotFound
 from fleet.node.executable import bundle_folder, check_executable, executable_of
 from fleet.node.game_api import GameApi
@@ -71,7 +72,8 @@ class ProcessRuntime:
     def __init__(self, place: RuntimePlace) -> None:
         self._place = place
         self._locks: dict[RunKey, asyncio.Lock] = {}
-        self._under_way: set[asyncio.Task[None]] = set()
+        self._under_way: SingleFlight[RunKey, None] = SingleFlight()
+        self._orphans: set[Path] = set()
         self._watched: dict[RunKey, int] = {}
         self._reported: set[RunKey] = set()
         self._ended: asyncio.Queue[RunKey] = asyncio.Queue()
@@ -88,10 +90,10 @@ class ProcessRuntime:
         await self._doors.open()
 
     def warnings(self) -> tuple[str, ...]:
-        return ("games run as plain processes of the agent's user: no isolation",)
+        return ("games run as plain processes of the agent's user: no isolation", *self._place.notes)
 
     async def close(self) -> None:
-        await asyncio.gather(*self._under_way, return_exceptions=True)
+        await self._under_way.close()
         for descriptor in self._watched.values():
             asyncio.get_running_loop().remove_reader(descriptor)
             os.close(descriptor)
@@ -102,6 +104,8 @@ class ProcessRuntime:
         self._game_files(build)
 
     def _game_files(self, build: BuildRef) -> Path:
+        if self._place.closed:
+            raise LaunchFailed("STARTUP_FAILURE_URL", self._place.closed)
         if build.kind == "image":
             raise LaunchFailed(
                 "STARTUP_FAILURE_DOWNLOAD", "Docker image builds need a container engine, which this node lacks."
@@ -116,15 +120,7 @@ class ProcessRuntime:
     async def launch(self, spec: LaunchSpec) -> None:
         files = self._game_files(spec.build)
         # Seen through when the caller goes away: `stop` waits for the lock and then finds the process.
-        work = asyncio.create_task(self._carry_out(spec, files))
-        self._under_way.add(work)
-        work.add_done_callback(self._settled)
-        await asyncio.shield(work)
-
-    def _settled(self, work: asyncio.Task[None]) -> None:
-        self._under_way.discard(work)
-        if not work.cancelled():
-            work.exception()  # a caller that went away does not fetch it
+        await self._under_way.do(spec.key, lambda: self._carry_out(spec, files))
 
     async def _carry_out(self, spec: LaunchSpec, files: Path) -> None:
         async with self._locks.setdefault(spec.key, asyncio.Lock()):
@@ -247,6 +243,19 @@ class ProcessRuntime:
         await asyncio.to_thread(shutil.rmtree, run.path, ignore_errors=True)
         self._reported.discard(key)
         self._locks.pop(key, None)
+
+    async def remove_orphans(self) -> int:
+        found = set(await asyncio.to_thread(self._half_made))
+        gone, self._orphans = found & self._orphans, found
+        for folder in gone:
+            log.warning("orphan_removed", folder=str(folder))
+            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+        return len(gone)
+
+    def _half_made(self) -> list[Path]:
+        """Folders that a killed agent was filling: nothing says what they were for."""
+        named = (path for path in self._place.servers_dir.glob("*.*") if not path.name.startswith("."))
+        return [path for path in named if path.is_dir() and not (path / "run.json").exists()]
 
     def hear(self, heard: Heard) -> None:
         self._api.heard = heard

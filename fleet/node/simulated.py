@@ -311,6 +311,9 @@ class SimulatedRuntime:
         if waiting := self._changed.pop(key, None):
             waiting.set()
 
+    async def remove_orphans(self) -> int:
+        return 0
+
     async def usage(self, keys: Collection[RunKey]) -> dict[RunKey, Usage]:
         """What does not run uses nothing."""
         return {}

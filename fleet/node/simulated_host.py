@@ -4,7 +4,6 @@ An agent's process takes 50-90 MB, so hundreds of simulated nodes share a few. A
 (`simulated.py`), so a region, or this process, that starts anew finds the nodes that it had.
 """
 
-import asyncio
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +12,10 @@ from typing import Any
 import ray
 import structlog
 
-from fleet.node.agent import Agent, sweep
+from fleet.actors.single_flight import SingleFlight
+from fleet.actors.startup import Startup
+from fleet.actors.tasks import SupervisedTasks
+from fleet.node.agent import SWEEP_LIMIT_S, SWEEP_S, Agent
 from fleet.node.choose import choose_runtime
 from fleet.node.logs import LogArchive
 from fleet.node.model import NodeShare
@@ -35,26 +37,34 @@ class SimulatedHost:
     """Opens a node when it is first spoken to."""
 
     async def __init__(self, region: str, share: NodeShare) -> None:
-        self._settings = get_settings()
-        setup_logging(f"agent-{region}", self._settings.home)
         self._region = region
         self._share = share
+        self._agents: dict[int, Agent] = {}
+        self._opening: SingleFlight[int, Agent] = SingleFlight()
+        self._tasks = SupervisedTasks("simulated_host", region=region)
+        self._startup = Startup(f"The host of simulated nodes of region {region}", self._tasks)
+        self._startup.begin(self._come_up)
+
+    async def _come_up(self) -> None:
+        self._settings = get_settings()
+        setup_logging(f"agent-{self._region}", self._settings.home)
         self._archive = LogArchive(self._settings.home / "logs" / "servers", self._settings.logs)
-        self._agents: dict[int, asyncio.Task[Agent]] = {}
-        self._sweeper = asyncio.create_task(sweep(self._archive))
-        log.warning(SIMULATED, region=region, pid=os.getpid())
+        self._tasks.every("sweep_logs", self._archive.sweep, SWEEP_S, limit_s=SWEEP_LIMIT_S, at_once=True)
+        log.warning(SIMULATED, region=self._region, pid=os.getpid())
 
     async def call(self, number: int, method: str, *arguments: Any) -> Any:
         """What a region asks of node `number`."""
-        if number not in self._agents:
-            self._agents[number] = asyncio.create_task(self._open(number))
-        agent = await asyncio.shield(self._agents[number])
+        await self._startup.ready()
+        agent = self._agents.get(number) or await self._opening.do(number, lambda: self._open(number), for_all=True)
         return await getattr(agent, method)(*arguments)
 
     async def release(self, number: int) -> None:
         """The region gives the node back: nothing of it is left."""
+        await self._startup.ready()
+        if number in self._opening:
+            await self._opening.do(number, lambda: self._open(number))
         if (opened := self._agents.pop(number, None)) is not None:
-            await (await opened).close()
+            await opened.close()
         run_file(self._settings.home, self._region, str(number)).unlink(missing_ok=True)
 
     async def _open(self, number: int) -> Agent:
@@ -67,7 +77,8 @@ class SimulatedHost:
         node_id = f"{self._region}@simulated-{number}"
         node = Node(node_id, share, runtime, _nothing_to_fetch, keep_log, _NO_HABITS, _always_free)
         await node.start()
-        return Agent(node, self._archive)
+        agent = self._agents[number] = Agent(node, self._archive)
+        return agent
 
 
 async def _nothing_to_fetch(_build: BuildRef) -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import structlog
 
+from fleet.actors.tasks import SupervisedTasks
 from fleet.errors import FleetError
 from fleet.node.model import NodeShare
 from fleet.node.node_ports import tls_range
@@ -32,7 +33,7 @@ log = structlog.get_logger(__name__)
 
 CONFIG, SITE, ADMIN = "haproxy.cfg", "site.pem", "admin.sock"
 NOBODY = 65534
-LOOK_S, RETRY_S = 5.0, 1.0
+LOOK_S, RETRY_MOST_S = 5.0, 5.0
 _START_S = 20.0
 
 
@@ -55,7 +56,8 @@ class TlsProxy:
         self._source: tuple[tuple[int, int, int], ...] = ()
         self._serving: frozenset[int] = frozenset()
         self._starting = asyncio.Lock()
-        self._keeper: asyncio.Task[None] | None = None
+        self._tasks = SupervisedTasks("tls_proxy")
+        self._kept = False
 
     def serves(self, port: int) -> bool:
         """Whether players can come to that port of the node's TLS range."""
@@ -83,15 +85,14 @@ class TlsProxy:
         self._look_after()
 
     def _look_after(self) -> None:
-        if self._keeper is None:
-            self._keeper = asyncio.create_task(self._keep())
+        if not self._kept:
+            self._kept = True
+            self._tasks.keep("keep", self._keep, most_s=RETRY_MOST_S)
 
     async def close(self) -> None:
         """Look after it no more; it runs on."""
-        if self._keeper is not None:
-            self._keeper.cancel()
-            await asyncio.gather(self._keeper, return_exceptions=True)
-            self._keeper = None
+        await self._tasks.close()
+        self._kept = False
 
     async def end(self) -> None:
         await self.close()
@@ -99,7 +100,7 @@ class TlsProxy:
 
     async def _ensure(self) -> None:
         async with self._starting:
-            if self._serving and self._keeper is not None:  # who would have noticed its end
+            if self._serving and self._kept:  # who would have noticed its end
                 return
             running = await asyncio.to_thread(proxies, self._place.folder)
             await asyncio.to_thread(self._start, running)
@@ -146,16 +147,12 @@ class TlsProxy:
         """Until cancelled: the proxy runs, and shows the newest certificate."""
         while True:
             await _ended(await asyncio.to_thread(proxies, self._place.folder), LOOK_S)
-            try:
-                if not await asyncio.to_thread(proxies, self._place.folder):
-                    log.error("tls_proxy_ended", folder=str(self._place.folder))
-                    self._serving = frozenset()
-                    await self._ensure()
-                elif renewed := await asyncio.to_thread(lambda: self._renew(write=False)):
-                    await asyncio.to_thread(_show, self._place.folder, renewed)
-            except Exception as error:  # it is tried again, and games go on without
-                log.error("tls_proxy_not_kept", error=str(error))
-                await asyncio.sleep(RETRY_S)
+            if not await asyncio.to_thread(proxies, self._place.folder):
+                log.error("tls_proxy_ended", folder=str(self._place.folder))
+                self._serving = frozenset()
+                await self._ensure()
+            elif renewed := await asyncio.to_thread(lambda: self._renew(write=False)):
+                await asyncio.to_thread(_show, self._place.folder, renewed)
 
 
 def tls_folder(home: Path, scope: str) -> Path:
