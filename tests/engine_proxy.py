@@ -1,0 +1,80 @@
+"""A socket in front of the real container engine that can go away: refuse, hang, or cut what is under way.
+
+The engine itself goes on, so nothing else on the machine notices.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from fleet.node.engine import DEFAULT_SOCKET
+
+
+class EngineProxy:
+    """`path`: where it listens, for `DockerRuntime(place, socket=…)`. At most 107 bytes long, as sockets are."""
+
+    def __init__(self, path: Path, engine: str = DEFAULT_SOCKET) -> None:
+        self.path, self._engine = path, engine
+        self._server: asyncio.Server | None = None
+        self._open: set[asyncio.StreamWriter] = set()
+        self._flows = asyncio.Event()
+        self._flows.set()
+        self.asked = 0
+
+    async def back(self) -> None:
+        """The engine answers; what hung goes on."""
+        self._flows.set()
+        if self._server is None:
+            self._server = await asyncio.start_unix_server(self._serve, self.path)
+
+    def hang(self) -> None:
+        """It takes connections and says nothing, neither to them nor to those that are open."""
+        self._flows.clear()
+
+    async def away(self) -> None:
+        """Nobody listens, and what was open is cut."""
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+            self.path.unlink(missing_ok=True)
+        self.cut()
+
+    def cut(self) -> None:
+        """Break what is under way; new connections are served."""
+        for writer in list(self._open):
+            writer.transport.abort()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.asked += 1
+        self._open.add(writer)
+        try:
+            there_reader, there_writer = await asyncio.open_unix_connection(self._engine)
+            self._open.add(there_writer)
+            await asyncio.gather(self._pump(reader, there_writer), self._pump(there_reader, writer))
+        except OSError:
+            return
+        finally:
+            for one in (writer, there_writer) if "there_writer" in locals() else (writer,):
+                self._open.discard(one)
+                one.transport.abort()
+
+    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(65536):
+            await self._flows.wait()
+            writer.write(data)
+            await writer.drain()
+        with contextlib.suppress(OSError):
+            writer.write_eof()
+
+
+@asynccontextmanager
+async def engine_proxy(folder: Path) -> AsyncIterator[EngineProxy]:
+    proxy = EngineProxy(folder / "e.sock")
+    await proxy.back()
+    try:
+        yield proxy
+    finally:
+        await proxy.back()
+        await proxy.away()
