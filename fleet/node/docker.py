@@ -8,12 +8,10 @@ import asyncio
 import contextlib
 import math
 import os
-import re
 import resource
 import shutil
 from collections.abc import AsyncIterator, Collection
 from dataclasses import replace
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +41,7 @@ from fleet.node.docker_spec import (
     key_of,
     ports_of,
     taken_ports,
+    time_ms,
 )
 from fleet.node.engine import Engine, EngineError
 from fleet.node.executable import bundle_folder, check_executable, executable_of
@@ -267,8 +266,8 @@ class DockerRuntime:
             key,
             labels,
             running=state["Running"],
-            started_at=_time_ms(state["StartedAt"]),
-            ended_at=_time_ms(state["FinishedAt"]) if ended else None,
+            started_at=time_ms(state["StartedAt"]),
+            ended_at=time_ms(state["FinishedAt"]) if ended else None,
             exit_code=state["ExitCode"] if ended else None,
             oom=bool(state["OOMKilled"]),
         )
@@ -393,10 +392,3 @@ def _observed(key: RunKey, labels: dict[str, str], **state: Any) -> Observed:
         network=labels.get(NETWORK),
         **state,
     )
-
-
-def _time_ms(text: str) -> int | None:
-    """Milliseconds of the engine's RFC 3339 time; None for its zero time."""
-    if text.startswith("0001"):
-        return None
-    return int(datetime.fromisoformat(re.sub(r"\.(\d{1,6})\d*", r".\1", text)).timestamp() * 1000)

@@ -6,6 +6,7 @@ Everything that a restarted agent must know is in the labels, so that a listing 
 import posixpath
 import re
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -229,3 +230,10 @@ def _mounts(spec: LaunchSpec, host: Host) -> list[dict[str, Any]]:
 
 def _bind(source: Path, target: str) -> dict[str, Any]:
     return {"Type": "bind", "Source": str(source), "Target": target, "ReadOnly": True}
+
+
+def time_ms(text: str) -> int | None:
+    """Milliseconds of the engine's RFC 3339 time; None for its zero time."""
+    if text.startswith("0001"):
+        return None
+    return int(datetime.fromisoformat(re.sub(r"\.(\d{1,6})\d*", r".\1", text)).timestamp() * 1000)
