@@ -35,7 +35,7 @@ REFUSED_S = 15.0  # an engine whose socket is there and refuses may be starting
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """`note`: what operators should know, if the setting cannot be followed."""
+    """`note`: what operators should know, if they may expect another one."""
 
     kind: Kind
     note: str = ""
@@ -75,9 +75,9 @@ async def choose_runtime(settings: FleetSettings, region: str, node: str = "0") 
         decision = await _decide(settings)
         write_pin(settings.home, decision.kind)
     if decision.note:
-        log.error("runtime_setting_not_followed", setting=settings.runtime, runtime=decision.kind)
+        log.warning("runtime_kept", setting=settings.runtime, runtime=decision.kind, note=decision.note)
         # Who asks for containers does not get new games without isolation.
-        closed = decision.note if decision.kind == "process" else ""
+        closed = decision.note if settings.runtime == "docker" and decision.kind == "process" else ""
         place = replace(place, notes=(decision.note,), closed=closed)
     return DockerRuntime(place) if decision.kind == "docker" else ProcessRuntime(place)
 
@@ -85,6 +85,8 @@ async def choose_runtime(settings: FleetSettings, region: str, node: str = "0") 
 async def _decide(settings: FleetSettings) -> Decision:
     pinned = read_pin(settings.home) or await asyncio.to_thread(_used_before, settings.servers_dir)
     wanted = cast(Literal["auto", "docker", "process"], settings.runtime)
+    if wanted == "auto" and pinned == "process" and await asyncio.to_thread(_knock, socket_path()) == "there":
+        return Decision(pinned, "a container engine is there and not used: FLEET_RUNTIME=docker changes to it")
     if pinned is not None:
         differs = wanted not in ("auto", pinned)
         return decide(wanted, pinned, await _games(settings, pinned) if differs else 0)

@@ -84,7 +84,10 @@ async def test_a_machine_without_an_engine_keeps_plain_processes(home: Path) -> 
         late.bind("e.sock")
         late.listen(1)
         os.chdir(ROOT)
-        assert (await choose_runtime(settings(home), "us-east")).name == "process"
+        kept = await choose_runtime(settings(home), "us-east")
+        assert kept.name == "process"
+        assert any("FLEET_RUNTIME=docker" in warning for warning in kept.warnings())
+        assert not kept._place.closed  # type: ignore[union-attr]
         changed = await choose_runtime(settings(home, "docker"), "us-east")
         assert changed.name == "docker", "nothing is there: the setting is followed"
         await changed.close()
