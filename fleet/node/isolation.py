@@ -66,7 +66,7 @@ class Isolation:
     async def open(self, info: dict[str, Any]) -> str:
         """Put the walls up; the NetworkMode for containers. `problem` says what is wrong, if anything is."""
         bridge = await self._bridge(info)
-        resolvers = await asyncio.to_thread(lambda: resolvers_of(Path("/etc/resolv.conf").read_text()))
+        resolvers = await asyncio.to_thread(_resolvers)
         self._walls = Walls(bridge.name, self._fleet_id, self._api_ports, resolvers, self._reach)
         await self._look()
         self._tasks.every("walls", self._look, CHECK_S, limit_s=_LOOK_LIMIT_S)
@@ -102,6 +102,13 @@ class Isolation:
             return
         if changed:
             log.info("isolation_in_force", bridge=walls.bridge, mended=changed)
+
+
+def _resolvers() -> tuple[str, ...]:
+    try:
+        return resolvers_of(Path("/etc/resolv.conf").read_text())
+    except OSError:
+        return ()
 
 
 def own_bridge(fleet_id: str) -> str:

@@ -255,7 +255,7 @@ class ProcessRuntime:
     def _half_made(self) -> list[Path]:
         """Folders that a killed agent was filling: nothing says what they were for."""
         named = (path for path in self._place.servers_dir.glob("*.*") if not path.name.startswith("."))
-        return [path for path in named if path.is_dir() and not (path / "run.json").exists()]
+        return [path for path in named if path.is_dir() and not RunFolder(path).description()]
 
     def hear(self, heard: Heard) -> None:
         self._api.heard = heard

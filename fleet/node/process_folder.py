@@ -146,7 +146,7 @@ class RunFolder:
     def _read(self, name: str) -> dict[str, Any] | None:
         try:
             return orjson.loads((self.path / name).read_bytes())
-        except FileNotFoundError:
+        except (FileNotFoundError, orjson.JSONDecodeError):  # empty after a power cut: as if it had not been written
             return None
 
 

@@ -67,7 +67,7 @@ class TlsProxy:
         """Have the proxy run. PortTaken: it cannot have these. LaunchFailed: it cannot be started at all."""
         try:
             await self._ensure()
-        except (FleetError, OSError) as error:
+        except (FleetError, OSError, subprocess.SubprocessError) as error:
             detail = error.detail if isinstance(error, FleetError) else str(error)
             raise LaunchFailed("STARTUP_FAILURE_PORTS", f"TLS cannot be ended on this node: {detail}") from error
         if taken := tuple(port for port in ports if port.tls and port.external not in self._serving):
@@ -80,8 +80,8 @@ class TlsProxy:
             return
         try:
             await self._ensure()
-        except (FleetError, OSError) as error:
-            log.error("tls_proxy_not_kept", error=str(error))  # it is tried again
+        except Exception as error:  # it is tried again, and games are adopted without
+            log.error("tls_proxy_not_kept", error=repr(error))
         self._look_after()
 
     def _look_after(self) -> None:
