@@ -1,4 +1,4 @@
-"""The matcher's speed: one pass over many waiting tickets, an arriving ticket's attempt, tickets per second.
+"""The speed of the loop that the keeper drives: a pass over many waiting tickets, an arriving ticket, tickets per second.
 
 `python -m bench.matchmaking [--quick]`. Times are of this process's CPU, so that others on the machine count little;
 `yardstick` is the same CPU's time to sort a million numbers, to compare machines by.
@@ -58,11 +58,14 @@ def _yardstick() -> None:
 
 
 def _filled(mode: ModeConfig, tickets: list[Ticket]) -> MatchLoop:
-    """Who waits, known to the sweeps too."""
+    """Who waits, known to the sweeps too: one at a time when nobody is due yet just takes them in."""
     loop = MatchLoop(mode)
     for ticket in tickets:
         loop.add(ticket)
-    loop.begin().run(0.0, TAKE_IN, clock=_Looks(), search=False)
+    begun = process_time()
+    assert not list(loop.sweep(-1e9, 1e9, clock=process_time))
+    if len(tickets) >= SIZES[-1]:
+        _say(f"sweeps take in {len(tickets):,} new tickets: {process_time() - begun:.2f} s")
     return loop
 
 
@@ -70,10 +73,10 @@ def _pass(name: str, size: int) -> dict[str, float]:
     """One pass without the search, from an empty table of roles."""
     mode = parse_mode(MODES[name])
     tickets = crowd(name, size, seed=1, waited=60.0)
-    matcher = _filled(mode, tickets)
+    loop = _filled(mode, tickets)
     gc.collect()
     begun = process_time()
-    found = matcher.sweep(0.0, 1e9, clock=process_time, search=False)
+    found = loop.taken(loop.sweep(0.0, 1e9, clock=process_time, search=False))
     took = process_time() - begun
     by_id = {ticket.ticket_id: ticket for ticket in tickets}
     faults = [fault for one in found[:: max(1, len(found) // CHECKED)] for fault in check(one, by_id, mode, 0.0)]
@@ -95,9 +98,9 @@ def _growth(name: str, passes: list[dict[str, float]]) -> None:
 def _attempts(waiting: int) -> dict[str, float]:
     """Arrivals at a queue that many wait in: each is added, tries, and what it took is put back."""
     mode = parse_mode(MODES["5v5"])
-    matcher = _filled(mode, crowd("5v5", waiting, seed=2, waited=60.0))
+    loop = _filled(mode, crowd("5v5", waiting, seed=2, waited=60.0))
     people, chance = People(mode), random.Random(3)
-    known = {ticket.ticket_id: ticket for ticket in matcher.snapshot()}
+    known = {ticket.ticket_id: ticket for ticket in loop.tickets}
     times: list[float] = []
     made = 0
     gc.collect()
@@ -106,14 +109,14 @@ def _attempts(waiting: int) -> dict[str, float]:
         ticket = people.ticket(chance, 10_000_000 + number, number / 1000)
         known[ticket.ticket_id] = ticket
         begun = process_time()
-        matcher.add(ticket)
-        found = matcher.attempt(ticket.ticket_id, ticket.created_at)
+        loop.add(ticket)
+        found = loop.taken(loop.attempt(ticket.ticket_id, ticket.created_at))
         times.append(process_time() - begun)
-        if found is not None:
+        for match in found:
             made += 1
-            for one in found.ticket_ids:
-                matcher.add(known[one])
-        matcher.remove(ticket.ticket_id)
+            for one in match.ticket_ids:
+                loop.add(known[one])
+        loop.remove(ticket.ticket_id)
     gc.unfreeze()
     return _told(f"attempt with {waiting:,} waiting ({made} of {ATTEMPTS} made a match)", times, waiting)
 
@@ -124,17 +127,17 @@ def _stuck(waiting: int) -> dict[str, float]:
     chance = random.Random(4)
     players = [Player(f"p{n}", chance.gauss(25, 6), 2.0, ("tank",) if n % 5 == 0 else ("dps",)) for n in range(waiting)]
     far = [replace(players[0], player_id=f"h{n}", mu=90.0, roles=("healer",)) for n in range(2)]
-    matcher = _filled(mode, [Ticket(player.player_id, (player,), 0.0) for player in (*players, *far)])
+    loop = _filled(mode, [Ticket(player.player_id, (player,), 0.0) for player in (*players, *far)])
     times: list[float] = []
     gc.collect()
     for number in range(ATTEMPTS // 4):
         player = Player(f"n{number}", chance.gauss(25, 6), 2.0, ("dps",))
         begun = process_time()
-        matcher.add(Ticket(player.player_id, (player,), 1.0))
-        assert matcher.attempt(player.player_id, 1.0) is None
+        loop.add(Ticket(player.player_id, (player,), 1.0))
+        assert not list(loop.attempt(player.player_id, 1.0))
         times.append(process_time() - begun)
     begun = process_time()
-    assert matcher.sweep(1.0, 1e9, clock=process_time) == []
+    assert not list(loop.sweep(1.0, 1e9, clock=process_time))
     _say(f"sweep of the stuck queue: {process_time() - begun:.3f} s")
     return _told(f"failing attempt with {waiting:,} waiting", times, waiting)
 
@@ -149,7 +152,7 @@ def _told(title: str, times: list[float], waiting: int) -> dict[str, float]:
 def _stream() -> dict[str, float]:
     """Tickets that come and are matched at once, one core, the sweep each virtual second included."""
     mode = parse_mode(MODES["5v5"])
-    matcher = Matcher(mode)
+    loop = MatchLoop(mode)
     people, chance = People(mode), random.Random(6)
     rate = 2_000
     tickets = [people.ticket(chance, 20_000_000 + n, n / rate) for n in range(STREAM)]
@@ -157,11 +160,11 @@ def _stream() -> dict[str, float]:
     gc.collect()
     begun = process_time()
     for number, ticket in enumerate(tickets):
-        matcher.add(ticket)
-        found = matcher.attempt(ticket.ticket_id, ticket.created_at)
-        matched += 0 if found is None else len(found.ticket_ids)
+        loop.add(ticket)
+        found = loop.taken(loop.attempt(ticket.ticket_id, ticket.created_at))
         if number % rate == rate - 1:
-            matched += sum(len(one.ticket_ids) for one in matcher.sweep(ticket.created_at, 0.05, clock=process_time))
+            found += loop.taken(loop.sweep(ticket.created_at, 0.05, clock=process_time))
+        matched += sum(len(one.ticket_ids) for one in found)
     per_s = STREAM / (process_time() - begun)
     _say(f"stream: {per_s:,.0f} tickets a second of one core, {matched / STREAM:.1%} matched")
     return {"tickets_per_s": per_s, "matched": matched / STREAM}
