@@ -33,6 +33,7 @@ from fleet.store.commit import GroupCommit, take_epoch
 from fleet.store.engine import Store
 from fleet.telemetry.logs import setup_logging
 
+LOAD_S = 120.0
 _CLOSE_S = 5.0
 log = structlog.get_logger(__name__)
 
@@ -73,7 +74,8 @@ class Keeper:
         commits = GroupCommit(store, name, epoch, die, lambda seconds, count: core.metrics.committed(seconds, count))
         core = Core(self._shard, settings.lobbies, store, commits, World(store, starts, regions))
         try:
-            await core.load(lambda project_id: shard_of(project_id, settings.lobbies.shards))
+            async with asyncio.timeout(LOAD_S):
+                await core.load(lambda project_id: shard_of(project_id, settings.lobbies.shards))
         except BaseException:
             with suppress(Exception):
                 async with asyncio.timeout(_CLOSE_S):

@@ -52,36 +52,34 @@ class Players:
 
     async def _one(self, player: str) -> None:
         while self.loop.now < FAULTS_S:
-            await asyncio.sleep(self.chance.uniform(0.5, 20))
-            method, *arguments = self._press()
+            await asyncio.sleep(self.chance.uniform(0.2, 10))
+            method, *arguments = self._press(player)
             try:
                 async with asyncio.timeout(30):
                     await self.do(method, player, *arguments)
-            except (TimeoutError, AttributeError):  # a keeper that was killed, or is not up yet
+            except TimeoutError:  # a keeper that was killed
                 continue
 
-    def _press(self) -> list[Any]:
+    def _press(self, player: str) -> list[Any]:
+        """Mostly what makes sense."""
         self.made += 1
-        lobbies = sorted(self.home.core.books.lobbies) if self.home.core else []
-        join = ["join", self.chance.choice(lobbies), None, None] if lobbies else ["mine"]
+        books = self.home.core.books if self.home.core else None
+        mine = books.of_player(PROJECT, "c", player) if books else None
+        lobbies = sorted(books.lobbies) if books else []
+        create = ["create", NewLobby("x", 3), f"l{self.made}"]
+        join = ["join", self.chance.choice(lobbies), None, None] if lobbies else create
         queue = ["start_matchmaking", self.chance.choice(list(MODES))]
-        return self.chance.choice(
-            [
-                ["create", NewLobby("x", 3), f"l{self.made}"],
-                ["create", NewLobby("x", 3), f"l{self.made}"],
-                join,
-                queue,
-                queue,
-                queue,
-                ["start", f"own{self.made}"],
-                ["confirm"],
-                ["confirm"],
-                ["decline"],
-                ["leave"],
-                ["cancel_matchmaking"],
-                ["end_match", None],
-            ]
-        )
+        sensible: dict[str | None, list[Any]] = {
+            None: [create, create, join],
+            "waiting": [queue, queue, queue, ["start", f"own{self.made}"], ["leave"]],
+            "match_found": [["confirm"], ["confirm"], ["confirm"], ["decline"]],
+            "in_game": [["mine"], ["mine"], ["mine"], ["end_match", None], ["leave"]],
+            "in_queue": [["mine"], ["mine"], ["cancel_matchmaking"], ["leave"]],
+        }
+        anything = [create, join, queue, ["leave"], ["end_match", None], ["decline"], ["cancel_matchmaking"]]
+        if self.chance.random() < 0.1:
+            return self.chance.choice(anything)
+        return self.chance.choice(sensible.get(mine.status if mine else None, [["mine"]]))
 
     async def do(self, method: str, player: str, *arguments: Any) -> Answer:
         core = self.home.core
@@ -137,9 +135,8 @@ def unsettled(home: Home) -> list[str]:
         if one.status == "active" and (server is None or server.status != "running"):
             found.append(f"match {one.id} plays on {server and server.status}")
     mine = {one.server_id for one in books.matches.values()}
-    found += [
-        f"server {name} is nobody's" for name, one in servers.items() if one.status != "stopped" and name not in mine
-    ]
+    alive = [name for name, one in servers.items() if one.status != "stopped"]
+    found += [f"server {name} is nobody's" for name in alive if name not in mine]
     found += [f"{one.id} is {one.status}" for one in books.lobbies.values() if one.status != "in_game"]
     stored = home.database.rows
     if stored[LOBBIES] != {one.id: lobby_values(one, 0) for one in books.lobbies.values()}:
@@ -151,9 +148,9 @@ def unsettled(home: Home) -> list[str]:
 
 
 @settings(max_examples=60, deadline=None)
-@given(seed=st.integers(0, 2**32), share=st.sampled_from([0.02, 0.1, 0.3]), restarts=st.sampled_from([0, 1, 4]))
-@example(seed=1, share=0.3, restarts=0)
-@example(seed=2, share=0.1, restarts=4)
+@given(seed=st.integers(0, 2**32), share=st.sampled_from([0.02, 0.05, 0.15]), restarts=st.sampled_from([0, 1, 4]))
+@example(seed=1, share=0.15, restarts=0)
+@example(seed=2, share=0.05, restarts=4)
 def test_after_the_last_fault_everything_ends_within_its_bound(seed: int, share: float, restarts: int) -> None:
     async def life(loop: VirtualLoop) -> None:
         home = Home(Faults(loop, seed, FAULTS_S, share), CONFIG)
@@ -164,7 +161,7 @@ def test_after_the_last_fault_everything_ends_within_its_bound(seed: int, share:
             if restarts:
                 group.create_task(kills(home, loop, restarts))
             await asyncio.sleep(max(0.0, FAULTS_S + DEADLINE_S - loop.now))
-            while home.core is None or loop.now < FAULTS_S + DEADLINE_S:
+            while home.core is None:  # noqa: ASYNC110
                 await asyncio.sleep(1)
             for _ in range(int(MATCH_S + SILENCE_S + DEADLINE_S)):
                 assert not late(home, DEADLINE_S), (loop.now, late(home, DEADLINE_S))
