@@ -73,7 +73,7 @@ class Core:
         self.ratings = RatingBook()
         self.presence = Presence(now_ms())
         self._beat = now_ms()
-        self._unread = False
+        self._unread_since: int | None = None
         self._on_disk: dict[str, Lobby] = {}
         self._tasks = SupervisedTasks("lobby_core", shard=shard)
         self._gathering: asyncio.Task[None] | None = None
@@ -146,10 +146,10 @@ class Core:
         try:
             await self.projects.refresh(project_ids)
         except Exception:
-            self._unread = True
+            self._unread_since = self._unread_since or now_ms()
             raise
-        if self._unread:
-            self._unread = False
+        since, self._unread_since = self._unread_since, None
+        if since is not None and now_ms() - since >= LAG_S * 1000:
             self._excuse(now_ms())
 
     def awake(self, now: int) -> None:

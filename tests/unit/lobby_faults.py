@@ -90,10 +90,19 @@ class Faults:
         self.until_s = until_s
         self.share = share
         self.met = 0
+        self.away = False  # the database, until a test says otherwise
+        self.next: list[Exception] = []  # of the next reads of the database
 
     @property
     def over(self) -> bool:
         return self.loop.now >= self.until_s
+
+    async def may_read(self) -> None:
+        if self.away:
+            raise ConnectionError("the database is away")
+        if self.next:
+            raise self.next.pop(0)
+        await self.may()
 
     async def may(self, *errors: Exception) -> None:
         """Raise, answer late or never."""
@@ -134,13 +143,13 @@ class Database:
                     self.rows[table][values["of"]].update(new)
 
     async def first(self, query: Any) -> Server | None:
-        await self.faults.may()
+        await self.faults.may_read()
         wanted = set(query.compile().params.values())
         return next((server for name, server in self.servers.items() if name in wanted), None)
 
     @asynccontextmanager
     async def read(self) -> AsyncGenerator[Any]:
-        await self.faults.may()
+        await self.faults.may_read()
         yield SimpleNamespace(exec=self._exec)
 
     async def _exec(self, query: Any) -> Any:
@@ -170,6 +179,8 @@ class Commits:
         async with self._order:
             while not faults.over and faults.chance.random() < faults.share / 3:  # noqa: ASYNC110
                 await asyncio.sleep(faults.chance.uniform(0.1, 30))
+            while faults.away:  # noqa: ASYNC110
+                await asyncio.sleep(0.5)
             await asyncio.sleep(0.001)
             if self.fenced:
                 raise Fenced("another keeper has come")
@@ -271,7 +282,7 @@ class Home:
 
     def _read(self, core: Core) -> Callable[[str], Coroutine[Any, Any, None]]:
         async def read(project_id: str) -> None:
-            await self.faults.may()
+            await self.faults.may_read()
             settings = {"lobby_configs": [self.config]}
             assert find_config(settings["lobby_configs"], self.config["name"]).modes
             known = core.projects._known  # pyright: ignore[reportPrivateUsage]
