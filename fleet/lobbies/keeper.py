@@ -33,6 +33,7 @@ from fleet.store.commit import GroupCommit, take_epoch
 from fleet.store.engine import Store
 from fleet.telemetry.logs import setup_logging
 
+READY_S = 20.0  # calls wait so long for it to come up
 LOAD_S = 120.0
 _CLOSE_S = 5.0
 log = structlog.get_logger(__name__)
@@ -89,7 +90,7 @@ class Keeper:
         log.info("keeper_ready", shard=self._shard, epoch=epoch, lobbies=len(core.books.lobbies), pid=os.getpid())
 
     async def _ready(self) -> Core:
-        await self._startup.ready()
+        await self._startup.ready(READY_S)
         assert self._core is not None, "it has come up"
         return self._core
 
