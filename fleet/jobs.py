@@ -2,7 +2,8 @@
 
 A job's row says who has it and until when. Its holder renews that while it works; what it writes it writes with
 `Lease.save`, which refuses once another has taken the job. A replica that dies is succeeded when its time has run out.
-A round that raises is logged and tried again, later and later, but never later than the job's own period.
+A round that raises is tried again by whoever runs it (`SupervisedTasks.keep`), later and later, but never later than
+the job's own period.
 """
 
 import asyncio
@@ -16,6 +17,7 @@ from sqlalchemy import update
 from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
+from fleet.actors.tasks import first_done
 from fleet.errors import Fenced
 from fleet.store.engine import Store
 from fleet.store.tables import Job
@@ -24,7 +26,8 @@ from fleet.times import now_ms
 log = structlog.get_logger(__name__)
 
 LEASE_MS = 15_000
-_RETRY_FIRST_S = 1.0
+RETRY_FIRST_S = 1.0  # before the second attempt at a round that failed; then twice as long each time
+RELEASE_S = 5.0  # for giving a job back; after that its lease runs out by itself
 _LOOK_S = 5.0  # how often another replica looks whether the holder is still there
 
 
@@ -55,6 +58,7 @@ class Lease:
 
 
 Work = Callable[[Lease], Coroutine[Any, Any, None]]
+Needed = Callable[[Store], Coroutine[Any, Any, bool]]
 
 
 async def run_leased(
@@ -64,31 +68,23 @@ async def run_leased(
     every_s: float,
     *,
     limit_s: float | None = 600.0,
-    needed: Callable[[Store], Coroutine[Any, Any, bool]] | None = None,
+    needed: Needed | None = None,
 ) -> None:
-    """Have `work` done every `every_s` by whichever replica comes first, until cancelled.
+    """Have `work` done every `every_s` by whichever replica comes first, until cancelled; raises what a round raised.
 
     `limit_s` bounds a round; None for work that goes on as long as it has the lease. Where `needed` says no, the lease
     is not even taken, which costs two commits.
     """
-    failures = 0
     while True:
-        try:
-            if needed is None or await needed(store):
-                await run_once(store, name, work, every_s, limit_s=limit_s)
-            failures = 0
-        except Exception as error:
-            failures += 1
-            log.exception("job_failed", job=name, failures=failures, error=repr(error))
-        await asyncio.sleep(_pause_s(every_s, failures))
+        if needed is None or await needed(store):
+            await run_once(store, name, work, every_s, limit_s=limit_s)
+        # Soon enough to succeed a dead holder, not all replicas at the same instant.
+        await asyncio.sleep(min(every_s, _LOOK_S) * random.uniform(0.8, 1.2))
 
 
-def _pause_s(every_s: float, failures: int) -> float:
-    """Until the next look: soon enough to succeed a dead holder, not all replicas at the same instant."""
-    wait = min(every_s, _LOOK_S)
-    if failures:
-        wait = min(max(every_s, _LOOK_S), _RETRY_FIRST_S * 2 ** min(failures - 1, 10))
-    return wait * random.uniform(0.8, 1.2)
+def retry_most_s(every_s: float) -> float:
+    """The longest pause before a round that failed is tried again."""
+    return max(every_s, _LOOK_S)
 
 
 async def run_once(store: Store, name: str, work: Work, every_s: float = 0.0, *, limit_s: float | None = None) -> bool:
@@ -99,20 +95,12 @@ async def run_once(store: Store, name: str, work: Work, every_s: float = 0.0, *,
     lease = await _take(store, name, str(uuid.uuid4()), int(every_s * 1000))
     if lease is None:
         return False
-    working = asyncio.create_task(work(lease))
-    renewing = asyncio.create_task(_renew(store, lease))
     well = False
     try:
         async with asyncio.timeout(limit_s):
-            await asyncio.wait({working, renewing}, return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            raise Fenced(f"The job {name} has been taken over by another replica.")
-        working.result()
+            await first_done(work(lease), _renew(store, lease))
         well = True
     finally:
-        for task in (working, renewing):
-            task.cancel()
-        await asyncio.gather(working, renewing, return_exceptions=True)
         await asyncio.shield(_release(store, lease, well))
     return True
 
@@ -143,28 +131,30 @@ def _free(job: Job | None, now: int, every_ms: int) -> bool:
 
 
 async def _renew(store: Store, lease: Lease) -> None:
-    """Returns when another has the job, or when it could not be renewed for as long as it held."""
+    """`Fenced` when another has the job, or when it could not be renewed for as long as it held."""
     until = now_ms() + LEASE_MS
     while True:
         await asyncio.sleep(LEASE_MS / 3000)
         try:
             now = now_ms()
-            if not await _change(store, lease, lease_until=now + LEASE_MS):
-                return
+            async with asyncio.timeout(LEASE_MS / 1000):
+                mine = await _change(store, lease, lease_until=now + LEASE_MS)
             until = now + LEASE_MS
-        except Exception:
-            log.exception("job_not_renewed", job=lease.name)
-            if now_ms() > until:
-                return
+        except Exception as error:
+            log.warning("job_not_renewed", job=lease.name, error=repr(error))
+            mine = now_ms() <= until
+        if not mine:
+            raise Fenced(f"The job {lease.name} has been taken over by another replica, or may be.")
 
 
 async def _release(store: Store, lease: Lease, well: bool) -> None:
     """Give the job back. After a failure `updated_at` stays, so that any replica may try again at once."""
     values: dict[str, Any] = {"owner": None, "lease_until": None}
     try:
-        await _change(store, lease, **(values | {"updated_at": now_ms()} if well else values))
-    except Exception:  # it runs out by itself
-        log.exception("job_not_released", job=lease.name)
+        async with asyncio.timeout(RELEASE_S):
+            await _change(store, lease, **(values | {"updated_at": now_ms()} if well else values))
+    except Exception as error:  # it runs out by itself
+        log.warning("job_not_released", job=lease.name, error=repr(error))
 
 
 async def _change(store: Store, lease: Lease, **values: Any) -> bool:

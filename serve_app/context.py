@@ -1,11 +1,12 @@
 """What a replica needs to serve requests, made once when it starts."""
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-import structlog
 from sqlmodel import literal, select
 
+from fleet.actors.tasks import SupervisedTasks
 from fleet.billing.budgets import BudgetService
 from fleet.billing.prices import price_book
 from fleet.billing.service import UsageService
@@ -35,8 +36,10 @@ from fleet.store.tables import Project
 from serve_app.player_streams import PlayerStreams
 from serve_app.stream_query import Tickets
 
-log = structlog.get_logger(__name__)
-HOUSEKEEPING_S = 60.0
+RECOVER_EVERY_S = 20.0
+HOUSE_EVERY_S = 60.0
+HOUSE_LIMIT_S = 60.0  # one pass of a part of the housekeeping
+CHECK_S = 10.0
 
 
 @dataclass(slots=True)
@@ -125,24 +128,23 @@ class AppContext:
         await self.store.close()
 
     async def check(self) -> None:
-        """Raises if the database cannot be read."""
-        async with self.store.read() as session:
+        """Raises if the database cannot be read within `CHECK_S`."""
+        async with asyncio.timeout(CHECK_S), self.store.read() as session:
             (await session.exec(select(literal(1)))).one()
 
-    async def keep_house(self) -> None:
-        """Recover what a crash left behind, then look after expired uploads every minute, until cancelled."""
-        first = True
-        while True:
-            try:
-                if first:
-                    await self.regions.recover()
-                    await self.keepers.recover()
-                await self.builds.recover()
-                await self.builds.expire_uploads()
-                await self.idempotency.expire()
-                self.ending.poke()
-                first = False
-            except Exception:
-                # The next round tries again; the replica serves reads meanwhile.
-                log.exception("housekeeping_failed")
-            await asyncio.sleep(HOUSEKEEPING_S)
+    def keep_house(self, tasks: SupervisedTasks) -> None:
+        """What every replica looks after, until `tasks` are closed. Each part fails and goes on by itself."""
+
+        def look_after(name: str, work: Callable[[], Awaitable[object]], every_s: float) -> None:
+            tasks.every(name, work, every_s, limit_s=HOUSE_LIMIT_S, at_once=True)
+
+        # Regions and shards whose actor is gone have one again without anybody sending a command.
+        look_after("recover_regions", self.regions.recover, RECOVER_EVERY_S)
+        look_after("recover_keepers", self.keepers.recover, RECOVER_EVERY_S)
+        look_after("recover_builds", self.builds.recover, RECOVER_EVERY_S)
+        look_after("expire_uploads", self.builds.expire_uploads, HOUSE_EVERY_S)
+        look_after("expire_idempotency", self.idempotency.expire, HOUSE_EVERY_S)
+        look_after("end_projects", self._look_at_endings, HOUSE_EVERY_S)
+
+    async def _look_at_endings(self) -> None:
+        self.ending.poke()

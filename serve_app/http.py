@@ -2,11 +2,14 @@
 
 import asyncio
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, FastAPI
 
+from fleet.actors.health import process_health
+from fleet.actors.tasks import SupervisedTasks
 from fleet.limits.limiter import Limiter, open_limiter
 from fleet.telemetry.metrics import HttpMetrics
 from fleet.telemetry.scrape import Actors, Scrape
@@ -16,7 +19,7 @@ from serve_app.admin import routes as admin
 from serve_app.context import AppContext
 from serve_app.edge import Edge
 from serve_app.errors import install_error_handlers
-from serve_app.jobs import start_jobs, stop_jobs
+from serve_app.jobs import start_jobs
 from serve_app.limits import Gatekeeper
 from serve_app.metrics import Targets
 from serve_app.read_cache import ReadCache
@@ -61,6 +64,7 @@ _api.include_router(v2_document.all_routes, include_in_schema=False)
 
 
 _VERSION = "3.0.0"
+TELL_S = 10.0  # how often a replica tells the metrics which of its background tasks fail without end
 
 
 def document() -> dict[str, Any]:
@@ -98,6 +102,7 @@ def create_app(
     app.state.context = context
     metrics = metrics or HttpMetrics()
     home = context.settings.home
+    app.state.metrics = metrics
     app.state.scrape = Scrape(metrics, context.store, context.catalog, home, managers=managers, keepers=keepers)
     app.state.ray_targets = ray_targets
     cache = ReadCache(context.store.data_version)
@@ -119,13 +124,19 @@ def create_app(
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncGenerator[None]:
     context: AppContext = app.state.context
-    house = asyncio.create_task(context.keep_house())
-    jobs = start_jobs(context)
+    metrics: HttpMetrics = app.state.metrics
+    tasks = SupervisedTasks("api")
+    process_health.on_failure = metrics.background_failed
+    context.keep_house(tasks)
+    start_jobs(context, tasks)
+    tasks.every("tell_failing", partial(_tell_failing, metrics), TELL_S, limit_s=TELL_S)
     try:
         yield
     finally:
-        house.cancel()
-        with suppress(asyncio.CancelledError):
-            await house
-        await stop_jobs(jobs)
+        process_health.on_failure = lambda _label: None
+        await tasks.close()
         await context.close()
+
+
+async def _tell_failing(metrics: HttpMetrics) -> None:
+    await asyncio.to_thread(metrics.tell_failing, [one.task for one in process_health.failing()])

@@ -7,15 +7,16 @@ arrive together waits for the first, whichever replica has it.
 import asyncio
 import hashlib
 import time
-from contextlib import suppress
+from functools import partial
 
 import structlog
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from fleet.actors.tasks import SupervisedTasks
 from fleet.faults import crash_point
-from fleet.idempotency.service import MAX_BODY, RENEW_S, Answer, Ask, IdempotencyService, Mismatch, Turn
+from fleet.idempotency.service import LEASE_MS, MAX_BODY, RENEW_S, Answer, Ask, IdempotencyService, Mismatch, Turn
 from fleet.operation import operation
 from fleet.store.engine import may_pass
 from serve_app.errors import NAMES, database_unavailable, error_response
@@ -25,6 +26,8 @@ log = structlog.get_logger(__name__)
 HEADER = b"idempotency-key"
 MAX_KEY = 255
 WAIT_S = 60.0
+RELEASE_S = 5.0  # for letting go of a key whose write failed; then its lease runs out by itself
+KEEP_S = 10.0  # for keeping the answer of a write that is done; its client waits for that
 _WRITES = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 _TOO_MANY = 429
 
@@ -39,7 +42,7 @@ class Idempotent:
     def __init__(self, app: ASGIApp, service: IdempotencyService) -> None:
         self._app = app
         self._service = service
-        self._running: set[asyncio.Task[Answer]] = set()
+        self._tasks = SupervisedTasks("idempotency")
 
     async def serve(self, scope: Scope, receive: Receive, send: Send, owner: str, key: bytes) -> None:
         """Serve a write of `owner` (a project and kind of key, or an admin) that carries this key."""
@@ -70,9 +73,8 @@ class Idempotent:
             return error_response(409, "Request under way", detail, {"retry-after": "2"})
         if isinstance(found, Answer):
             return _response(found, {"idempotency-replayed": "true"})
-        task = asyncio.create_task(self._carry_out(scope, body, ask, found))
-        self._running.add(task)
-        task.add_done_callback(self._running.discard)
+        # Who sent it, or sends it again, has the error, and the lease lets the next try begin.
+        task = self._tasks.once("carry_out", self._carry_out(scope, body, ask, found), op_id=found.op_id)
         return _response(await asyncio.shield(task), {})
 
     async def _turn_or_answer(self, ask: Ask) -> Turn | Answer | None:
@@ -83,35 +85,43 @@ class Idempotent:
 
     async def _carry_out(self, scope: Scope, body: bytes, ask: Ask, turn: Turn) -> Answer:
         crash_point("idempotency.begun")
-        renewing = asyncio.create_task(self._renew(ask, turn))
+        # If it goes on unrenewed, another carries the write out too: under the same op_id, so it is one effect.
+        lease = SupervisedTasks("idempotency", op_id=turn.op_id)
+        lease.every("renew", partial(self._service.renew, ask, turn), RENEW_S, limit_s=LEASE_MS / 1000)
         caught = _Caught()
         try:
             with operation(turn.op_id, repeated=turn.repeated):
                 await self._app(scope, _again(body), caught.send)
         except BaseException:
-            await self._service.release(ask, turn)
+            await self._release(ask, turn)
             raise
         finally:
-            renewing.cancel()
-            with suppress(asyncio.CancelledError):
-                await renewing
+            await lease.close()
         crash_point("idempotency.served")
         answer = Answer(caught.status, caught.headers, b"".join(caught.body))
         if caught.status >= 500 or caught.status == _TOO_MANY or len(answer.body) > MAX_BODY:
-            await self._service.release(ask, turn)
+            await self._release(ask, turn)
         else:
-            await self._service.finish(ask, turn, answer)
+            await self._keep(ask, turn, answer)
             crash_point("idempotency.kept")
         return answer
 
-    async def _renew(self, ask: Ask, turn: Turn) -> None:
-        while True:
-            await asyncio.sleep(RENEW_S)
-            try:
-                await self._service.renew(ask, turn)
-            except Exception as error:
-                # If it goes on, another carries the write out too: under the same op_id, so it is one effect.
-                log.warning("idempotency_lease_not_renewed", op_id=turn.op_id, error=repr(error))
+    async def _release(self, ask: Ask, turn: Turn) -> None:
+        """Let the next try begin at once; where that cannot be written now, it may when the lease has run out."""
+        try:
+            async with asyncio.timeout(RELEASE_S):
+                await self._service.release(ask, turn)
+        except Exception as error:
+            log.warning("idempotency_not_released", op_id=turn.op_id, error=repr(error))
+
+    async def _keep(self, ask: Ask, turn: Turn, answer: Answer) -> None:
+        """The write is done, and its client is told so even if the answer cannot be kept now: whoever asks again then
+        carries it out under the same op_id, which is one effect with this one."""
+        try:
+            async with asyncio.timeout(KEEP_S):
+                await self._service.finish(ask, turn, answer)
+        except Exception as error:
+            log.warning("idempotency_not_kept", op_id=turn.op_id, error=repr(error))
 
 
 class _Caught:

@@ -3,7 +3,6 @@
 Meant for the operator, not for users of the API: without a token in the settings only this machine may ask.
 """
 
-import asyncio
 import hmac
 import ipaddress
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from fleet.errors import Forbidden, Unauthorized
+from fleet.ray_calls import ray_call
 from fleet.settings import FleetSettings
 from serve_app.auth import context_of
 from serve_app.json import json_response
@@ -69,4 +69,4 @@ def _targets(request: Request) -> Targets:
 @router.get("/metrics/ray")
 async def ray_targets(find: Annotated[Targets, Depends(_targets)]) -> Response:
     """Prometheus' HTTP service discovery for Ray's metrics, one target a node."""
-    return json_response(await asyncio.to_thread(find))
+    return json_response(await ray_call("the nodes", find))

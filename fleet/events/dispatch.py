@@ -1,20 +1,28 @@
 """Sends what is queued for webhooks. One replica at a time does it, for as long as it has the job.
 
-Strategy: each webhook has a few sends under way at most, so one that is slow or dead takes no place from another. What
-is under way is only in memory: a row stays `pending` until its answer is written down, so after a crash it is sent
-again (at least once; receivers know repeats by `webhook-id`).
+Strategy: each webhook has a few sends under way at most, and places that become free go to the projects with the fewest
+(`share`), so what is slow or dead of one project delays another's by one timeout at most. What is under way is only in
+memory: a row stays `pending` until its answer is written down, so after a crash it is sent again (at least once;
+receivers know repeats by `webhook-id`). An answer that cannot be written down now is kept and written later, by this
+replica also in its next round: a database that is away makes no receiver hear the same over and over.
 """
 
 import asyncio
+import heapq
 import random
-from collections import Counter
+from collections import Counter, defaultdict, deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
 from http import HTTPStatus
 
 import aiohttp
 import structlog
 from sqlalchemy import update
 from sqlmodel import col, select
+from sqlmodel.sql.expression import SelectOfScalar
 
+from fleet.actors.tasks import SupervisedTasks, first_done
 from fleet.errors import FleetError
 from fleet.events.deliveries import message, retry_ms
 from fleet.events.feed import feed
@@ -30,9 +38,50 @@ from fleet.times import now_ms
 log = structlog.get_logger(__name__)
 
 JOB = "webhooks"
+STEP_S = 60.0  # one step with the database; then the round fails and another replica may take the job
+WRITE_AGAIN_S = 5.0  # between two tries to write an outcome down, at most
 _LOOK_S = 1.0
 _REST_S = 0.1  # between two looks, however much is committed
 _UNKNOWN = "The receiver did not answer."
+
+
+@dataclass(frozen=True, slots=True)
+class _Outcome:
+    """Of one attempt, after so many before. `wait_ms`: until the next; None: there is none."""
+
+    hook: Webhook
+    attempts: int
+    status: int | None
+    error: str | None
+    wait_ms: int | None
+    at: int
+
+    def values(self) -> dict[str, object]:
+        """Of the delivery's row."""
+        values: dict[str, object] = {
+            "attempts": self.attempts + 1,
+            "last_status": self.status,
+            "last_error": self.error,
+            "updated_at": self.at,
+        }
+        if self.error is None:
+            return values | {"state": "delivered"}
+        if self.wait_ms is None:
+            return values | {"state": "dead"}
+        return values | {"next_at": self.at + self.wait_ms}
+
+
+def share(under_way: Mapping[str, int], due: Mapping[str, int], free: int) -> list[str]:
+    """Whose turn it is, so many times: always the project's with the fewest sends under way that has one due."""
+    waiting = [(under_way.get(project, 0), project, count) for project, count in due.items() if count > 0]
+    heapq.heapify(waiting)
+    turns: list[str] = []
+    while waiting and len(turns) < free:
+        busy, project, count = heapq.heappop(waiting)
+        turns.append(project)
+        if count > 1:
+            heapq.heappush(waiting, (busy + 1, project, count - 1))
+    return turns
 
 
 class Dispatcher:
@@ -42,8 +91,9 @@ class Dispatcher:
         self._store = store
         self._sealer = sealer
         self._settings = settings
-        self._under_way: dict[int, str] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._under_way: dict[int, Webhook] = {}
+        self._unwritten: dict[int, _Outcome] = {}
+        self._tasks = SupervisedTasks("webhooks")
         self._ended = asyncio.Event()
 
     async def work(self, lease: Lease) -> None:
@@ -55,98 +105,91 @@ class Dispatcher:
             connector=connector, timeout=timeout, cookie_jar=aiohttp.DummyCookieJar()
         ) as http:
             try:
+                self._write_what_is_left()
                 while True:
-                    while await feed(self._store, lease):
-                        pass
-                    if not await self._send_due(http) and not self._tasks:
+                    async with asyncio.timeout(STEP_S):
+                        while await feed(self._store, lease):
+                            pass
+                        more = await self._send_due(http)
+                    if not more and not self._under_way:
                         return
                     await self._pause()
             finally:
-                for task in self._tasks:
-                    task.cancel()
-                await asyncio.gather(*self._tasks, return_exceptions=True)
+                await self._tasks.close()
                 self._under_way.clear()
 
     async def _pause(self) -> None:
         """Until something is committed, a send ends, or a while has passed (something may be due)."""
         self._ended.clear()
-        changed = asyncio.create_task(self._store.changed(_LOOK_S))
-        ended = asyncio.create_task(self._ended.wait())
-        try:
-            await asyncio.sleep(_REST_S)
-            await asyncio.wait((changed, ended), return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            changed.cancel()
-            ended.cancel()
-            await asyncio.gather(changed, ended, return_exceptions=True)
+        await asyncio.sleep(_REST_S)
+        await first_done(self._store.changed(_LOOK_S), self._ended.wait())
 
     async def _send_due(self, http: aiohttp.ClientSession) -> bool:
         """Begin what may begin now. False if no webhook is enabled."""
-        busy = Counter(self._under_way.values())
+        busy = Counter(hook.id for hook in self._under_way.values())
+        due: dict[str, deque[tuple[Webhook, WebhookDelivery]]] = defaultdict(deque)
         async with self._store.read() as session:
             hooks = (await session.exec(select(Webhook).where(col(Webhook.enabled)))).all()
-            for hook in hooks:
-                room = min(self._settings.at_once - busy[hook.id], self._settings.at_once_in_all - len(self._under_way))
-                if room <= 0:
-                    continue
-                due = (
-                    select(WebhookDelivery)
-                    .where(
-                        col(WebhookDelivery.webhook_id) == hook.id,
-                        col(WebhookDelivery.state) == "pending",
-                        col(WebhookDelivery.next_at) <= now_ms(),
-                        col(WebhookDelivery.id).not_in(self._mine(hook.id)),
-                    )
-                    .order_by(col(WebhookDelivery.next_at), col(WebhookDelivery.id))
-                    .limit(room)
-                )
-                for sent in (await session.exec(due)).all():
-                    self._begin(http, hook, sent)
+            free = self._settings.at_once_in_all - len(self._under_way)
+            for hook in hooks if free > 0 else ():
+                room = min(self._settings.at_once - busy[hook.id], free)
+                if room > 0:
+                    found = (await session.exec(self._due_of(hook, room))).all()
+                    due[hook.project_id].extend((hook, sent) for sent in found)
+        under_way = Counter(hook.project_id for hook in self._under_way.values())
+        for project in share(under_way, {project: len(found) for project, found in due.items()}, free):
+            hook, sent = due[project].popleft()
+            self._begin(http, hook, sent)
         return bool(hooks)
 
-    def _mine(self, webhook_id: str) -> list[int]:
-        return [delivery for delivery, hook in self._under_way.items() if hook == webhook_id]
+    def _due_of(self, hook: Webhook, room: int) -> SelectOfScalar[WebhookDelivery]:
+        mine = [delivery for delivery, of in self._under_way.items() if of.id == hook.id]
+        return (
+            select(WebhookDelivery)
+            .where(
+                col(WebhookDelivery.webhook_id) == hook.id,
+                col(WebhookDelivery.state) == "pending",
+                col(WebhookDelivery.next_at) <= now_ms(),
+                col(WebhookDelivery.id).not_in(mine),
+            )
+            .order_by(col(WebhookDelivery.next_at), col(WebhookDelivery.id))
+            .limit(room)
+        )
 
     def _begin(self, http: aiohttp.ClientSession, hook: Webhook, sent: WebhookDelivery) -> None:
-        self._under_way[sent.id or 0] = hook.id
-        task = asyncio.create_task(self._deliver(http, hook, sent))
-        self._tasks.add(task)
-        task.add_done_callback(lambda done: self._done(done, sent.id or 0))
+        self._under_way[sent.id or 0] = hook
+        self._tasks.keep("deliver", partial(self._deliver, http, hook, sent), most_s=WRITE_AGAIN_S, webhook=hook.id)
 
-    def _done(self, task: asyncio.Task[None], delivery: int) -> None:
-        self._tasks.discard(task)
-        self._under_way.pop(delivery, None)
-        self._ended.set()
-        if not task.cancelled() and (error := task.exception()):
-            log.error("webhook_not_recorded", delivery=delivery, error=repr(error))  # it is sent again
+    def _write_what_is_left(self) -> None:
+        """Of the round before, which may have ended because the database was away."""
+        for delivery, outcome in self._unwritten.items():
+            self._under_way[delivery] = outcome.hook
+            self._tasks.keep("deliver", partial(self._write, delivery, outcome), most_s=WRITE_AGAIN_S)
 
     async def _deliver(self, http: aiohttp.ClientSession, hook: Webhook, sent: WebhookDelivery) -> None:
-        status, error, asked_s = await self._attempt(http, hook, sent)
-        crash_point("webhook.sent")
-        now, attempts = now_ms(), sent.attempts + 1
-        values: dict[str, object] = {
-            "attempts": attempts,
-            "last_status": status,
-            "last_error": error,
-            "updated_at": now,
-        }
-        wait = retry_ms(attempts, random.random(), asked_s, int(self._settings.retry_first_s * 1000))
-        if error is None:
-            values["state"] = "delivered"
-        elif wait is None:
-            values["state"] = "dead"
-        else:
-            values["next_at"] = now + wait
+        """Begun again while its outcome cannot be written; sent once all the same."""
+        delivery = sent.id or 0
+        if delivery not in self._unwritten:
+            status, error, asked_s = await self._attempt(http, hook, sent)
+            crash_point("webhook.sent")
+            wait = retry_ms(sent.attempts + 1, random.random(), asked_s, int(self._settings.retry_first_s * 1000))
+            self._unwritten[delivery] = _Outcome(hook, sent.attempts, status, error, wait, now_ms())
+        await self._write(delivery, self._unwritten[delivery])
+
+    async def _write(self, delivery: int, outcome: "_Outcome") -> None:
         mine = (
-            col(WebhookDelivery.id) == sent.id,
+            col(WebhookDelivery.id) == delivery,
             col(WebhookDelivery.state) == "pending",
-            col(WebhookDelivery.attempts) == sent.attempts,
+            col(WebhookDelivery.attempts) == outcome.attempts,
         )
-        async with self._store.write() as session:
-            await session.exec(update(WebhookDelivery).where(*mine).values(values))
-            if status == HTTPStatus.GONE:  # the receiver's way to say: never again
-                off = {"enabled": False, "disabled_reason": "its receiver answered 410 Gone", "updated_at": now}
-                await session.exec(update(Webhook).where(col(Webhook.id) == hook.id).values(off))
+        async with asyncio.timeout(STEP_S), self._store.write() as session:
+            await session.exec(update(WebhookDelivery).where(*mine).values(outcome.values()))
+            if outcome.status == HTTPStatus.GONE:  # the receiver's way to say: never again
+                off = {"enabled": False, "disabled_reason": "its receiver answered 410 Gone", "updated_at": now_ms()}
+                await session.exec(update(Webhook).where(col(Webhook.id) == outcome.hook.id).values(off))
+        self._unwritten.pop(delivery, None)
+        self._under_way.pop(delivery, None)
+        self._ended.set()
 
     async def _attempt(
         self, http: aiohttp.ClientSession, hook: Webhook, sent: WebhookDelivery
@@ -170,6 +213,9 @@ class Dispatcher:
             return None, _UNKNOWN, None
         except FleetError as error:
             return None, error.detail, None
+        except Exception:  # ours, and of this delivery alone: it counts as an attempt, so it is not tried for ever
+            log.exception("webhook_attempt_failed", webhook=hook.id, delivery=sent.id)
+            return None, "The fleet could not send it.", None
 
 
 def _retry_after(answer: aiohttp.ClientResponse) -> float | None:

@@ -1,6 +1,7 @@
 """From the journals to the webhooks' queues: each event becomes one delivery per webhook that wants it.
 
-Deliveries and the position after them are one transaction, so none is made twice or left out.
+Deliveries and the position after them are one transaction, so none is made twice or left out. What cannot be queued for
+one webhook (`webhook_not_fed` in the log) stops none of the others.
 """
 
 from collections import defaultdict
@@ -16,7 +17,7 @@ from fleet.events.deliveries import payload_of
 from fleet.events.model import Cursor, Event, EventFilter, Position
 from fleet.events.read import horizon, read_page
 from fleet.jobs import Lease
-from fleet.store.engine import Store
+from fleet.store.engine import Store, may_pass
 from fleet.store.tables import Webhook, WebhookDelivery
 from fleet.times import now_ms
 
@@ -44,7 +45,7 @@ async def feed(store: Store, lease: Lease) -> bool:
     if rows or end != until or _far(end, after):
         async with store.write() as session:
             for name, mine in rows.items():
-                await _queue(store, session, name, mine)
+                await _queue_well(store, session, name, mine)
             await lease.save(session, 0, lease.state | {"cursor": str(end)})
     return end != until
 
@@ -61,7 +62,10 @@ def _rows(hooks: Iterable[Webhook], events: list[Event], now: int) -> dict[str, 
         wanted = EventFilter(frozenset(hook.events or ()))
         for event in events:
             if event.project_id == hook.project_id and event.at >= hook.created_at and wanted.passes(event):
-                found[hook.id].append(_row(hook, event, now))
+                try:
+                    found[hook.id].append(_row(hook, event, now))
+                except Exception:
+                    log.exception("webhook_not_fed", webhook=hook.id, project_id=hook.project_id, event_id=event.id)
     return found
 
 
@@ -78,6 +82,16 @@ def _row(hook: Webhook, event: Event, now: int) -> dict[str, Any]:
         "created_at": now,
         "updated_at": now,
     }
+
+
+async def _queue_well(store: Store, session: AsyncSession, webhook_id: str, rows: list[dict[str, Any]]) -> None:
+    try:
+        async with session.begin_nested():
+            await _queue(store, session, webhook_id, rows)
+    except Exception as error:
+        if may_pass(error):  # it is not about this webhook
+            raise
+        log.exception("webhook_not_fed", webhook=webhook_id, deliveries=len(rows))
 
 
 async def _queue(store: Store, session: AsyncSession, webhook_id: str, rows: list[dict[str, Any]]) -> None:

@@ -14,14 +14,16 @@ async def follow(
 ) -> AsyncGenerator[tuple[Event | None, Cursor]]:
     """Events of the project after a position, or from now on, each with the position after it.
 
-    First comes (None, where it begins). It ends when the reader was too slow for what comes, or with a `TimeoutError`.
+    First comes (None, where it begins). It ends when the reader was too slow for what comes, or with a `TimeoutError`
+    after `most_s` seconds, wherever it is then.
     """
     until = asyncio.get_running_loop().time() + most_s
     cursor, begun = after, False
     while True:
         place = tail.subscribe(project_id)
         try:
-            live = await place.live_from
+            async with asyncio.timeout_at(until):
+                live = await place.live_from
             cursor = live if cursor is None else cursor
             if not begun:
                 begun = True

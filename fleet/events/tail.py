@@ -3,22 +3,23 @@
 Strategy: while anybody follows, one task reads what is new for the projects that are followed and hands it out. Each
 reader has a bounded queue; a full one is marked and gets no more, so no reader holds up another. Readers join between
 two reads: from that position on nothing passes them by, and what lies before it they read by themselves.
+
+The position is kept over failed reads, so that a database that is away for a while makes nobody miss anything; a reader
+that goes away at any moment, also in the middle of joining, changes nothing for the others.
 """
 
 import asyncio
 from collections import deque
 
-import structlog
-
+from fleet.actors.tasks import SupervisedTasks, first_done
 from fleet.errors import FleetError
 from fleet.events.model import Cursor, Event
 from fleet.events.read import horizon, read_page
 from fleet.store.engine import Store
 
-log = structlog.get_logger(__name__)
-
 _LOOK_S = 5.0
-_RETRY_S = 1.0
+READ_S = 60.0  # one read of what is new; then it is begun again from where it was
+RETRY_S = 5.0  # between two attempts at most, while the journals cannot be read
 
 
 class TooManyStreams(FleetError):
@@ -68,7 +69,9 @@ class Tail:
         self._waiting: list[Subscription] = []
         self._live: set[Subscription] = set()
         self._joined = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
+        self._cursor: Cursor | None = None  # up to where the journals have been handed out; None: nobody follows
+        self._tasks = SupervisedTasks("tail")
+        self._running = False
 
     def check_room(self, project_id: str) -> None:
         """`TooManyStreams` if the project has as many readers here as it may."""
@@ -82,8 +85,9 @@ class Tail:
         one = Subscription(project_id, self._queue)
         self._waiting.append(one)
         self._joined.set()
-        if self._task is None or self._task.done():
-            self._task = asyncio.create_task(self._run())
+        if not self._running:
+            self._running = True
+            self._tasks.keep("follow_journals", self._run, most_s=RETRY_S)
         return one
 
     def leave(self, one: Subscription) -> None:
@@ -92,55 +96,46 @@ class Tail:
             self._waiting.remove(one)
 
     async def close(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        await self._tasks.close()
+        self._running = False
         for one in self._waiting:
             one.live_from.cancel()
 
     async def _run(self) -> None:
         """Until nobody follows any more."""
-        cursor: Cursor | None = None
         while self._live or self._waiting:
-            try:
-                cursor = await self._read(cursor)
-            except Exception:  # the database restarts, for one; readers just wait
-                log.exception("journals_not_read")
-                await asyncio.sleep(_RETRY_S)
-            else:
-                await self._changed()
+            async with asyncio.timeout(READ_S):
+                await self._read()
+            await self._changed()
+        self._cursor, self._running = None, False
 
     async def _changed(self) -> None:
         """Until another process has committed, or a reader has come."""
         self._joined.clear()
-        if self._waiting:
-            return
-        changed = asyncio.create_task(self._store.changed(_LOOK_S))
-        joined = asyncio.create_task(self._joined.wait())
-        try:
-            await asyncio.wait((changed, joined), return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            changed.cancel()
-            joined.cancel()
-            await asyncio.gather(changed, joined, return_exceptions=True)
+        if not self._waiting:
+            await first_done(self._store.changed(_LOOK_S), self._joined.wait())
 
-    async def _read(self, cursor: Cursor | None) -> Cursor:
+    async def _read(self) -> None:
         """Hand out what is new. Who waits joins first, where this read begins."""
         async with self._store.read() as session:
             until = await horizon(self._store, session)
-            cursor = until if cursor is None else cursor
-            joining, self._waiting = self._waiting, []
-            for one in joining:
-                self._live.add(one)
-                one.live_from.set_result(cursor)
+            cursor = self._cursor = until if self._cursor is None else self._cursor
+            self._join(cursor)
             projects = {one.project_id for one in self._live}
             while projects and cursor != cursor.joined(until):
                 events, end = await read_page(self._store, session, cursor, until, projects)
                 for event in events:
                     self._hand_out(event)
-                cursor = cursor.joined(end)
+                cursor = self._cursor = cursor.joined(end)
                 await asyncio.sleep(0)  # a queue holds a page; who is quick takes it before the next
-        return cursor.joined(until)
+            self._cursor = cursor.joined(until)
+
+    def _join(self, cursor: Cursor) -> None:
+        joining, self._waiting = self._waiting, []
+        for one in joining:
+            if not one.live_from.done():  # else its reader went away in this moment, and leaves in the next
+                self._live.add(one)
+                one.live_from.set_result(cursor)
 
     def _hand_out(self, event: Event) -> None:
         for one in self._live:

@@ -8,6 +8,7 @@ import ray
 from fleet.limits.leases import Ask, LeasedWindows
 from fleet.limits.limiter import Windows
 from fleet.limits.windows import SharedWindows, Taken, counts_folder
+from fleet.ray_calls import ray_call
 from fleet.region.head_actor import on_head
 from fleet.region.names import HEAD
 from fleet.settings import FleetSettings, get_settings
@@ -42,7 +43,7 @@ class _Door:
 
     async def ask(self, asks: list[Ask]) -> list[Taken]:
         if self._actor is None:
-            self._actor = await asyncio.to_thread(_door)
+            self._actor = await ray_call("the counts of limits", _door, _ASK_S)
         async with asyncio.timeout(_ASK_S):
             return await self._actor.take.remote(asks)
 

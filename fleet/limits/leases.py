@@ -20,6 +20,7 @@ Ask = tuple[int, int, int]  # tag, limit, at most
 SHARE = 20
 LEASE_S = 0.05
 REFUSED_S = 0.01  # a refusal is believed so long; longer would leave unused what becomes free meanwhile
+AWAY_S = 5.0  # so long a node of the counts that did not answer is not asked, and no request waits for it
 _MAX_PURSES = 10_000
 
 
@@ -47,6 +48,7 @@ class LeasedWindows:
         self._own = own
         self._clock = clock
         self._purses: dict[int, _Purse] = {}
+        self._away_until = 0.0
 
     def try_take(self, tag: int, limit: int) -> Taken | None:
         """From what is here already; None if it has to be fetched."""
@@ -62,10 +64,13 @@ class LeasedWindows:
 
     async def fetch(self, tag: int, limit: int) -> Taken:
         began = self._clock()
+        if began < self._away_until:
+            return self._own.take(tag, limit)
         try:
             got = await self._calls.ask((tag, limit, max(1, limit // SHARE)))
         except Exception as error:
-            log.warning("limits_counted_here", error=repr(error))
+            self._away_until = self._clock() + AWAY_S
+            log.warning("limits_counted_here", error=repr(error), for_s=AWAY_S)
             return self._own.take(tag, limit)
         self._keep(tag, got, began)
         return got._replace(granted=min(got.granted, 1), remaining=got.remaining + max(0, got.granted - 1))

@@ -2,7 +2,7 @@
 
 import asyncio
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Coroutine
 from contextlib import closing
 from typing import Any
 
@@ -70,10 +70,10 @@ def _remove(container: Any, grace_s: float) -> None:
 
 
 async def _stop_processes(fleet_id: str, settings: FleetSettings, regions: Collection[str], grace_s: float) -> int:
-    stops: list[asyncio.Task[None]] = []
+    stops: list[Coroutine[Any, Any, None]] = []
     for region in regions:
         runtime = ProcessRuntime(RuntimePlace(fleet_id, region, settings.servers_dir, settings.bundles))
         running = [run.key for run in await runtime.list() if run.running]
-        stops += [asyncio.create_task(runtime.stop(key, grace_s)) for key in running]
+        stops += [runtime.stop(key, grace_s) for key in running]
     await asyncio.gather(*stops)
     return len(stops)

@@ -4,12 +4,12 @@ What was good a moment ago is believed for a while, or each call of a game would
 for some seconds, or a broken client would hammer it. Tokens are kept as hashes.
 """
 
-import asyncio
 import hashlib
 import time
 from collections.abc import Callable
 from typing import Any
 
+from fleet.actors.single_flight import SingleFlight
 from fleet.errors import FleetError, Unauthorized, Unavailable
 from fleet.players.custom_jwt import CustomJwt
 from fleet.players.model import MAX_TOKEN, Proof, Provider, bad_token, not_this_player
@@ -43,7 +43,7 @@ class PlayerService:
         self._clock = clock
         self._providers: dict[str, tuple[dict[str, Any], Provider]] = {}
         self._kept: dict[tuple[str, bytes], tuple[float, Proof | FleetError]] = {}
-        self._asking: dict[tuple[str, bytes], asyncio.Task[Proof]] = {}
+        self._asking = SingleFlight[tuple[tuple[str, bytes], Provider], Proof]()
 
     async def check(self, caller: Principal, player_id: str, token: str | None) -> None:
         """Return if the caller may act as this player. The project's own back end may act as any."""
@@ -64,6 +64,7 @@ class PlayerService:
             raise not_this_player(player_id)
 
     async def close(self) -> None:
+        await self._asking.close()
         await self._outside.close()
 
     def _provider(self, caller: Principal) -> Provider | None:
@@ -89,8 +90,6 @@ class PlayerService:
         """What the project's former settings accepted says nothing any more."""
         for key in [key for key in self._kept if key[0] == project_id]:
             del self._kept[key]
-        for key in [key for key in self._asking if key[0] == project_id]:
-            del self._asking[key]
 
     async def _proof(self, project_id: str, provider: Provider, token: str) -> Proof:
         key = (project_id, hashlib.sha256(token.encode("utf-8", "surrogateescape")).digest())
@@ -99,29 +98,22 @@ class PlayerService:
             if isinstance(kept, Proof):
                 return kept
             raise type(kept)(kept.detail, error=kept.error, status=kept.status)
-        task = self._asking.get(key)
-        if task is None:
-            task = self._asking[key] = asyncio.create_task(self._ask(key, provider, token))
-            task.add_done_callback(lambda done: done.cancelled() or done.exception())  # its askers may be gone
-        return await asyncio.shield(task)
+        return await self._asking.do((key, provider), lambda: self._ask(key, provider, token))
 
     async def _ask(self, key: tuple[str, bytes], provider: Provider, token: str) -> Proof:
-        me = asyncio.current_task()
         now = self._clock()
         try:
             proof = await provider.proof(token)
-            if self._asking.get(key) is me:
-                self._keep(key, min(proof.until or now + BELIEVED_S, now + BELIEVED_S), proof)
-            return proof
         except Unauthorized as error:
-            if self._asking.get(key) is me:
-                self._keep(key, now + REFUSED_S, error)
+            self._keep(key, provider, now + REFUSED_S, error)
             raise
-        finally:
-            if self._asking.get(key) is me:
-                del self._asking[key]
+        self._keep(key, provider, min(proof.until or now + BELIEVED_S, now + BELIEVED_S), proof)
+        return proof
 
-    def _keep(self, key: tuple[str, bytes], until: float, what: Proof | FleetError) -> None:
+    def _keep(self, key: tuple[str, bytes], provider: Provider, until: float, what: Proof | FleetError) -> None:
+        made = self._providers.get(key[0])
+        if made is None or made[1] is not provider:
+            return  # the project's settings have changed meanwhile
         self._kept.pop(key, None)
         if len(self._kept) >= MAX_KEPT:
             del self._kept[next(iter(self._kept))]

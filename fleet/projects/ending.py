@@ -21,7 +21,7 @@ from sqlmodel import SQLModel, col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 from sqlmodel.sql.expression import SelectOfScalar
 
-from fleet.background import Background
+from fleet.actors.tasks import SupervisedTasks
 from fleet.errors import FleetError
 from fleet.faults import crash_point
 from fleet.jobs import Lease, run_once
@@ -77,6 +77,7 @@ _ROWS: tuple[type[SQLModel], ...] = (
     Match,
     PlayerRating,
 )
+ROUND_S = 3600.0  # one round of one project at most, its export included; the next goes on with it
 _PORTION = 2000
 _AT_ONCE = 16
 _LOOK_S, _LOOKS = 1.0, 60
@@ -113,24 +114,18 @@ class ProjectEnding:
         self._store = store
         self._regions = regions
         self._exports = exports
-        self.background = Background("project ending")
+        self.tasks = SupervisedTasks("project_ending")
 
     def export_of(self, project_id: str) -> Path:
         return self._exports / f"{project_id}.zip"
 
     def poke(self) -> None:
-        """Look soon; nobody waits for it."""
-        self.background.spawn(self._look_well())
+        """Look soon; nobody waits for it. If that fails, the next look of any replica goes on with it."""
+        self.tasks.once("look", self.look())
 
     async def close(self) -> None:
         """Stop what was poked; another replica goes on."""
-        await self.background.close()
-
-    async def _look_well(self) -> None:
-        try:
-            await self.look()
-        except Exception:  # the job stands in the database: the next round goes on with it
-            log.exception("project_ending_failed")
+        await self.tasks.close()
 
     async def look(self) -> None:
         """Do what is to be done and nobody else is doing."""
@@ -138,7 +133,10 @@ class ProjectEnding:
         async with self._store.read() as session:
             jobs = (await session.exec(select(Job).where(col(Job.name).startswith(PREFIX)))).all()
         waiting = [job.name for job in jobs if (job.state or {}).get("do")]
-        await asyncio.gather(*(run_once(self._store, name, self._work) for name in waiting))
+        rounds = (run_once(self._store, name, self._work, limit_s=ROUND_S) for name in waiting)
+        failures = [one for one in await asyncio.gather(*rounds, return_exceptions=True) if isinstance(one, Exception)]
+        if failures:  # told after all have had their round: no project's fault holds up another's
+            raise failures[0]
 
     async def _find_stragglers(self) -> None:
         """Servers of projects that are gone: their start was under way when the project went."""

@@ -10,11 +10,13 @@ import structlog
 from prometheus_client import Metric
 from ray.exceptions import RayError
 
+from fleet.ray_calls import ray_call
 from fleet.region.names import NAMESPACE
 
 log = structlog.get_logger(__name__)
 
 ANSWER_S = 2.0
+FIND_S = 5.0
 
 
 class ActorScrape:
@@ -26,7 +28,7 @@ class ActorScrape:
 
     async def metrics(self, expected: Collection[str]) -> dict[str, list[Metric] | None]:
         """What each counts; None if it does not answer, or is expected and not there."""
-        handles = await asyncio.to_thread(self._find)
+        handles = await ray_call("which actors there are", self._find, FIND_S)
         families = await asyncio.gather(*(self._ask(key, handle) for key, handle in handles.items()))
         found = dict(zip(handles, families, strict=True))
         for key, answer in found.items():

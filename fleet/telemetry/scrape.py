@@ -5,7 +5,6 @@ there once. Answers are kept for a second and shared, so several scrapers cost o
 """
 
 import asyncio
-import contextvars
 import shutil
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
@@ -15,6 +14,7 @@ from typing import Protocol, TypeVar
 import structlog
 from prometheus_client import Metric, generate_latest
 
+from fleet.actors.single_flight import SingleFlight
 from fleet.catalog import Catalog
 from fleet.store.engine import Store
 from fleet.telemetry.families import gauge, merge
@@ -24,6 +24,7 @@ from fleet.telemetry.stored import Stored, read_stored
 log = structlog.get_logger(__name__)
 
 KEEP_S = 1.0
+PART_S = 8.0  # what one part may take: Prometheus gives a scrape 10 s; then it is missing
 Part = TypeVar("Part")
 
 
@@ -72,35 +73,39 @@ class Scrape:
         self._managers = managers or NoActors()
         self._keepers = keepers or NoActors()
         self._home = home
-        self._flight: asyncio.Task[bytes] | None = None
+        self._flights = SingleFlight[None, bytes]()
+        self._kept = b""
         self._until = 0.0
 
     async def text(self) -> bytes:
         """Prometheus' text format, at most `KEEP_S` old."""
-        if self._flight is None or (self._flight.done() and time.monotonic() >= self._until):
-            self._flight = asyncio.create_task(self._compute(), context=contextvars.Context())
-        return await asyncio.shield(self._flight)  # the answer of all who wait must not end with one of them
+        if time.monotonic() < self._until:
+            return self._kept
+        return await self._flights.do(None, self._compute, for_all=True)
 
     async def _compute(self) -> bytes:
         up: dict[tuple[str, ...], float] = {}
         stored = await self._part("database", up, lambda: read_stored(self._store, self._catalog), Stored())
-        regions = await self._part("regions", up, lambda: self._regions(stored.live_regions), [])
-        lobbies = await self._part("lobbies", up, self._lobbies, [])
-        http = await self._part("requests", up, lambda: asyncio.to_thread(self._http.collect), [])
-        disk = await self._part("disk", up, lambda: asyncio.to_thread(self._disk), [])
+        regions, lobbies, http, disk = await asyncio.gather(
+            self._part("regions", up, lambda: self._regions(stored.live_regions), list[Metric]()),
+            self._part("lobbies", up, self._lobbies, list[Metric]()),
+            self._part("requests", up, lambda: asyncio.to_thread(self._http.collect), list[Metric]()),
+            self._part("disk", up, lambda: asyncio.to_thread(self._disk), list[Metric]()),
+        )
         parts = gauge("fleet_scrape_up", "1 if that part of this answer could be had.", up, ("part",))
         # Many pools make a text of a megabyte and more, which takes tenths of a second: not in the replica's loop.
         text = await asyncio.to_thread(_text, [*http, *stored.families, *regions, *lobbies, *disk, parts])
-        self._until = time.monotonic() + KEEP_S
+        self._kept, self._until = text, time.monotonic() + KEEP_S
         return text
 
     async def _part(
         self, name: str, up: dict[tuple[str, ...], float], read: Callable[[], Awaitable[Part]], missing: Part
     ) -> Part:
         try:
-            found = await read()
-        except Exception:
-            log.exception("scrape_part_failed", part=name)
+            async with asyncio.timeout(PART_S):
+                found = await read()
+        except Exception as error:
+            log.warning("scrape_part_failed", part=name, error=repr(error))
             up[name,] = 0
             return missing
         up[name,] = 1

@@ -42,7 +42,7 @@ def service(api: Api) -> AdminService:
 async def end(api: Api) -> None:
     """What is to be done is done, by whoever began it."""
     ending: ProjectEnding = api.app.state.context.ending
-    await ending.background.settled()
+    await ending.tasks.settled()
     await ending.look()
 
 

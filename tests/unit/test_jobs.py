@@ -9,6 +9,8 @@ from sqlalchemy import update
 from sqlmodel import col
 
 from fleet import jobs
+from fleet.actors.health import TaskHealth
+from fleet.actors.tasks import SupervisedTasks
 from fleet.errors import Fenced
 from fleet.jobs import Lease, position_of, run_leased, run_once
 from fleet.store.engine import Store
@@ -120,8 +122,7 @@ async def test_work_ends_when_its_lease_is_lost(stores: list[Store], monkeypatch
             await round_
 
 
-async def test_a_failed_round_is_tried_again_by_anyone(stores: list[Store], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jobs, "_RETRY_FIRST_S", 0.01)
+async def test_a_failed_round_is_tried_again_by_anyone(stores: list[Store]) -> None:
     tries = 0
     done = asyncio.Event()
 
@@ -132,11 +133,11 @@ async def test_a_failed_round_is_tried_again_by_anyone(stores: list[Store], monk
             raise RuntimeError("not yet")
         done.set()
 
-    task = asyncio.create_task(run_leased(stores[0], "j", work, 3600))
+    tasks = SupervisedTasks("jobs", health=TaskHealth())
+    tasks.keep("j", lambda: run_leased(stores[0], "j", work, 3600), first_s=0.01)
     async with asyncio.timeout(WAIT_S):
         await done.wait()
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
+    await tasks.close()
     assert tries == 4
 
 
