@@ -14,10 +14,11 @@ from fleet.region.client import RegionClient
 from fleet.region.names import HEAD, manager_name
 from fleet.region.scrape import ActorScrape, ray_targets
 from fleet.settings import FleetSettings, get_settings
-from fleet.store.engine import Store, may_pass
+from fleet.store.engine import Store
 from fleet.telemetry.logs import setup_logging
 from fleet.telemetry.metrics import HttpMetrics
 from serve_app.context import AppContext
+from serve_app.health import ReplicaHealth
 from serve_app.http import create_app
 
 MAX_ONGOING = 2000
@@ -48,6 +49,7 @@ class Api:
 
     def __init__(self) -> None:
         self._context: AppContext | None = None
+        self._health = ReplicaHealth()
 
     async def __serve_build_asgi_app__(self) -> FastAPI:
         settings = get_settings()
@@ -65,13 +67,9 @@ class Api:
         )
 
     async def check_health(self) -> None:
-        """Called by Serve; a replica that cannot read its database is replaced."""
+        """Called by Serve; a replica that a new one would be better than is replaced (`serve_app/health.py`)."""
         if self._context is not None:
-            try:
-                await self._context.check()
-            except Exception as error:
-                if not may_pass(error):  # else a new replica could not read it either
-                    raise
+            await self._health.check(self._context)
 
 
 app = Api.bind()

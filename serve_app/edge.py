@@ -20,7 +20,7 @@ from fleet.projects.model import Principal
 from fleet.telemetry.metrics import HttpMetrics
 from fleet.telemetry.request_id import accept_request_id, bind_request_id
 from serve_app.cors import cors_headers, may_call, preflight
-from serve_app.errors import error_response
+from serve_app.errors import error_response, unavailable
 from serve_app.idempotency import HEADER, Idempotent, is_write
 from serve_app.limits import ADMIN, FREE, Gatekeeper
 from serve_app.read_cache import Kept, Key, ReadCache
@@ -71,6 +71,15 @@ class Edge:
             await self.app(scope, receive, send)
             return
         exchange = _Exchange(scope, send, self.metrics, self.echo_id)
+        try:
+            await self._admit(exchange, receive)
+        except Exception as error:  # at the door; what serves a request has told its own already
+            if exchange.status:
+                raise
+            await exchange.fault(error)
+
+    async def _admit(self, exchange: "_Exchange", receive: Receive) -> None:
+        scope = exchange.scope
         refusal = preflight(scope)
         if refusal is None and is_player_stream(scope["path"]):
             refusal = self.tickets.adopt(scope)
@@ -192,9 +201,13 @@ class _Exchange:
         self._metrics.observe(self.scope["method"], "refused", self.status, time.perf_counter() - self._started)
 
     async def fault(self, error: Exception) -> None:
-        log.error("request_failed", path=self.scope["path"], method=self.scope["method"], exc_info=error)
         if self.status:
+            log.error("request_failed", path=self.scope["path"], method=self.scope["method"], exc_info=error)
             raise error  # the answer has begun; only cutting the connection is honest
+        if (passing := unavailable(error)) is not None:
+            await passing(self.scope, _no_receive, self.send)
+            return
+        log.error("request_failed", path=self.scope["path"], method=self.scope["method"], exc_info=error)
         detail = f"The request failed inside the fleet. Its id {self.request_id} finds it in the logs."
         response = error_response(500, "Internal error", detail)
         await response(self.scope, _no_receive, self.send)

@@ -1,5 +1,6 @@
 """Every error leaves in one shape: `{"error","detail","status"}`."""
 
+import errno
 from typing import Any
 
 import structlog
@@ -7,6 +8,7 @@ from asyncpg import PostgresError
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import iter_route_contexts
+from ray.exceptions import RayError
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
@@ -15,11 +17,13 @@ from starlette.responses import Response
 
 from fleet.errors import FleetError
 from fleet.servers.limits import Unprocessable
-from fleet.store.engine import DATABASE_UNAVAILABLE, may_pass
+from fleet.store.engine import DATABASE_UNAVAILABLE, OutcomeUnknown, may_pass
 from serve_app.json import json_response
 
 log = structlog.get_logger(__name__)
 
+RETRY_LATER = {"retry-after": "2"}
+_DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE})
 NAMES = {404: "Not found", 405: "Method not allowed", 413: "Payload too large", 400: "Bad request"}
 
 # pydantic's error types, by the words in them, as the issue codes that clients of this API know.
@@ -52,7 +56,7 @@ def _fleet_error(_request: Request, error: Exception) -> Response:
     if isinstance(error, Unprocessable):
         loc = ["body", error.field] if error.field else ["body"]
         detail = [{"loc": loc, "msg": error.detail, "type": "custom"}]
-    return error_response(error.status, error.error, detail)
+    return error_response(error.status, error.error, detail, RETRY_LATER if error.status == 503 else None)
 
 
 def _http_error(request: Request, error: Exception) -> Response:
@@ -96,23 +100,39 @@ def _plain(part: object) -> str | int:
     return part if isinstance(part, int) else str(part)[:200]
 
 
-def _database_error(_request: Request, error: Exception) -> Response:
-    """The database restarts or is out of reach: that is said, and not taken for a fault of the request or of ours."""
-    if not may_pass(error):
+def _passing_error(_request: Request, error: Exception) -> Response:
+    """A part of the fleet restarts or is out of reach: that is said, and not taken for a fault of ours."""
+    response = unavailable(error)
+    if response is None:
         raise error
-    return database_unavailable(error)
+    return response
 
 
-def database_unavailable(error: Exception) -> Response:
-    log.warning("database_unavailable", error=repr(error))
-    return error_response(
-        503, DATABASE_UNAVAILABLE, "The database does not answer now. Try again.", {"retry-after": "2"}
-    )
+def unavailable(error: BaseException) -> Response | None:
+    """503 for what may pass; None for a fault."""
+    if isinstance(error, OutcomeUnknown):
+        detail = "The database broke off while this was written. Look whether it was done before you repeat it."
+    elif isinstance(error, OSError) and error.errno in _DISK:
+        return _unavailable(error, "Disk unavailable", f"The fleet's disk does not serve now: {error.strerror}.")
+    elif isinstance(error, OSError) and error.filename is not None:
+        return None  # a file of ours that is missing is a fault
+    elif isinstance(error, DBAPIError | PoolTimeout | PostgresError | OSError) and may_pass(error):
+        detail = "The database does not answer now. Try again."
+    elif isinstance(error, RayError):
+        return _unavailable(error, "Temporarily unavailable", "A part of the fleet does not answer now. Try again.")
+    else:
+        return None
+    return _unavailable(error, DATABASE_UNAVAILABLE, detail)
+
+
+def _unavailable(error: BaseException, name: str, detail: str) -> Response:
+    log.warning("request_unavailable", said=name, error=repr(error))
+    return error_response(503, name, detail, RETRY_LATER)
 
 
 def install_error_handlers(app: FastAPI) -> None:
-    for kind in (DBAPIError, PoolTimeout, PostgresError, ConnectionError):
-        app.add_exception_handler(kind, _database_error)
+    for kind in (DBAPIError, PoolTimeout, PostgresError, OSError, OutcomeUnknown, RayError):
+        app.add_exception_handler(kind, _passing_error)
     app.add_exception_handler(FleetError, _fleet_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _validation_error)

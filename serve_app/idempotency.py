@@ -18,8 +18,7 @@ from fleet.actors.tasks import SupervisedTasks
 from fleet.faults import crash_point
 from fleet.idempotency.service import LEASE_MS, MAX_BODY, RENEW_S, Answer, Ask, IdempotencyService, Mismatch, Turn
 from fleet.operation import operation
-from fleet.store.engine import may_pass
-from serve_app.errors import NAMES, database_unavailable, error_response
+from serve_app.errors import NAMES, error_response, unavailable
 
 log = structlog.get_logger(__name__)
 
@@ -52,9 +51,10 @@ class Idempotent:
         except HTTPException as error:
             response = error_response(error.status_code, NAMES.get(error.status_code, "Request failed"), error.detail)
         except Exception as error:
-            if not may_pass(error):
+            found = unavailable(error)
+            if found is None:
                 raise
-            response = database_unavailable(error)
+            response = found
         await response(scope, receive, send)
 
     async def _answer(self, scope: Scope, body: bytes, owner: str, key: bytes) -> Response:

@@ -11,6 +11,10 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import structlog
+
+log = structlog.get_logger(__name__)
+
 Headers = list[tuple[bytes, bytes]]
 Key = tuple[bytes, str, bytes]  # api key, path, query string
 
@@ -45,7 +49,11 @@ class ReadCache:
 
     def look(self) -> int | None:
         """The database's version now; forgets everything if it has changed. None: nothing may be kept."""
-        version = self._version()
+        try:
+            version = self._version()
+        except Exception as error:  # the database is away: nothing can be compared, so nothing is kept
+            log.warning("database_version_unknown", error=repr(error))
+            version = None
         if version != self._current:
             self._kept.clear()
             self._bytes = 0

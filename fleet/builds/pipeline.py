@@ -3,13 +3,16 @@
 It may be killed at any instant and run again, by Ray or by `BuildService.recover`: each step finds what the one before
 left, under the content's hash. A lease in the build's row keeps two runs of one build apart; it is short and renewed,
 so a killed run is taken over within seconds.
+
+What goes wrong without being the build's fault (a full disk, an engine, a registry or a bucket that is away) is tried
+again, less and less often (`again_ms`), until `TRY_FOR_MS` after the first time; the lease says when next.
 """
 
 import asyncio
-import contextlib
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any, TypeVar
 
 import ray
 import structlog
@@ -17,6 +20,7 @@ from sqlalchemy import update
 from sqlmodel import col, func, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
+from fleet.actors.tasks import SupervisedTasks
 from fleet.builds.artefacts import drop_upload, sha256_of
 from fleet.builds.bundles import (
     archive_key,
@@ -29,7 +33,7 @@ from fleet.builds.bundles import (
 )
 from fleet.builds.collect import collect
 from fleet.builds.executable import find_executable
-from fleet.builds.images import resolve_image
+from fleet.builds.images import has_engine, resolve_image
 from fleet.builds.object_store import open_artefacts
 from fleet.builds.secrets import registry_credentials
 from fleet.errors import FleetError, Unavailable
@@ -43,10 +47,14 @@ from fleet.telemetry.logs import setup_logging
 from fleet.times import now_ms
 
 log = structlog.get_logger(__name__)
+Found = TypeVar("Found")
 
 LEASE_MS = 15_000
-MAX_FAULTS = 5
+STEP_S = 6 * 3600.0  # one step on files or the artefact store; a copy without progress ends much sooner
+AGAIN_FIRST_MS, AGAIN_MOST_MS = 5_000, 300_000
+TRY_FOR_MS = 3_600_000
 _FAULT = "A fault of the fleet interrupted the processing"
+BEGUN_AGAIN = "Processing begins again."
 _SHOWN = 5
 
 
@@ -79,29 +87,28 @@ async def _lease(store: Store, build_id: str) -> AsyncGenerator[bool]:
         return
 
     async def renew() -> None:
-        while True:
-            await asyncio.sleep(LEASE_MS / 3000)
-            try:
-                await _take_lease(store, build_id, renewal=True)
-            except Exception:  # the next renewal may go through, and a lost lease only lets another run repeat this one
-                log.exception("the lease could not be renewed", build_id=build_id)
+        await _take_lease(store, build_id, renewal=True)
 
-    renewing = asyncio.create_task(renew())
+    # A renewal that fails is tried again soon, and a lost lease only lets another run repeat this one.
+    tasks = SupervisedTasks("pipeline", build_id=build_id)
+    tasks.every("renew_lease", renew, LEASE_MS / 3000, limit_s=LEASE_MS / 1000)
     try:
         yield True
     finally:
-        renewing.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await renewing
+        await tasks.close()
 
 
 async def _take_over(store: Store, build_id: str) -> bool:
-    """Wait for the end of another run's lease, once: if it was killed, nobody has renewed it by then."""
+    """Wait for the end of another run's lease, once: if it was killed, nobody has renewed it by then. Not where the
+    next attempt is due later (`_fault`): `BuildService.recover` begins it."""
     async with store.read() as session:
         build = await session.get(Build, build_id)
     if build is None or build.status != "processing" or build.lease_until is None:
         return False
-    await asyncio.sleep(max(0, build.lease_until - now_ms() + 1) / 1000)
+    left_ms = build.lease_until - now_ms()
+    if left_ms > LEASE_MS:
+        return False
+    await asyncio.sleep(max(0, left_ms + 1) / 1000)
     return await _take_lease(store, build_id, renewal=False)
 
 
@@ -126,8 +133,8 @@ async def _process(store: Store, settings: FleetSettings, build: Build) -> None:
         if isinstance(error, FleetError) and not isinstance(error, Unavailable):
             await _fail(store, settings, build, error.detail)
             return
-        log.exception("processing was interrupted", build_id=build.build_id)
-        await _fault(store, settings, build, f"{_FAULT} ({error}).")
+        log.warning("build_interrupted", build_id=build.build_id, error=repr(error), exc_info=error)
+        await _fault(store, settings, build, f"{_FAULT} ({said(error)}).")
         return
     drop_upload(_upload_file(settings, build.build_id))
 
@@ -139,38 +146,69 @@ async def _fail(store: Store, settings: FleetSettings, build: Build, detail: str
 
 
 async def _fault(store: Store, settings: FleetSettings, build: Build, message: str) -> None:
-    """Something that is not the build's fault, so it is tried again by `BuildService.recover`, but not for ever."""
-    before = (col(BuildLog.build_id) == build.build_id, col(BuildLog.message).startswith(_FAULT))
+    """Something that is not the build's fault, so it is tried again, but not for ever."""
     async with store.read() as session:
-        faults = (await session.exec(select(func.count()).select_from(BuildLog).where(*before))).one()
-    if faults + 1 < MAX_FAULTS:
-        await _say(store, build, "warning", f"{message} It is tried again.")
-    else:
-        await _fail(store, settings, build, f"{message} It was tried {MAX_FAULTS} times; see the fleet's log.")
+        faults = await _faults(session, build.build_id)
+    now = now_ms()
+    wait_ms = again_ms(len(faults), now - faults[0] if faults else 0)
+    if wait_ms is None:
+        await _fail(store, settings, build, f"{message} It was tried for {TRY_FOR_MS // 60_000} minutes.")
+        return
+    async with store.write() as session:
+        mine = (col(Build.build_id) == build.build_id, col(Build.status) == "processing")
+        await session.exec(update(Build).where(*mine).values(lease_until=now + wait_ms))
+        note(session, build.build_id, "warning", f"{message} It is tried again in {wait_ms / 1000:.0f} s.")
+
+
+async def _faults(session: AsyncSession, build_id: str) -> list[int]:
+    """When this processing was interrupted, since it was last begun by somebody."""
+    mine = col(BuildLog.build_id) == build_id
+    begun = select(func.max(BuildLog.id)).where(mine, col(BuildLog.message) == BEGUN_AGAIN)
+    last = (await session.exec(begun)).one() or 0
+    found = select(BuildLog.at).where(mine, col(BuildLog.message).startswith(_FAULT), col(BuildLog.id) > last)
+    return list((await session.exec(found.order_by(col(BuildLog.id)))).all())
+
+
+def again_ms(before: int, passed_ms: int) -> int | None:
+    """When to try again after so many interruptions before this one, the first so long ago. None: no more."""
+    if before and passed_ms >= TRY_FOR_MS:
+        return None
+    return min(AGAIN_FIRST_MS * 2 ** min(before, 16), AGAIN_MOST_MS)
+
+
+def said(error: Exception) -> str:
+    """In one short line, for the build's log."""
+    return str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
+
+
+async def _step(work: Callable[..., Found], *arguments: Any) -> Found:
+    """A part of the work in another thread, with an end."""
+    async with asyncio.timeout(STEP_S):
+        return await asyncio.to_thread(work, *arguments)
 
 
 async def _process_zip(store: Store, settings: FleetSettings, build: Build) -> None:
     artefacts = open_artefacts(settings)
     upload = _upload_file(settings, build.build_id)
     if upload.exists():
-        content_hash = await asyncio.to_thread(sha256_of, upload)
+        content_hash = await _step(sha256_of, upload)
         await _record(store, build, content_hash=content_hash)
-        mended = await asyncio.to_thread(_unpack, settings, upload, content_hash)
+        mended = await _step(_unpack, settings, upload, content_hash)
         if mended:
             shown = ", ".join(file[:60] for file in mended[:_SHOWN]) + (", …" if len(mended) > _SHOWN else "")
             await _say(store, build, "info", f"{len(mended)} programs got the execute permission they lacked: {shown}")
-        await asyncio.to_thread(artefacts.put_file, archive_key(content_hash), upload)
-    elif build.content_hash is None or not await asyncio.to_thread(artefacts.exists, archive_key(build.content_hash)):
+        await _step(artefacts.put_file, archive_key(content_hash), upload)
+    elif build.content_hash is None or not await _step(artefacts.exists, archive_key(build.content_hash)):
         raise FleetError("The uploaded ZIP is gone. Upload it again.")
     content_hash = build.content_hash or ""
     tree = settings.bundles / content_hash
     if not tree.is_dir():
-        await asyncio.to_thread(ensure_bundle, artefacts, content_hash, (), settings.bundles, settings.upload)
-    root, executable = await asyncio.to_thread(find_executable, tree, build.executable_path)
+        await _step(ensure_bundle, artefacts, content_hash, (), settings.bundles, settings.upload)
+    root, executable = await _step(find_executable, tree, build.executable_path)
     folders = game_folders(root, executable)
-    if await asyncio.to_thread(link_configs, settings.bundles, content_hash, folders):
+    if await _step(link_configs, settings.bundles, content_hash, folders):
         await _say(store, build, "warning", "The ZIP's own playflow.json is replaced by each server's at run time.")
-    size = await asyncio.to_thread(_tree_bytes, tree)
+    size = await _step(_tree_bytes, tree)
     where = f"'{executable}'" + (f" in '{root}'" if root else "")
     kept = await _finish(
         store,
@@ -180,7 +218,7 @@ async def _process_zip(store: Store, settings: FleetSettings, build: Build) -> N
         f"Ready: executable {where}, {size} bytes unpacked.",
         bundle_root=root,
         executable_path=executable,
-        packed_bytes=await asyncio.to_thread(artefacts.size, archive_key(content_hash)),
+        packed_bytes=await _step(artefacts.size, archive_key(content_hash)),
         unpacked_bytes=size,
     )
     if not kept:
@@ -199,7 +237,7 @@ def _unpack(settings: FleetSettings, upload: Path, content_hash: str) -> tuple[s
 async def _process_image(store: Store, settings: FleetSettings, build: Build) -> None:
     image = build.image_url or ""
     await _say(store, build, "info", f"Looking for image {image}.")
-    found = await resolve_image(image, registry_credentials(build, settings))
+    found = await resolve_image(image, registry_credentials(build, settings), engine_expected=has_engine(settings))
     await _finish(store, build, "ready", "info", f"Ready: {found}.", content_hash=found)
 
 
@@ -249,5 +287,6 @@ def process_build(build_id: str) -> None:
 
 
 def submit(build_id: str) -> None:
-    """Begin the pipeline somewhere in the cluster. Nobody waits for it: the build's row tells the result."""
+    """Begin the pipeline somewhere in the cluster. Nobody waits for it: the build's row tells the result. May block
+    while Ray's head does not answer."""
     process_build.remote(build_id)

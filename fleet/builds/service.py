@@ -4,6 +4,7 @@ import asyncio
 import re
 import time
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -15,12 +16,13 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 from fleet.builds.artefacts import UploadLock, UploadSink, drop_upload
 from fleet.builds.collect import collect
 from fleet.builds.executable import DEFAULT_EXECUTABLE
-from fleet.builds.pipeline import note, submit
+from fleet.builds.pipeline import BEGUN_AGAIN, note, submit
 from fleet.builds.secrets import hide_credentials, sign_upload, verify_upload
 from fleet.errors import BadRequest, Conflict, FleetError, NotFound
 from fleet.events.journal import build_event
 from fleet.operation import made_before, new_id, repeatable
 from fleet.projects.scope import count_of, owned
+from fleet.ray_calls import ray_call
 from fleet.sealing import fleet_secret
 from fleet.settings import FleetSettings
 from fleet.store.engine import Store
@@ -30,6 +32,8 @@ from fleet.times import now_ms
 log = structlog.get_logger(__name__)
 
 _COLLECT_EVERY_S = 600.0
+CHUNK_S = 60.0  # between two parts of an upload
+SUBMIT_S = 5.0  # for beginning a pipeline; then `recover` does it
 _KNOWN = 1000
 _NEWEST = (
     "SELECT build_id FROM build WHERE project_id = ? AND name = ? AND status = 'ready' ORDER BY version DESC LIMIT 1"
@@ -100,14 +104,14 @@ class BuildService:
         if credentials:
             build.registry_credentials = hide_credentials(credentials, self._settings)
         build = await self._insert(build)
-        self._begin(build.build_id)
+        await self._begin(build.build_id)
         return build
 
-    def _begin(self, build_id: str) -> None:
+    async def _begin(self, build_id: str) -> None:
         try:
-            self._submit(build_id)
-        except Exception:  # the caller's work is committed, and `recover` begins what this could not
-            log.exception("the pipeline could not be started", build_id=build_id)
+            await ray_call("the start of a build's pipeline", partial(self._submit, build_id), SUBMIT_S)
+        except Exception as error:  # the caller's work is committed, and `recover` begins what this could not
+            log.warning("pipeline_not_begun", build_id=build_id, error=repr(error))
 
     def _new(self, project_id: str, name: str, kind: str, status: str, now: int) -> Build:
         return Build(
@@ -157,13 +161,13 @@ class BuildService:
             except FleetError:  # deleted meanwhile
                 file.unlink(missing_ok=True)
                 raise
-        self._begin(build_id)
+        await self._begin(build_id)
         return build
 
     async def _receive(self, file: Path, chunks: AsyncIterator[bytes]) -> int:
         sink = UploadSink(file, self._settings.upload.max_packed_mb << 20)
         try:
-            async for chunk in chunks:
+            while (chunk := await _next(chunks)) is not None:
                 await sink.write(chunk)
             if sink.size == 0:
                 raise BadRequest("The upload is empty. PUT the ZIP's bytes as the request body.")
@@ -228,8 +232,9 @@ class BuildService:
         async with self._store.write() as session:
             found = (col(Build.build_id) == build.build_id, col(Build.status) == status)
             if (await session.exec(update(Build).where(*found).values(values))).rowcount:
+                note(session, build.build_id, "info", BEGUN_AGAIN)
                 session.add(build_event(build, "processing"))
-        self._begin(build.build_id)
+        await self._begin(build.build_id)
 
     # Reading ----------------------------------------------------------------------------------------------------
 
@@ -297,7 +302,7 @@ class BuildService:
                 raise NotFound(f"There is no build '{build_id[:64]}' in this project.", error="Build not found")
             build.status, build.updated_at = "deleted", now_ms()
             session.add(build_event(build, "deleted"))
-        self._begin(build_id)  # for a deleted build the pipeline collects garbage
+        await self._begin(build_id)  # for a deleted build the pipeline collects garbage
 
     async def expire_uploads(self) -> int:
         """Builds whose link ran out without an upload have failed; how many."""
@@ -331,7 +336,7 @@ class BuildService:
         async with self._store.read() as session:
             builds = await unattended(session, now_ms())
         for build_id in builds:
-            self._begin(build_id)
+            await self._begin(build_id)
         if time.monotonic() >= self._collect_at:  # a server's end, which frees its build, is not told to us
             await collect(self._store, self._settings)
             self._collect_at = time.monotonic() + _COLLECT_EVERY_S
@@ -347,6 +352,16 @@ class BuildService:
         async with self._store.read() as session:
             total = (await session.exec(count_of(rows))).one()
             return list((await session.exec(page)).all()), total
+
+
+async def _next(chunks: AsyncIterator[bytes]) -> bytes | None:
+    """The next part of an upload, None at its end. A client that sends nothing any more is let go."""
+    try:
+        async with asyncio.timeout(CHUNK_S):
+            return await anext(chunks, None)
+    except TimeoutError:
+        text = f"The upload made no progress for {CHUNK_S:.0f} s. PUT it again while the link is valid."
+        raise BadRequest(text, error="Upload interrupted", status=408) from None
 
 
 async def unattended(session: AsyncSession, now: int) -> list[str]:

@@ -6,12 +6,15 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from fleet.builds import pipeline
+from fleet.builds import pipeline, service
 from fleet.builds.artefacts import DiskStore
 from fleet.builds.bundles import CONFIG_TARGET, ensure_bundle, locked, sweep_staging
 from fleet.builds.collect import collect
 from fleet.builds.pipeline import run_pipeline
+from fleet.errors import Unavailable
 from fleet.settings import FleetSettings
 from fleet.times import now_ms
 from tests.games import Files, make_zip
@@ -120,22 +123,77 @@ async def test_a_run_takes_over_when_the_lease_of_a_killed_one_ends(builds: Buil
     assert (await builds.service.get(builds.project, build.build_id)).status == "ready"
 
 
-async def test_a_fault_of_ours_is_tried_again_a_few_times_then_said(
+async def test_a_fault_of_ours_is_tried_again_less_and_less_often_then_said(
+    builds: Builds, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For an hour of outage; when it is next tried stands in the lease, for whoever recovers builds."""
+
+    def full(*_arguments: object) -> tuple[str, ...]:
+        raise OSError(28, "No space left on device")
+
+    start = now_ms()
+    monkeypatch.setattr(pipeline, "_unpack", full)
+    build = await builds.upload(make_zip(GAME))
+    tries = [start]
+    while True:
+        monkeypatch.setattr(pipeline, "now_ms", lambda: tries[-1])
+        await run_pipeline(build.build_id, builds.settings)
+        found = await builds.service.get(builds.project, build.build_id)
+        if found.status != "processing":
+            break
+        assert found.lease_until is not None
+        tries.append(found.lease_until + 1)
+    assert found.status == "failed"
+    assert "No space left" in (found.error or "")
+    assert pipeline.TRY_FOR_MS <= tries[-1] - start <= pipeline.TRY_FOR_MS + pipeline.AGAIN_MOST_MS
+    assert tries[1] - start <= 6_000
+    assert len(tries) < 25
+
+
+async def test_an_outage_that_passes_is_not_the_builds_failure(builds: Builds, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever recovers builds finds it when its time has come, and it becomes ready."""
+    with monkeypatch.context() as broken:
+
+        def away(*_arguments: object) -> None:
+            raise Unavailable("The artefact store does not serve 'archives/x': connection refused")
+
+        broken.setattr(DiskStore, "put_file", away)
+        build = await builds.built()
+        assert build.status == "processing"
+        assert await builds.service.recover() == 0, "its next attempt is not due yet"
+    later = now_ms() + 10_000
+    monkeypatch.setattr(pipeline, "now_ms", lambda: later)
+    monkeypatch.setattr(service, "now_ms", lambda: later)
+    assert await builds.service.recover() == 1
+    await run_pipeline(build.build_id, builds.settings)
+    assert (await builds.service.get(builds.project, build.build_id)).status == "ready"
+    assert any("It is tried again in 5 s" in line for line in await builds.words(build))
+
+
+async def test_a_build_that_is_begun_again_has_all_its_attempts(
     builds: Builds, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_arguments: object) -> tuple[str, ...]:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(pipeline, "_unpack", full)
-    build = await builds.upload(make_zip(GAME))
-    for _ in range(pipeline.MAX_FAULTS):
-        found = await builds.service.get(builds.project, build.build_id)
-        assert found.status == "processing"
-        await builds.change(build, lease_until=None)
+    build = await builds.built()
+    late = now_ms() + pipeline.TRY_FOR_MS + 60_000
+    monkeypatch.setattr(pipeline, "now_ms", lambda: late)
+    with monkeypatch.context() as kept:
+        kept.setattr(pipeline, "drop_upload", lambda _file: None)
         await run_pipeline(build.build_id, builds.settings)
-    found = await builds.service.get(builds.project, build.build_id)
-    assert found.status == "failed"
-    assert "No space left" in (found.error or "")
+    assert (await builds.service.get(builds.project, build.build_id)).status == "failed"
+    await builds.service.process(builds.project, build.build_id, None)
+    await run_pipeline(build.build_id, builds.settings)
+    assert (await builds.service.get(builds.project, build.build_id)).status == "processing"
+
+
+@given(before=st.integers(0, 1000), passed=st.integers(0, 10**10))
+def test_attempts_end_and_are_never_far_apart(before: int, passed: int) -> None:
+    wait = pipeline.again_ms(before, passed)
+    assert (wait is None) == (before > 0 and passed >= pipeline.TRY_FOR_MS)
+    assert wait is None or pipeline.AGAIN_FIRST_MS <= wait <= pipeline.AGAIN_MOST_MS
 
 
 async def test_a_build_deleted_while_it_is_processed_leaves_nothing(
