@@ -37,7 +37,9 @@ class ServerLimits(BaseModel):
     stop_grace_s: float = 10.0
     ready_deadline_s: float = 120.0
     queue_deadline_s: float = 600.0
-    node_lost_s: float = Field(default=30.0, description="silence after which a node's servers count as lost")
+    node_lost_s: float = Field(
+        default=30.0, description="silence after which an agent is begun anew; after twice as long its node is lost"
+    )
     node_unseen_s: float = Field(default=180.0, description="the same for a node not seen since the manager started")
     pids: int = 512
     tmpfs_mb: int = 64

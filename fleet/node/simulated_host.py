@@ -94,15 +94,15 @@ class SimulatedAgent:
     """Speaks like the handle of a NodeAgent: `agent.<method>.remote(...)`."""
 
     def __init__(self, host: Any, number: int) -> None:
-        self._host = host
+        self.host = host
         self._number = number
 
     def __getattr__(self, method: str) -> "_Method":
-        return _Method(self._host, self._number, method)
+        return _Method(self.host, self._number, method)
 
     def give_back(self) -> None:
         """End the lease. What runs there is gone."""
-        self._host.release.remote(self._number)
+        self.host.release.remote(self._number)
 
 
 class _Method:

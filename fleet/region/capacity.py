@@ -56,7 +56,8 @@ class NodeClass:
 class NodeState:
     """One leased node. `ready`: it answers. `empty`: nothing of ours is left there. `cause`: why it drains, if it does.
 
-    `movable`: the idle pool entries there, which can be started elsewhere.
+    `movable`: the idle pool entries there, which can be started elsewhere. `away`: silent for so long that nobody
+    should wait for it.
     """
 
     room: Room
@@ -65,14 +66,19 @@ class NodeState:
     empty: bool = False
     cause: Cause | None = None
     movable: tuple[Demand, ...] = ()
+    away: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class CapacityPolicy:
-    """How long a surplus must last before nodes are drained, or asks that nobody needs any more are taken back."""
+    """How long a surplus must last before nodes are drained, or asks that nobody needs any more are taken back.
+
+    `away_ms`: a node that has been silent for so long is not waited for.
+    """
 
     surplus_ms: int = 600_000
     unneeded_ms: int = 30_000
+    away_ms: int = 30_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +121,7 @@ def plan_capacity(
     staying = [node for node in nodes if node.cause is None]
     ready = [node for node in staying if node.ready]
     left = _pack(Packing(node.room for node in ready), [*wanted, *headroom])
-    coming = Packing([n.room for n in staying if not n.ready] + _asked_rooms(asked, classes))
+    coming = Packing([n.room for n in staying if not n.ready and not n.away] + _asked_rooms(asked, classes))
     empty_before = {room.node_id: room for room in coming.rooms()}
     left = _pack(coming, left)
     idle_asks = Counter(

@@ -32,6 +32,7 @@ class NodeView:
     takes: Takes = "all"
     builds: frozenset[str] = frozenset()
     preparing: frozenset[str] = frozenset()
+    synced_since: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

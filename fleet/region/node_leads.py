@@ -1,7 +1,8 @@
 """How long a node takes from being asked for to being ready, its builds included: measured, per class. Pure."""
 
+import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 KEPT = 20
 
@@ -26,4 +27,10 @@ class NodeLeads:
     def load(self, kept: Any) -> None:
         """What an earlier manager measured. What is not of this shape is left out."""
         if isinstance(kept, dict):
-            self._seen = {str(k): [float(s) for s in v][-KEPT:] for k, v in kept.items() if isinstance(v, list)}  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+            found = {str(name): _seconds(seen) for name, seen in kept.items()}  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+            self._seen = {name: seen for name, seen in found.items() if seen}
+
+
+def _seconds(seen: Any) -> list[float]:
+    values = cast(list[Any], seen) if isinstance(seen, list) else []
+    return [float(one) for one in values if isinstance(one, int | float) and 0 <= one < math.inf][-KEPT:]

@@ -29,6 +29,7 @@ from fleet.region.region_memory import RegionMemory
 from fleet.region.report import Report
 from fleet.region.runs import Runs
 from fleet.region.scaling import Scaler
+from fleet.region.silence import SilencePolicy
 from fleet.settings import FleetSettings
 from fleet.store.commit import GroupCommit
 from fleet.store.engine import Store
@@ -55,7 +56,8 @@ def policy_of(settings: FleetSettings) -> Policy:
 
 def capacity_policy(settings: FleetSettings) -> CapacityPolicy:
     scaling = settings.scaling
-    return CapacityPolicy(int(scaling.surplus_s * 1000), int(scaling.unneeded_s * 1000))
+    away_ms = int(settings.servers.node_lost_s * 1000)
+    return CapacityPolicy(int(scaling.surplus_s * 1000), int(scaling.unneeded_s * 1000), away_ms)
 
 
 def die(error: BaseException) -> None:
@@ -103,6 +105,7 @@ class Parts:
             on_silent=hooks.on_silent,
             on_lost=hooks.on_lost,
             on_fenced=die,
+            silence=SilencePolicy(self.policy.node_lost_ms),
         )
         builds = BuildRefs(store, lambda build: registry_credentials(build, settings))
         self.executor = Executor(

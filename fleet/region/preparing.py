@@ -2,6 +2,7 @@
 
 A new node fetches the builds that are likely to be asked for next; servers of those wait for it up to `_WAIT_S`, all
 others may be placed there at once. Later, builds that become popular are fetched too, one at a time, and nobody waits.
+Whatever becomes of a fetch, the node is ready after that: without a build that it could not get, its servers say why.
 """
 
 import asyncio
@@ -10,8 +11,8 @@ from collections.abc import Awaitable, Callable, Iterable
 
 import structlog
 
-from fleet.background import Background
-from fleet.errors import FleetError
+from fleet.actors.tasks import SupervisedTasks
+from fleet.errors import FleetError, Unavailable
 from fleet.node.runtime import BuildRef, LaunchFailed
 from fleet.region.leases import Leases
 from fleet.region.link import Link
@@ -21,8 +22,10 @@ log = structlog.get_logger(__name__)
 
 MOST_BUILDS = 8
 _WAIT_S = 90.0
-_FETCH_S = 600.0
+_FETCH_S = 600.0  # of one build; the node itself ends a fetch that makes no progress long before
+_REF_S = 20.0
 _AGAIN_MS = 600_000
+_SOON_MS = 30_000  # a node that was silent meanwhile: it is no fault of the build
 
 
 class Preparation:
@@ -34,9 +37,9 @@ class Preparation:
         self._ref = ref
         self.favourites: Callable[[], Iterable[str]] = tuple
         self._recent: OrderedDict[str, None] = OrderedDict()
-        self._failed: dict[tuple[str, str], int] = {}
+        self._not_before: dict[tuple[str, str], int] = {}  # node and build whose fetch failed, and when it may be again
         self._busy: set[str] = set()
-        self._spawn = Background("preparation").spawn
+        self._tasks = SupervisedTasks("preparation")  # what fails here is tried again by a later `keep_up`
 
     def started(self, build_id: str) -> None:
         """A server of that build was asked for."""
@@ -57,49 +60,62 @@ class Preparation:
             ready()
             return
         link.preparing = frozenset(missing)
-        self._spawn(self._bounded(node_id, missing, ready))
+        self._busy.add(node_id)
+        fetching = self._tasks.once("fetch_all", self._fetch_all(node_id, missing), node=node_id)
+        self._tasks.once("welcome", self._bounded(node_id, fetching, ready), node=node_id)
 
     def keep_up(self) -> None:
         """Nodes fetch what has become wanted since; one build at a time each."""
         now = now_ms()
+        self._not_before = {key: at for key, at in self._not_before.items() if at > now}
         wanted = self.wanted()
         for node_id, link in self._leases.links().items():
             if not link.synced or link.drain is not None or node_id in self._busy:
                 continue
             for build in wanted:
-                if build not in link.builds and now - self._failed.get((node_id, build), -_AGAIN_MS) >= _AGAIN_MS:
-                    self._spawn(self._fetch(node_id, build))
+                if build not in link.builds and (node_id, build) not in self._not_before:
+                    self._busy.add(node_id)
+                    self._tasks.once("fetch", self._fetch_one(node_id, build), node=node_id)
                     break
 
-    async def _bounded(self, node_id: str, builds: list[str], ready: Callable[[], None]) -> None:
-        fetching = asyncio.create_task(self._fetch_all(node_id, builds))
-        try:
-            async with asyncio.timeout(_WAIT_S):
-                await asyncio.shield(fetching)
-        except TimeoutError:
+    async def close(self) -> None:
+        await self._tasks.close()
+
+    async def _bounded(self, node_id: str, fetching: asyncio.Task[None], ready: Callable[[], None]) -> None:
+        await asyncio.wait([fetching], timeout=_WAIT_S)
+        if not fetching.done():
             log.warning("a node takes servers although it still fetches builds", node=node_id)
-            self._leases.prepared(node_id, preparing=frozenset())
+        self._leases.prepared(node_id, preparing=frozenset())
         ready()
-        await fetching
 
     async def _fetch_all(self, node_id: str, builds: list[str]) -> None:
         """One after another, so that the likeliest is there first."""
-        for build in builds:
-            await self._fetch(node_id, build, waits=True)
-
-    async def _fetch(self, node_id: str, build_id: str, *, waits: bool = False) -> None:
-        """A build that cannot be had now does not make the node useless: its servers say why when they start."""
-        self._busy.add(node_id)
-        present: frozenset[str] = frozenset()
         try:
-            ref = await self._ref(build_id)
-            await self._leases.call(node_id, "prepare", self._epoch, ref, timeout_s=_FETCH_S)
-            present = frozenset({build_id})
-        except (FleetError, LaunchFailed) as error:
-            self._failed[node_id, build_id] = now_ms()
-            log.warning("build not prepared", node=node_id, build=build_id, error=str(error))
+            for build in builds:
+                await self._fetch(node_id, build, waits=True)
         finally:
             self._busy.discard(node_id)
+
+    async def _fetch_one(self, node_id: str, build: str) -> None:
+        try:
+            await self._fetch(node_id, build, waits=False)
+        finally:
+            self._busy.discard(node_id)
+
+    async def _fetch(self, node_id: str, build_id: str, *, waits: bool) -> None:
+        """A build that cannot be had now does not make the node useless: its servers say why when they start."""
+        present: frozenset[str] = frozenset()
+        try:
+            async with asyncio.timeout(_REF_S):
+                ref = await self._ref(build_id)
+            await self._leases.call(node_id, "prepare", self._epoch, ref, timeout_s=_FETCH_S)
+            present = frozenset({build_id})
+        except Exception as error:
+            link = self._leases.links().get(node_id)
+            silent = isinstance(error, Unavailable) and (link is None or not link.synced)
+            self._not_before[node_id, build_id] = now_ms() + (_SOON_MS if silent else _AGAIN_MS)
+            expected = isinstance(error, FleetError | LaunchFailed | TimeoutError)
+            log.warning("build not prepared", node=node_id, build=build_id, error=repr(error), exc_info=not expected)
         link = self._leases.links().get(node_id)
         if link is not None:
             preparing = link.preparing - {build_id} if waits else None

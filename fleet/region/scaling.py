@@ -12,7 +12,7 @@ from typing import Any
 
 import structlog
 
-from fleet.background import Background
+from fleet.actors.tasks import SupervisedTasks
 from fleet.errors import NotFound
 from fleet.node.model import Drain
 from fleet.region.capacity import CapacityMemory, CapacityPlan, CapacityPolicy, NodeClass, NodeState, plan_capacity
@@ -31,6 +31,7 @@ log = structlog.get_logger(__name__)
 
 _SOON_S = 0.05
 _BETWEEN_S = 0.25
+_PLAN_S = 5.0  # a start waits for the next plan, which comes at once
 
 
 class Scaler:
@@ -76,7 +77,8 @@ class Scaler:
         self._short: frozenset[str] = frozenset()
         self._next: asyncio.Task[None] | None = None
         self._last = 0.0
-        self._spawn = Background("scaler", region=region).spawn  # what fails is planned again by the repair timer
+        # What fails here is planned again by the next review: of a node that changes, or of the repair timer.
+        self._tasks = SupervisedTasks("scaler", region=region)
         leases.on_ready = self._came
         leases.on_change = self._nodes_changed
 
@@ -88,6 +90,9 @@ class Scaler:
             for _ in range(number - asked[node_class]):
                 self._leases.ask(node_class)
         self.review()
+
+    async def close(self) -> None:
+        await self._tasks.close()
 
     def lead_seconds(self) -> float:
         """How long a node of the first class takes from asked for to ready, as measured."""
@@ -107,13 +112,14 @@ class Scaler:
     def poke(self) -> None:
         """Something has no room, or nodes have changed: plan soon."""
         if self._next is None or self._next.done():
-            self._next = self._spawn(self._soon())
+            self._next = self._tasks.once("review", self._soon())
 
     async def reviewed(self) -> frozenset[str]:
-        """Wait for the next plan; the servers for which there is no room and will be none."""
+        """Wait for the next plan; the servers for which there is no room and will be none. If it fails, that is said of
+        nobody."""
         self.poke()
         if self._next is not None:
-            await asyncio.shield(self._next)
+            await asyncio.wait([self._next], timeout=_PLAN_S)
         return self._short
 
     async def _soon(self) -> None:
@@ -124,29 +130,32 @@ class Scaler:
 
     def review(self) -> None:
         """Plan, and begin to carry the plan out."""
+        self._short = frozenset()  # what an earlier plan said is not true any more, though this one may fail
+        now = now_ms()
         queued = [self._demand(server) for server in self._queue.servers()]
         wanted = [*self._waiting.values(), *queued, *self.orders()]
         plan, self._history = plan_capacity(
             wanted,
             self.headroom(),
-            [self._state(node_id, link) for node_id, link in self._leases.links().items()],
+            [self._state(node_id, link, now) for node_id, link in self._leases.links().items()],
             self._leases.asked(),
             self._classes,
             self._history,
-            now_ms(),
+            now,
             self._policy,
-            bound=self._unseen(),
+            bound=self._unseen() + self._leases.expected(),
         )
         self._short = plan.short
         self._carry_out(plan)
         self._preparation.keep_up()
 
-    def _state(self, node_id: str, link: Link) -> NodeState:
+    def _state(self, node_id: str, link: Link, now: int) -> NodeState:
         held = self._rooms.servers(node_id)
         nothing = not held and not any(True for _ in self._runs.on(node_id))
         room = self._rooms.room(node_id)
         cause = link.drain.cause if link.drain else None
-        return NodeState(room, link.node_class, link.synced, nothing, cause, self._rooms.movable(node_id))
+        away = not link.synced and now - link.silence.since >= self._policy.away_ms
+        return NodeState(room, link.node_class, link.synced, nothing, cause, self._rooms.movable(node_id), away)
 
     def _unseen(self) -> Counter[str]:
         """Nodes that hold servers and have not said hello to this manager, per class: agents are to come for them."""
@@ -165,12 +174,12 @@ class Scaler:
             self._leases.cancel(node_class, number)
         for node_id in plan.drain:
             log.info("node drains: it is one too many", region=self._region, node=node_id)
-            self._spawn(self._leases.drain(node_id, Drain("surplus")))
+            self._tasks.once("drain", self._leases.drain(node_id, Drain("surplus")), node=node_id)
         for node_id in plan.undrain:
             log.info("node is needed again", region=self._region, node=node_id)
-            self._spawn(self._undrain(node_id))
+            self._tasks.once("undrain", self._undrain(node_id), node=node_id)
         for node_id in plan.release:
-            self._spawn(self._release(node_id))
+            self._tasks.once("release", self._release(node_id), node=node_id)
 
     async def _undrain(self, node_id: str) -> None:
         await self._leases.drain(node_id, None)

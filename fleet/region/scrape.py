@@ -10,6 +10,7 @@ import structlog
 from prometheus_client import Metric
 from ray.exceptions import RayError
 
+from fleet.errors import Unavailable
 from fleet.ray_calls import ray_call
 from fleet.region.names import NAMESPACE
 
@@ -28,7 +29,11 @@ class ActorScrape:
 
     async def metrics(self, expected: Collection[str]) -> dict[str, list[Metric] | None]:
         """What each counts; None if it does not answer, or is expected and not there."""
-        handles = await ray_call("which actors there are", self._find, FIND_S)
+        try:
+            handles = await ray_call("which actors there are", self._find, FIND_S)
+        except Unavailable as error:  # nor does any of Ray's actors answer, as far as can be told
+            log.warning("actors_not_found", error=error.detail)
+            return dict.fromkeys([*expected, *self._handles])
         families = await asyncio.gather(*(self._ask(key, handle) for key, handle in handles.items()))
         found = dict(zip(handles, families, strict=True))
         for key, answer in found.items():
