@@ -209,6 +209,9 @@ class FleetSettings(BaseSettings):
     prices_config: Path | None = Field(default=None, description="default: configs/prices.yaml; read again on change")
     plans_config: Path | None = Field(default=None, description="default: configs/plans.yaml; read again on change")
     serve_config: Path | None = Field(default=None, description="default: configs/serve.yaml")
+    hung_s: float = Field(
+        default=25.0, ge=0, description="an actor whose loop stands still for so long is ended, begun anew; 0: never"
+    )
     metrics_token: str | None = Field(default=None, description="/metrics wants it as bearer token, from everyone")
     metrics_public: bool = Field(default=False, description="/metrics without token from anywhere, not only loopback")
     storage_hook_secret: str | None = Field(default=None, description="an object store's hook sends it; none: no hook")

@@ -18,6 +18,7 @@ from prometheus_client import Metric
 from fleet.actors.health import process_health
 from fleet.actors.startup import Startup
 from fleet.actors.tasks import SupervisedTasks
+from fleet.actors.watchdog import Watchdog
 from fleet.builds.service import BuildService
 from fleet.catalog import load_catalog
 from fleet.lobbies.calls import Answer, Command, Poll, Polled
@@ -54,11 +55,13 @@ class Keeper:
         self._startup = Startup(f"The keeper of lobby shard {shard}", self._tasks)
         self._store: Store | None = None
         self._core: Core | None = None
+        self._watchdog: Watchdog | None = None
         self._startup.begin(self._come_up)
 
     async def _come_up(self) -> None:
         """May be tried many times: each has a new epoch and a new core, and ends what it began if it fails."""
         settings = get_settings()
+        self._watchdog = self._watchdog or Watchdog(settings.hung_s)
         setup_logging(f"lobbies-{self._shard}", settings.home)
         store = self._store = self._store or Store(settings.database)
         regions = RegionClient(store)

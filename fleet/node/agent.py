@@ -19,6 +19,7 @@ import structlog
 
 from fleet.actors.startup import Startup
 from fleet.actors.tasks import SupervisedTasks
+from fleet.actors.watchdog import Watchdog
 from fleet.builds.bundle_cache import BundleCache
 from fleet.builds.bundles import ensure_bundle, game_folders, progress
 from fleet.builds.object_store import open_artefacts
@@ -154,6 +155,7 @@ class StartingAgent(Agent):
         self._tasks = SupervisedTasks("agent", region=region)
         self._startup = Startup(f"The agent of a node of region {region}", self._tasks)
         self._launching: Counter[str] = Counter()
+        self._watchdog: Watchdog | None = None
         self._deaf: Callable[[], None] = lambda: None
 
     def begin(self) -> None:
@@ -172,6 +174,7 @@ class StartingAgent(Agent):
         """From nothing, each time: what an earlier try has opened it has closed, but for the slot, which is kept."""
         lease, local = self._lease(), get_settings()
         share = own_share(self._share, local, lease.address) if is_joined(self._facts, local) else self._share
+        self._watchdog = self._watchdog or Watchdog(local.hung_s)
         settings = node_settings(self._facts, local)
         setup_logging(f"agent-{self._region}", settings.home)
         slot = await asyncio.to_thread(take_slot, settings.home / "agents", self._region, lease.agent_id)

@@ -15,6 +15,7 @@ import structlog
 from fleet.actors.single_flight import SingleFlight
 from fleet.actors.startup import Startup
 from fleet.actors.tasks import SupervisedTasks
+from fleet.actors.watchdog import Watchdog
 from fleet.node.agent import SWEEP_LIMIT_S, SWEEP_S, Agent
 from fleet.node.choose import choose_runtime
 from fleet.node.logs import LogArchive
@@ -43,10 +44,12 @@ class SimulatedHost:
         self._opening: SingleFlight[int, Agent] = SingleFlight()
         self._tasks = SupervisedTasks("simulated_host", region=region)
         self._startup = Startup(f"The host of simulated nodes of region {region}", self._tasks)
+        self._watchdog: Watchdog | None = None
         self._startup.begin(self._come_up)
 
     async def _come_up(self) -> None:
         self._settings = get_settings()
+        self._watchdog = self._watchdog or Watchdog(self._settings.hung_s)
         setup_logging(f"agent-{self._region}", self._settings.home)
         self._archive = LogArchive(self._settings.home / "logs" / "servers", self._settings.logs)
         self._tasks.every("sweep_logs", self._archive.sweep, SWEEP_S, limit_s=SWEEP_LIMIT_S, at_once=True)

@@ -21,6 +21,7 @@ from prometheus_client import Metric
 from sqlmodel import col, select
 
 from fleet.actors.single_flight import SingleFlight
+from fleet.actors.watchdog import Watchdog
 from fleet.errors import Conflict, FleetError, NotFound
 from fleet.node.model import Drain, Hello, RunView
 from fleet.node.runtime import LogLine, RunKey
@@ -49,6 +50,7 @@ class RegionManager:
 
     async def __init__(self, region: str) -> None:
         settings = get_settings()
+        self._watchdog = Watchdog(settings.hung_s)
         setup_logging(f"manager-{region}", settings.home)
         self._region = region
         self._store = Store(settings.database)

@@ -63,7 +63,7 @@ def look(silence: Silence, now: int, policy: SilencePolicy) -> tuple[Silence, Ve
     if now - silence.since >= policy.starting_ms:
         return silence, Verdict.LOST
     if quiet >= policy.restart_ms:
-        if asked is None or asked < silence.alive:
+        if asked is None or asked <= silence.alive:
             return replace(silence, restarted=now), Verdict.HUNG
         lost = quiet >= policy.lost_ms and now - asked >= policy.restart_ms
         return silence, Verdict.LOST if lost else Verdict.WAIT

@@ -9,11 +9,10 @@ NOW = 1_000_000_000
 policies = st.builds(
     SilencePolicy,
     restart_ms=st.integers(1_000, 60_000),
-    starting_ms=st.integers(200_000, 2_000_000),
+    starting_ms=st.integers(200_000, 400_000),
     stuck_ms=st.integers(61_000, 150_000),
     look_ms=st.integers(1_000, 10_000),
 )
-gaps = st.lists(st.integers(1, 120_000), min_size=1, max_size=200)
 signs = st.sampled_from(["none", "none", "answers", "starting"])
 
 
@@ -40,7 +39,7 @@ def test_loss_follows_a_restart_and_a_silence_that_was_watched(
             quiet = restarts = 0
 
 
-@given(policies, st.integers(0, 13_000), st.integers(1, 1_000))
+@given(policies, st.integers(0, 13_000), st.integers(250, 1_000))
 def test_dead_silence_is_loss_within_twice_the_time_of_a_restart(policy: SilencePolicy, ago: int, pace: int) -> None:
     """Under regular looks, counted from when the node was last heard."""
     silence, now, verdicts = Silence.begun(NOW - ago, NOW), NOW, list[Verdict]()
@@ -54,7 +53,7 @@ def test_dead_silence_is_loss_within_twice_the_time_of_a_restart(policy: Silence
     assert now - (NOW - ago) >= policy.lost_ms
 
 
-@given(policies, st.integers(100, 1_000))
+@given(policies, st.integers(500, 1_000))
 def test_who_says_that_it_starts_is_not_killed_but_lost_at_last(policy: SilencePolicy, pace: int) -> None:
     silence, now = Silence.begun(NOW, NOW), NOW
     verdict = Verdict.WAIT
@@ -66,7 +65,7 @@ def test_who_says_that_it_starts_is_not_killed_but_lost_at_last(policy: SilenceP
     assert policy.starting_ms <= now - NOW <= policy.starting_ms + pace
 
 
-@given(policies, st.integers(100, 1_000))
+@given(policies, st.integers(500, 1_000))
 def test_who_answers_without_a_list_is_begun_anew(policy: SilencePolicy, pace: int) -> None:
     silence, now = Silence.begun(NOW, NOW), NOW
     verdict = Verdict.WAIT
