@@ -210,6 +210,9 @@ class StartingAgent(Agent):
         self._tasks.every("sweep_logs", self._archive.sweep, SWEEP_S, limit_s=SWEEP_LIMIT_S, at_once=True)
         self._tasks.every("keep_bundles", self._keep_bundles, BUNDLES_EVERY_S, limit_s=BUNDLES_LIMIT_S)
 
+    async def alive(self) -> None:
+        """A sign of life, whatever it still waits for."""
+
     async def launch(self, epoch: int, spec: LaunchSpec) -> tuple[Port, ...]:
         await self._up()
         name = str(spec.key)

@@ -55,6 +55,9 @@ class SimulatedHost:
         self._tasks.every("sweep_logs", self._archive.sweep, SWEEP_S, limit_s=SWEEP_LIMIT_S, at_once=True)
         log.warning(SIMULATED, region=self._region, pid=os.getpid())
 
+    async def alive(self) -> None:
+        """A sign of life."""
+
     async def call(self, number: int, method: str, *arguments: Any) -> Any:
         """What a region asks of node `number`."""
         await self._startup.ready()

@@ -126,7 +126,7 @@ class RayAgents:
     async def presence(self, handle: Any) -> Presence:
         state = await asyncio.to_thread(_state, handle)
         if state == "ALIVE":
-            return await _answers(handle.__ray_ready__.remote())
+            return await _answers(_made(handle).alive.remote())
         return {"": Presence.UNKNOWN, "DEAD": Presence.GONE}.get(state, Presence.WAITING)
 
     def dead(self, hello: Hello) -> bool:
@@ -175,6 +175,7 @@ def _state(handle: Any) -> str:
 
 
 async def _answers(call: Any) -> Presence:
+    # Not Ray's own `__ray_ready__`, which is answered also while the event loop is stuck.
     try:
         async with asyncio.timeout(_SIGN_S):
             await call
@@ -221,7 +222,7 @@ class SimulatedAgents:
             ray.kill(handle.host, no_restart=False)
 
     async def presence(self, handle: Any) -> Presence:
-        return await _answers(handle.host.__ray_ready__.remote())
+        return await _answers(handle.host.alive.remote())
 
     def dead(self, hello: Hello) -> bool:
         return False

@@ -46,6 +46,8 @@ class Hanging:
     async def pid(self) -> int:
         return os.getpid()
 
+    async def alive(self) -> None: ...
+
     async def stick(self) -> None:
         time.sleep(1000)  # noqa: ASYNC251
 
