@@ -37,6 +37,10 @@ class ServerLimits(BaseModel):
     stop_grace_s: float = 10.0
     ready_deadline_s: float = 120.0
     queue_deadline_s: float = 600.0
+    prepare_deadline_s: float = Field(
+        default=1800.0, description="for a build's download that does not come on; nodes give up much sooner"
+    )
+    create_deadline_s: float = Field(default=180.0, description="for the engine to make and start a container")
     node_lost_s: float = Field(
         default=30.0, description="silence after which an agent is begun anew; after twice as long its node is lost"
     )

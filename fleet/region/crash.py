@@ -19,9 +19,12 @@ def crash_verdict(
     policy: Policy,
     *,
     gone: bool,
+    now: int,
+    shutdown: str | None = None,
 ) -> End | Requeue:
-    """End, or another attempt. `gone`: the container has ended already. Times in milliseconds."""
-    shutdown = _SHUTDOWN.get(reason, "PROCESS_EXITED")
+    """End, or another attempt. `gone`: the container has ended already, at `at`, which may be long before `now`: the
+    next attempt waits for a node from now on. Times in milliseconds."""
+    shutdown = shutdown or _SHUTDOWN.get(reason, "PROCESS_EXITED")
     if not server.auto_restart:
         return End(server.instance_id, at, reason, shutdown, detail, exit_code, gone)
     recent = [t for t in server.crashes or [] if at - t < policy.crash_window_ms] + [at]
@@ -37,6 +40,7 @@ def crash_verdict(
         detail,
         exit_code,
         recent,
+        max(at, now),
     )
 
 

@@ -9,12 +9,12 @@ from typing import Any, Protocol
 
 import structlog
 
-from fleet.background import Background
-from fleet.catalog import Catalog
+from fleet.actors.tasks import SupervisedTasks
+from fleet.catalog import Catalog, ComputeSize
 from fleet.errors import FleetError
 from fleet.node.agent import Order
 from fleet.node.model import Hello, RunView
-from fleet.node.runtime import BuildRef
+from fleet.node.runtime import BuildRef, RunKey
 from fleet.region.books import Books
 from fleet.region.model import (
     Action,
@@ -29,10 +29,11 @@ from fleet.region.model import (
     StopRun,
 )
 from fleet.region.placement import Demand
-from fleet.region.plan import current
+from fleet.region.plan import current, told_at
 from fleet.region.queue import Queue
 from fleet.region.rooms import Rooms
 from fleet.region.runs import Runs
+from fleet.region.sizes import Memory, RegionSizes
 from fleet.region.spec import game_config, launch_spec, network_ports
 from fleet.settings import FleetSettings
 from fleet.store.tables import Server
@@ -52,7 +53,11 @@ class Nodes(Protocol):
 
 
 class Executor:
-    """Works on the manager's own books and runs; `settle` commits and sends what came of background work."""
+    """Works on the manager's own books and runs; `settle` commits and sends what came of background work.
+
+    What does not arrive at a node is told again by the next repair pass: launches, stops and forgetting by the plan,
+    which says them until the node tells that it is done; changed configs by `tell_again`.
+    """
 
     def __init__(
         self,
@@ -65,10 +70,11 @@ class Executor:
         *,
         settle: Callable[[], Coroutine[Any, Any, None]],
         builds: Callable[[str], Awaitable[BuildRef]],
+        memory: Memory | None = None,
     ) -> None:
         self._epoch = epoch
         self._settings = settings
-        self._catalog = catalog
+        self.sizes = RegionSizes(catalog, memory)
         self._books = books
         self._runs = runs
         self._leases = leases
@@ -76,8 +82,9 @@ class Executor:
         self._builds = builds
         self._commands: list[Command] = []
         self._outgoing: dict[str, list[Order]] = {}
-        self.background = Background("executor")  # what fails is planned again by the repair timer
-        self.spawn = self.background.spawn
+        self.tasks = SupervisedTasks("executor")
+        self._launching: set[RunKey] = set()
+        self._untold: set[RunKey] = set()  # runs whose config has changed and that have not been told
         self.on_short: Callable[[], None] = lambda: None  # told when somebody waits in vain
         self.queued = Queue(self.demand, self._waits)
         self.rooms = Rooms(lambda: books.live, runs, leases.views, self.demand)
@@ -85,10 +92,14 @@ class Executor:
         for instance_id in books.live:
             self.rooms.moved(instance_id)
 
+    def spawn(self, work: Coroutine[Any, Any, Any]) -> None:
+        """Begin a part of a pass; what fails of it is planned again by the repair timer."""
+        self.tasks.once("pass", work)
+
     # Room -------------------------------------------------------------------------------------------------------
 
     def demand(self, server: Server) -> Demand:
-        size = self._catalog.size(server.compute_size)
+        size = self._size(server)
         idle = server.is_pool_server and server.pool_claimed_at is None
         ports = server.port_configs or ()
         tls = sum(bool(port.get("tls_enabled")) for port in ports)
@@ -102,6 +113,9 @@ class Executor:
             server.build_id,
             tls,
         )
+
+    def _size(self, server: Server) -> ComputeSize:
+        return self.sizes.size(server.compute_size, lambda: self._runs.get(current(server)))
 
     def find_node(self, server: Server) -> str | None:
         return self.rooms.find(self.demand(server))
@@ -126,7 +140,8 @@ class Executor:
             case Place():
                 self.queued.append(server)
             case Launch():
-                self.spawn(self._launch_and_settle(server))
+                if current(server) not in self._launching:
+                    self.tasks.once("launch", self._launch_and_settle(server))  # the plan says it again
             case Advance(_, step, at):
                 if step == "running":  # who follows the journal sees what is paid for
                     size = {"size": server.compute_size}
@@ -135,14 +150,14 @@ class Executor:
                     self._books.step(server, at, step)
             case End(_, at, reason, shutdown, detail, exit_code, gone):
                 self.end(server, at, reason, shutdown, detail, exit_code, gone=gone)
-            case Requeue(_, at, reason, retry_at, detail, exit_code, crashes):
+            case Requeue(_, at, reason, retry_at, detail, exit_code, crashes, queued_at):
                 data = {
                     "reason": reason,
                     "exit_code": exit_code,
                     "detail": detail,
                     "retry_at": retry_at,
                 }
-                self.new_generation(server, at, "restarting", data, retry_at=retry_at, crashes=crashes)
+                self.new_generation(server, at, "restarting", data, queued_at, retry_at=retry_at, crashes=crashes)
             case Finish(_, at, exit_code):
                 known = server.exit_code if exit_code is None else exit_code
                 self._books.step(server, at, "stopped", {"exit_code": known}, exit_code=known)
@@ -179,8 +194,12 @@ class Executor:
         }
         self._books.step(server, at, "stopped" if gone else "stopping", data)
 
-    def new_generation(self, server: Server, at: int, event: str, data: dict[str, Any], **values: Any) -> None:
-        """Back to `queued` as another run: new container, new ports, the same id."""
+    def new_generation(
+        self, server: Server, at: int, event: str, data: dict[str, Any], queued_at: int = 0, **values: Any
+    ) -> None:
+        """Back to `queued` as another run: new container, new ports, the same id. `at`: when the last one ended, which
+        may be long before it waits for a node (`queued_at`, unless it is the same)."""
+        queued_at = max(at, queued_at)
         self._books.note(server, at, event, data)
         values = {"retry_at": None, **values}
         self._books.change(
@@ -189,13 +208,13 @@ class Executor:
             generation=server.generation + 1,
             status="launching",
             started_at=None,
-            launched_at=at,
+            launched_at=queued_at,
             node_id=None,
             exit_code=None,
             **values,
         )
         self.clear_ports(server)
-        self._books.step(server, at, "queued", network_ports=server.network_ports)
+        self._books.step(server, queued_at, "queued", network_ports=server.network_ports)
 
     def clear_ports(self, server: Server) -> None:
         server.network_ports = network_ports(server, (), None)
@@ -209,8 +228,9 @@ class Executor:
             node = self._leases.views().get(view.node_id)
             ports = network_ports(server, view.ports, node.host if node else None)
             if ports != server.network_ports or server.node_id != view.node_id:
-                self._books.change(server, view.at, network_ports=ports, node_id=view.node_id)
-                self._books.note(server, view.at, "ports", {"ports": ports})
+                at = told_at(server, view.at, now_ms())
+                self._books.change(server, at, network_ports=ports, node_id=view.node_id)
+                self._books.note(server, at, "ports", {"ports": ports})
 
     # Launching --------------------------------------------------------------------------------------------------
 
@@ -240,24 +260,29 @@ class Executor:
         return node_id is not None
 
     async def launch(self, server: Server) -> None:
-        """Tell the server's node to launch it. If the node does not answer, the plan after its sync tells again."""
+        """Tell the server's node to launch it. If that does not come to be, the plan tells again. Never raises."""
         key, node_id = current(server), server.node_id or ""
         hello = self._leases.hello(node_id)
         if hello is None:
             return
+        self._launching.add(key)
         try:
             build = await self._builds(server.build_id)
-            size = self._catalog.size(server.compute_size)
-            spec = launch_spec(server, build, size, hello.share, self._settings)
+            spec = launch_spec(server, build, self._size(server), hello.share, self._settings)
             ports = await self._leases.call(node_id, "launch", self._epoch, spec)
-        except FleetError as error:
+        except Exception as error:  # whatever it is, others are placed in the same pass
+            known = isinstance(error, FleetError)
+            reason = error.detail if isinstance(error, FleetError) else repr(error)
             log.warning(
-                "launch not delivered",
+                "launch_not_delivered",
                 server=server.instance_id,
                 node=node_id,
-                error=error.detail,
+                error=reason,
+                exc_info=None if known else error,
             )
             return
+        finally:
+            self._launching.discard(key)
         if current(server) == key and server.status == "launching":
             shown = network_ports(server, ports, hello.host)
             self._books.change(server, now_ms(), network_ports=shown)
@@ -271,15 +296,17 @@ class Executor:
     def tell_game(self, server: Server) -> None:
         """Have the running game's playflow.json rewritten."""
         if server.node_id:
-            self.command(
-                [
-                    (
-                        server.node_id,
-                        "rewrite_config",
-                        (current(server), game_config(server)),
-                    )
-                ]
-            )
+            self.command([(server.node_id, "rewrite_config", (current(server), game_config(server)))])
+
+    def tell_again(self) -> None:
+        """The games whose config could not be rewritten, as far as their nodes answer now."""
+        views = self._leases.views()
+        for key in list(self._untold):
+            server = self._books.live.get(key.instance_id)
+            if server is None or server.status == "stopped" or current(server) != key:
+                self._untold.discard(key)
+            elif (view := views.get(server.node_id or "")) is not None and view.synced:
+                self.tell_game(server)
 
     async def ask(self, node_id: str, method: str, *arguments: Any) -> Any:
         """Command a node and wait for its answer. `Unavailable` if there is none."""
@@ -302,22 +329,29 @@ class Executor:
     def _flush(self) -> None:
         outgoing, self._outgoing = self._outgoing, {}
         for node_id, orders in outgoing.items():
-            self.spawn(self._send(node_id, orders))
+            self.tasks.once("send", self._send(node_id, orders), node=node_id)  # what it does not do is told again
 
     async def _send(self, node_id: str, orders: list[Order]) -> None:
+        done = [False] * len(orders)
         try:
             if len(orders) > 1:
-                done: list[bool] = await self._leases.call(node_id, "do", self._epoch, orders)
+                done = await self._leases.call(node_id, "do", self._epoch, orders)
             else:
                 await self._leases.call(node_id, orders[0][0], self._epoch, *orders[0][1])
                 done = [True]
+            failed = [f"{method} {given[0]}" for (method, given), well in zip(orders, done, strict=True) if not well]
+            if failed:
+                log.warning("commands_not_carried_out", node=node_id, commands=failed)
         except FleetError as error:
-            log.warning("commands not delivered", node=node_id, number=len(orders), error=error.detail)
-            return
-        for (method, arguments), well in zip(orders, done, strict=True):
-            if not well:
-                log.warning("command not carried out", node=node_id, method=method, run=str(arguments[0]))
-            elif method == "forget":
-                run = self._runs.get(arguments[0])
-                if run is not None and run.state.ended:
-                    del self._runs[arguments[0]]
+            log.warning("commands_not_delivered", node=node_id, number=len(orders), error=error.detail)
+        finally:
+            for (method, arguments), well in zip(orders, done, strict=False):
+                self._answered(method, arguments[0], well=well)
+
+    def _answered(self, method: str, key: RunKey, *, well: bool) -> None:
+        if method == "rewrite_config":
+            (self._untold.discard if well else self._untold.add)(key)
+        elif method == "forget" and well:
+            run = self._runs.get(key)
+            if run is not None and run.state.ended:
+                del self._runs[key]

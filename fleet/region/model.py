@@ -12,9 +12,10 @@ from fleet.region.placement import ANY_PORTS, Takes
 
 @dataclass(frozen=True, slots=True)
 class NodeView:
-    """One node. `synced`: its whole list of runs is known now; else `unsynced_since` tells since when not.
+    """One node. `synced`: its whole list of runs is known now, since `synced_since`; else `unsynced_since` tells since
+    when not.
 
-    `lost`: Ray says that its machine is dead. `overcommit`, `takes`, `builds`, `preparing`: see `placement.Room`.
+    `lost`: its machine is dead, or counts as dead. `overcommit`, `takes`, `builds`, `preparing`: see `placement.Room`.
     """
 
     node_id: str
@@ -51,6 +52,8 @@ class Policy:
     max_crashes: int
     crash_window_ms: int
     watching_since: int
+    prepare_deadline_ms: int = 1_800_000
+    create_deadline_ms: int = 180_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +110,8 @@ class End:
 
 @dataclass(frozen=True, slots=True)
 class Requeue:
-    """Another attempt as a new generation, not before `retry_at`."""
+    """Another attempt as a new generation, not before `retry_at`. `at`: when the last one ended, which may be long ago;
+    it waits for a node from `queued_at` on."""
 
     instance_id: str
     at: int
@@ -116,6 +120,7 @@ class Requeue:
     detail: str = ""
     exit_code: int | None = None
     crashes: list[int] = field(default_factory=list[int])
+    queued_at: int = 0
 
 
 @dataclass(frozen=True, slots=True)

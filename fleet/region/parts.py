@@ -51,6 +51,8 @@ def policy_of(settings: FleetSettings) -> Policy:
         max_crashes=restarts.max_crashes,
         crash_window_ms=int(restarts.window_s * 1000),
         watching_since=now_ms(),
+        prepare_deadline_ms=int(limits.prepare_deadline_s * 1000),
+        create_deadline_ms=int(limits.create_deadline_s * 1000),
     )
 
 

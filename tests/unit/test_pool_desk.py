@@ -111,7 +111,7 @@ async def test_a_claim_is_answered_after_its_commit_and_its_game_is_told(region:
     region.nodes.rewrite_config = lambda key, config: (region.log.append("told"), told.append((key, config)))  # pyright: ignore[reportAttributeAccessIssue]
     [row] = await region.desk.claim([region.call(custom_data={"map": "x"})])
     assert row is not None
-    await region.executor.background.settled()
+    await region.executor.tasks.settled()
     assert region.log.index("commit") < region.log.index("told")
     assert [(key.instance_id, config["custom_data"]) for key, config in told] == [(row["instance_id"], {"map": "x"})]
 

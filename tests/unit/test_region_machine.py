@@ -173,7 +173,7 @@ class RegionMachine(RuleBasedStateMachine):
         views = self.nodes.views()
         self.executor.carry_out(plan(list(self.books.live.values()), self.runs, views, self.nodes.now, self.policy))
         await self.settle()
-        await self.executor.background.settled()
+        await self.executor.tasks.settled()
 
     def converge(self, rounds: int = 6) -> None:
         for _ in range(rounds):
