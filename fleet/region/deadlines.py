@@ -24,6 +24,10 @@ class Deadlines:
             delay = max(0.0, (at - now_ms()) / 1000) + 0.001
             self._timers[server.instance_id] = asyncio.get_running_loop().call_later(delay, self._due, server)
 
+    def close(self) -> None:
+        for instance_id in list(self._timers):
+            self.clear(instance_id)
+
     def clear(self, instance_id: str) -> None:
         if timer := self._timers.pop(instance_id, None):
             timer.cancel()

@@ -70,13 +70,17 @@ class Forecasting:
             return []
         stock = sum(pool.shelf.staying(pool.spec or "") for pool in self._pools.values())
         slots = min(_MOST_SLOTS, round(found.upper) - stock)  # claims of what stands ready need no room
-        sizes = sorted(self._sizes)
+        sizes = sorted(size for size in self._sizes if size in self._catalog.sizes)
+        if not sizes:
+            return []
         return [self._demand(f"headroom-{i}", sizes[i * len(sizes) // slots]) for i in range(slots)]
 
     def orders(self) -> list[Demand]:
         """What the pools want and have not ordered yet, since only so many boot at once."""
         wanted: list[Demand] = []
         for (_, size, build), pool in self._pools.items():
+            if size not in self._catalog.sizes:
+                continue  # removed: nothing new is started of it
             for i in range(missing(pool.shelf, pool.spec, pool.levels.target, now_ms())):
                 wanted.append(self._demand(f"order-{size}-{build}-{i}", size))
         return wanted

@@ -13,12 +13,14 @@ from dataclasses import dataclass, field
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, Metric
 
+from fleet.actors.health import families, process_health
 from fleet.region.model import NodeView
 from fleet.region.placement import Room
 from fleet.region.pool_metrics import PoolCounts, PoolSample
 from fleet.store.tables import Server
 from fleet.telemetry.families import gauge, sums, without_created
 
+Background = dict[str, tuple[dict[str, int], list[str]]]
 LAUNCH_STEPS = ("queued", "placed", "preparing", "creating", "booting")
 ENDED_STEPS = ("stopping", "stopped")
 # A launch that ends for one of these is a fault of the game or of the fleet, not a wish.
@@ -67,6 +69,8 @@ class RegionMetrics:
         self._pools = PoolCounts()
         self._lock = threading.Lock()
         self._began = time.time()
+        # Of the processes of its nodes, by name: failures by task, and the tasks that fail without end.
+        self.background: Callable[[], Background] = dict
         counter, histogram = self._counter, self._histogram
         self._starts = counter("fleet_starts", "Starts accepted, by how they were served.", "kind")
         self._claims = counter("fleet_claims", "Servers handed out, by what they were before.", "kind")
@@ -141,21 +145,21 @@ class RegionMetrics:
 
     def collect(self) -> list[Metric]:
         """Every family with its samples; picklable."""
-        return self._families(self._sample())
+        return self._families(self._sample(), health_families(self.region, self.background()))
 
     async def collect_aside(self) -> list[Metric]:
         """The same, computed in a thread: with a hundred pools it takes 10 ms, in which claims must not wait."""
-        return await asyncio.to_thread(self._families, self._sample())
+        health = health_families(self.region, self.background())
+        return await asyncio.to_thread(self._families, self._sample(), health)
 
-    def _families(self, sample: RegionSample) -> list[Metric]:
+    def _families(self, sample: RegionSample, health: list[Metric]) -> list[Metric]:
         with self._lock:  # replicas may ask at once, and pools are counted by what has changed since the last time
             pools = self._pools.families(self.region, sample.pools)
-        families = [*self._registry.collect(), *self._gauges(sample), *pools]
-        return [without_created(family) for family in families]
+        found = [*self._registry.collect(), *self._gauges(sample), *pools, *health]
+        return [without_created(family) for family in found]
 
     def _gauges(self, sample: RegionSample) -> list[Metric]:
         plain = {
-            "fleet_region_up": ("1 while the region's manager answers.", 1),
             "fleet_region_start_time_seconds": ("When this manager began, in epoch seconds.", self._began),
             "fleet_queued_servers": ("Servers that wait for room.", sample.queued),
             "fleet_journal_lag_seconds": ("Age of the oldest change not on disk yet.", sample.journal_lag_seconds),
@@ -185,6 +189,13 @@ class RegionMetrics:
             gauge("fleet_node_cores_free", "Such cores that no game owns.", by_state(lambda n: n.cores_free), labels),
             gauge("fleet_node_cost_per_hour", "What they cost.", by_state(lambda n: n.cost_per_hour), labels),
         ]
+
+
+def health_families(region: str, others: Background, *, up: bool = True) -> list[Metric]:
+    """Whether the manager is up, and the background tasks of its process and `others`."""
+    mine = (process_health.counts(), [one.task for one in process_health.failing()])
+    alive = gauge("fleet_region_up", "1 while the region's manager answers.", {(region,): float(up)}, ("region",))
+    return [alive, *families({f"region:{region}": mine, **others})]
 
 
 def node_samples(

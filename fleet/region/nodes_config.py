@@ -142,7 +142,9 @@ class NodesConfig(_Strict):
         name = node_class or next(iter(self.classes))
         offer = self.classes[name]
         # A region keeps its ports whatever other regions are enabled, so that running games can be adopted.
-        first = offer.ports.first + tuple(load_catalog().regions).index(region) * offer.ports.per_region
+        known = tuple(load_catalog().regions)
+        number = known.index(region) if region in known else len(known)
+        first = offer.ports.first + number * offer.ports.per_region
         return NodeShare(
             memory_mb=_auto_memory_mb() if offer.memory_mb == "auto" else offer.memory_mb,
             cores=NOMINAL_CORES if offer.cores == "auto" else offer.cores,

@@ -91,6 +91,10 @@ class Parts:
 
     def __init__(self, region: str, settings: FleetSettings, store: Store, epoch: int, hooks: Hooks) -> None:
         catalog, nodes = load_catalog(), load_nodes_config(settings.node_config)
+        self.enabled = region in nodes.enabled
+        if not self.enabled:
+            log.warning("region_removed_but_in_use", region=region)  # what lives here goes on; nothing new is started
+            nodes = nodes.model_copy(update={"regions": (*nodes.enabled, region)})
         self.policy = policy_of(settings)
         self.metrics = RegionMetrics(region, lambda: self.report.sample())
         self.commits = GroupCommit(store, region, epoch, die, self.metrics.commit)
@@ -109,12 +113,22 @@ class Parts:
             on_fenced=die,
             silence=SilencePolicy(self.policy.node_lost_ms),
         )
+        if (background := getattr(self.leases, "background", None)) is not None:
+            self.metrics.background = background
         builds = BuildRefs(store, lambda build: registry_credentials(build, settings))
+        self.memory = RegionMemory(region, store, self.books)
         self.executor = Executor(
-            epoch, settings, catalog, self.books, self.runs, self.leases, settle=hooks.settle, builds=builds
+            epoch,
+            settings,
+            catalog,
+            self.books,
+            self.runs,
+            self.leases,
+            settle=hooks.settle,
+            builds=builds,
+            memory=self.memory,
         )
         self.preparation = Preparation(epoch, self.leases, builds)
-        self.memory = RegionMemory(region, store, self.books)
         self.scaler = Scaler(
             region,
             nodes.node_classes(region),

@@ -273,11 +273,12 @@ class ServerService:
             values.get("port_configs"),
             values.get("ttl"),
         )
-        size, plan = self._catalog.size(server.compute_size), self._plans.get(caller.plan)
-        check_start(plan, size.name, out_of_budget=False)  # it has its place already, so only what it is counts
-        if size.persistent:
+        # A size that is offered no more: what has it keeps what it has.
+        size, plan = self._catalog.sizes.get(server.compute_size), self._plans.get(caller.plan)
+        check_start(plan, server.compute_size, out_of_budget=False)  # it has its place, so only what it is counts
+        if size is not None and size.persistent:
             values["auto_restart"] = True
-        if "ttl" in values or plan.ttl is not None:
+        if size is not None and ("ttl" in values or plan.ttl is not None):
             values["ttl"] = effective_ttl(plan, size, values.get("ttl"))
         if "version_tag" in values or "version" in values:
             tag = values.get("version_tag") or server.version_tag
