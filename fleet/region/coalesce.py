@@ -7,9 +7,11 @@ nothing, and under load each call carries all that has come since: throughput gr
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from contextvars import Context
 from typing import Generic, TypeVar
 
-from fleet.telemetry.request_id import shared_task
+from fleet.actors.tasks import SupervisedTasks
+from fleet.errors import Unavailable
 
 In = TypeVar("In")
 Out = TypeVar("Out")
@@ -19,12 +21,14 @@ UNDER_WAY = 2
 
 
 class Coalescer(Generic[In, Out]):
-    """`send(items)` gives one answer per item, in order. If it raises, all callers of that batch get the error."""
+    """`send(items)` gives one answer per item, in order. If it raises, or gives fewer answers than items, all callers of
+    that batch who have none get an error: nobody waits for a batch that has ended. `send` must end."""
 
     def __init__(self, send: Callable[[list[In]], Awaitable[Sequence[Out]]]) -> None:
         self._send = send
         self._waiting: deque[tuple[In, asyncio.Future[Out]]] = deque()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = SupervisedTasks("batches")
+        self._under_way: set[asyncio.Task[None]] = set()
 
     async def ask(self, item: In) -> Out:
         """The answer for this item. A caller that goes away does not hurt its batch."""
@@ -35,21 +39,24 @@ class Coalescer(Generic[In, Out]):
 
     def _pump(self, done: asyncio.Task[None] | None = None) -> None:
         if done is not None:
-            self._tasks.discard(done)
-        while self._waiting and len(self._tasks) < UNDER_WAY:
+            self._under_way.discard(done)
+        while self._waiting and len(self._under_way) < UNDER_WAY:
             batch = [self._waiting.popleft() for _ in range(min(MAX_BATCH, len(self._waiting)))]
-            task = shared_task(self._carry(batch))
-            self._tasks.add(task)
+            # For many requests, so its log lines carry the id of none. What fails of it its callers hear, and ask again.
+            task = Context().run(self._tasks.once, "send", self._carry(batch))
+            self._under_way.add(task)
             task.add_done_callback(self._pump)
 
     async def _carry(self, batch: list[tuple[In, asyncio.Future[Out]]]) -> None:
+        missed: BaseException = Unavailable("The answer to this was lost. Look before you repeat it.")
         try:
             answers = await self._send([item for item, _ in batch])
+            for (_, future), answer in zip(batch, answers, strict=True):
+                if not future.done():
+                    future.set_result(answer)
         except Exception as error:
+            missed = error
+        finally:
             for _, future in batch:
                 if not future.done():
-                    future.set_exception(error)
-            return
-        for (_, future), answer in zip(batch, answers, strict=True):
-            if not future.done():
-                future.set_result(answer)
+                    future.set_exception(missed)

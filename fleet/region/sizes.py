@@ -31,6 +31,7 @@ class RegionSizes:
         self._catalog = catalog
         self._memory = memory
         self._seen: dict[str, ComputeSize] = {}
+        self._unknown: set[str] = set()
 
     def offered(self, name: str) -> ComputeSize:
         """For a new start. `BadRequest` if there is no such size (any more)."""
@@ -41,10 +42,7 @@ class RegionSizes:
 
     def size(self, name: str, run: Callable[[], RunView | None] = lambda: None) -> ComputeSize:
         """For a server that has it already: always an answer. `run()`: what a node tells of the server."""
-        found = self._catalog.sizes.get(name) or self._seen.get(name)
-        if found is None:
-            found = self._seen[name] = self._recall(name) or self._guess(name, run())
-        return found
+        return self._catalog.sizes.get(name) or self._seen.get(name) or self._recall(name) or self._guess(name, run())
 
     def remember(self, names: Iterable[str]) -> None:
         """Servers have these sizes: the next manager shall know what they mean."""
@@ -57,17 +55,20 @@ class RegionSizes:
 
     def _recall(self, name: str) -> ComputeSize | None:
         kept: dict[str, Any] = (self._memory.get(_KEPT) if self._memory else None) or {}
-        figures = kept.get(name)
-        return ComputeSize(name=name, **figures) if figures is not None else None
+        if (figures := kept.get(name)) is None:
+            return None
+        size = self._seen[name] = ComputeSize(name=name, **figures)
+        return size
 
     def _guess(self, name: str, run: RunView | None) -> ComputeSize:
-        """Removed before any manager remembered it. What runs tells what it has; else rather too much."""
+        """Removed before any manager remembered it: what runs tells what it has; until then it is like most others."""
+        if name not in self._unknown:
+            self._unknown.add(name)
+            log.error("size_unknown", size=name, remedy="put it back into sizes.yaml")
         if run is not None and run.memory_mb:
-            found = ComputeSize(name=name, memory_mb=run.memory_mb, cpus=run.cores or 1.0, dedicated=run.cores > 0)
-        else:
-            shared = [size for size in self._catalog.sizes.values() if not size.dedicated]
-            most = max(shared, key=lambda size: size.memory_mb, default=None)
-            memory, cpus = (most.memory_mb, most.cpus) if most else (1024, 1.0)
-            found = ComputeSize(name=name, memory_mb=memory, cpus=cpus)
-        log.error("size_unknown", size=name, taken_as_mb=found.memory_mb, remedy="put it back into sizes.yaml")
-        return found
+            size = ComputeSize(name=name, memory_mb=run.memory_mb, cpus=run.cores or 1.0, dedicated=run.cores > 0)
+            self._seen[name] = size
+            return size
+        shared = sorted((size.memory_mb, size.cpus) for size in self._catalog.sizes.values() if not size.dedicated)
+        memory_mb, cpus = shared[len(shared) // 2] if shared else (1024, 1.0)
+        return ComputeSize(name=name, memory_mb=memory_mb, cpus=cpus)

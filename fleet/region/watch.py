@@ -8,11 +8,12 @@ asked.
 import asyncio
 import secrets
 from collections.abc import Awaitable, Callable
+from contextvars import Context
 
 import structlog
 
+from fleet.actors.tasks import SupervisedTasks
 from fleet.region.feed import Want
-from fleet.telemetry.request_id import shared_task
 
 log = structlog.get_logger(__name__)
 
@@ -29,6 +30,7 @@ class RegionWatch:
         self._ask = ask
         self._who = secrets.token_hex(8)
         self._waiters: dict[asyncio.Future[None], Want] = {}
+        self._tasks = SupervisedTasks("region_watch")
         self._asking: set[asyncio.Task[None]] = set()
         self._scheduled = False
 
@@ -65,27 +67,29 @@ class RegionWatch:
     def _start(self) -> None:
         self._scheduled = False
         if self._waiters:
-            task = shared_task(self._carry())
+            # For many requests, so its log lines carry the id of none. Whatever ends it, `_answered` asks again.
+            task = Context().run(self._tasks.once, "ask", self._carry())
             self._asking.add(task)
             task.add_done_callback(self._answered)
 
     def _answered(self, task: asyncio.Task[None]) -> None:
         """Those who wait on ask again. Two questions may end in the same turn of the loop, so it is counted here."""
         self._asking.discard(task)
-        if self._waiters and not self._asking and not task.cancelled():
+        if self._waiters and not self._asking:
             self._schedule()
 
     async def _carry(self) -> None:
         wants: dict[str, frozenset[str]] = {}
         for name, statuses in self._waiters.values():
             wants[name] = wants.get(name, frozenset()) | statuses
+        told = set(wants)  # unless the manager says better, they look for themselves
         try:
             told = set(await self._ask(self._who, list(wants.items()), _POLL_S))
         except Exception as error:
-            log.warning("watch interrupted", error=getattr(error, "detail", repr(error)))
+            log.warning("watch_interrupted", error=getattr(error, "detail", repr(error)))
             await asyncio.sleep(_AGAIN_S)
-            told = set(wants)  # they look for themselves
-        for future, (name, _) in list(self._waiters.items()):
-            if name in told and not future.done():
-                future.set_result(None)
-                del self._waiters[future]
+        finally:  # also when what it waits for was cancelled: nobody waits for a question that has ended
+            for future, (name, _) in list(self._waiters.items()):
+                if name in told and not future.done():
+                    future.set_result(None)
+                    del self._waiters[future]
