@@ -21,8 +21,8 @@ UNDER_WAY = 2
 
 
 class Coalescer(Generic[In, Out]):
-    """`send(items)` gives one answer per item, in order. If it raises, or gives fewer answers than items, all callers of
-    that batch who have none get an error: nobody waits for a batch that has ended. `send` must end."""
+    """`send(items)` gives one answer per item, in order. If it raises, or gives fewer answers than items, all callers
+    of that batch who have none get an error: nobody waits for a batch that has ended. `send` must end."""
 
     def __init__(self, send: Callable[[list[In]], Awaitable[Sequence[Out]]]) -> None:
         self._send = send
@@ -42,7 +42,7 @@ class Coalescer(Generic[In, Out]):
             self._under_way.discard(done)
         while self._waiting and len(self._under_way) < UNDER_WAY:
             batch = [self._waiting.popleft() for _ in range(min(MAX_BATCH, len(self._waiting)))]
-            # For many requests, so its log lines carry the id of none. What fails of it its callers hear, and ask again.
+            # For many requests, so its log lines carry the id of none. What fails its callers hear, and ask again.
             task = Context().run(self._tasks.once, "send", self._carry(batch))
             self._under_way.add(task)
             task.add_done_callback(self._pump)
