@@ -87,8 +87,7 @@ class Commands:
 
     def _check_offered(self, server: Server) -> None:
         """The caller's replica may have read an older catalog than this manager."""
-        size = self._executor.sizes.offered(server.compute_size)
-        self._executor.sizes.remember({size.name})
+        self._executor.sizes.offered(server.compute_size)
         if not self._enabled:
             text = f"Region '{self._region[:64]}' is not enabled on this fleet (any more)."
             raise BadRequest(text, error="Region not enabled")

@@ -33,7 +33,7 @@ from fleet.region.plan import current, told_at
 from fleet.region.queue import Queue
 from fleet.region.rooms import Rooms
 from fleet.region.runs import Runs
-from fleet.region.sizes import Memory, RegionSizes
+from fleet.region.sizes import RegionSizes
 from fleet.region.spec import game_config, launch_spec, network_ports
 from fleet.settings import FleetSettings
 from fleet.store.tables import Server
@@ -70,11 +70,10 @@ class Executor:
         *,
         settle: Callable[[], Coroutine[Any, Any, None]],
         builds: Callable[[str], Awaitable[BuildRef]],
-        memory: Memory | None = None,
     ) -> None:
         self._epoch = epoch
         self._settings = settings
-        self.sizes = RegionSizes(catalog, memory)
+        self.sizes = RegionSizes(catalog)
         self._books = books
         self._runs = runs
         self._leases = leases

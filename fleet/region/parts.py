@@ -126,7 +126,6 @@ class Parts:
             self.leases,
             settle=hooks.settle,
             builds=builds,
-            memory=self.memory,
         )
         self.preparation = Preparation(epoch, self.leases, builds)
         self.scaler = Scaler(

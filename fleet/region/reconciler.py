@@ -206,7 +206,6 @@ class Reconciler:
             run = self.runs.get(current(server))
             self._carry_out(server.instance_id, lambda s=server, r=run: plan_server(s, r, views, now, self._policy))
         self._carry_out("", lambda: plan_runs(live, self.runs))
-        self._executor.sizes.remember({server.compute_size for server in live.values()})
         failed = self._unplanned
         self._pools.refill()
         await self.settle()

@@ -274,7 +274,7 @@ class ServerService:
             values.get("ttl"),
         )
         # A size that is offered no more: what has it keeps what it has.
-        size, plan = self._catalog.sizes.get(server.compute_size), self._plans.get(caller.plan)
+        size, plan = self._catalog.known(server.compute_size), self._plans.get(caller.plan)
         check_start(plan, server.compute_size, out_of_budget=False)  # it has its place, so only what it is counts
         if size is not None and size.persistent:
             values["auto_restart"] = True
