@@ -1,7 +1,7 @@
 """Regions and compute sizes, read once in a process from `configs/`.
 
-What an operator has taken out of `sizes.yaml` is still known for the servers that have it (`Catalog.known`), and refused
-for everything new (`Catalog.size`). A broken edit changes nothing: what the file said before holds.
+What an operator has taken out of `sizes.yaml` is still known for the servers that have it (`Catalog.known`), and
+refused for everything new (`Catalog.size`). A broken edit changes nothing: what the file said before holds.
 """
 
 from functools import lru_cache

@@ -6,12 +6,15 @@ Managers are made on first use, so a region that nobody plays in costs nothing.
 import asyncio
 from collections.abc import AsyncIterator, Iterable
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import structlog
 from ray.exceptions import RayActorError, RayError, RayTaskError
+from sqlalchemy import Text
+from sqlalchemy import cast as cast_to
 from sqlmodel import col, select
 
+from fleet.actors.single_flight import SingleFlight
 from fleet.errors import FleetError, Unavailable
 from fleet.node.runtime import LogLine, RunKey
 from fleet.node.series import empty
@@ -24,7 +27,7 @@ from fleet.region.names import manager_name
 from fleet.region.watch import RegionWatch
 from fleet.servers.model import LogPage, RestartChanges, UsageSeries
 from fleet.store.commit import row_of, row_values
-from fleet.store.engine import Store
+from fleet.store.engine import DATABASE_UNAVAILABLE, Store, may_pass
 from fleet.store.tables import Project, Server, live
 from fleet.telemetry.request_id import current_request_id
 
@@ -32,6 +35,7 @@ log = structlog.get_logger(__name__)
 
 _CALL_S = 60.0
 _LOG_WAIT_S = 20.0
+_LOOK_UP_S = 10.0
 
 
 def manager(region: str) -> Any:
@@ -45,19 +49,38 @@ class RegionClient:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._handles: dict[str, Any] = {}
+        self._look_ups = SingleFlight[str, Any]()
         self._watches: dict[str, RegionWatch] = {}
         self._claims: dict[str, Coalescer[ClaimCall, dict[str, Any] | None]] = {}
 
     async def recover(self) -> None:
-        """Make the managers of regions that have unfinished servers or pools: they reconcile without being asked."""
-        unfinished = select(Server.region).where(live()).distinct()
-        projects = select(Project).where(col(Project.settings).is_not(None))
+        """Make the managers of regions that have unfinished servers or pools, where there are none: they reconcile
+        without being asked. One pass of what every replica does all the time; it costs two small queries and a look-up
+        by name for each region. Raises the first error, after all regions have had their turn."""
+        failed: list[Exception] = []
+        for region in sorted(await self._needed()):
+            try:
+                await self._look_up(region)
+            except Exception as error:
+                self._handles.pop(region, None)
+                log.warning("region_not_recovered", region=region, error=repr(error))
+                failed.append(error)
+        if failed:
+            raise failed[0]
+
+    async def _needed(self) -> set[str]:
+        """The regions that must have a manager though nobody asks for anything."""
+        # Few projects have pools, so the others' settings are not read.
+        pools = select(Project).where(cast_to(col(Project.settings), Text).contains('"pool_config"'))
         async with self._store.read() as session:
-            regions = set((await session.exec(unfinished)).all())
-            for project in (await session.exec(projects)).all():
+            regions = set((await session.exec(select(Server.region).where(live()).distinct())).all())
+            projects = (await session.exec(pools)).all()
+        for project in projects:
+            try:
                 regions |= pooled_regions(project.settings)
-        for region in sorted(regions):
-            await asyncio.to_thread(self._handle, region)
+            except FleetError as error:  # of a region that the operator has removed
+                log.warning("pools_not_recovered", project=project.id, error=error.detail)
+        return regions
 
     async def claim(self, region: str, call: ClaimCall) -> Server | None:
         """A warm server, marked as the caller's and on disk; None if there is none and the start must go cold."""
@@ -181,10 +204,12 @@ class RegionClient:
         """Stop every server of the region; how many there were."""
         return await self._call(region, "stop_all", reason, detail)
 
-    def _handle(self, region: str) -> Any:
-        handle = self._handles.get(region)
-        if handle is None:
-            handle = self._handles[region] = manager(region)
+    async def _look_up(self, region: str) -> Any:
+        """The manager by its name, made if there is none. A look-up that hangs, with Ray's head away, keeps one thread
+        for all who wait, and is waited for no longer than `_LOOK_UP_S`."""
+        async with asyncio.timeout(_LOOK_UP_S):
+            handle = await self._look_ups.do(region, lambda: asyncio.to_thread(manager, region), for_all=True)
+        self._handles[region] = handle
         return handle
 
     async def _command(self, region: str, method: str, *arguments: Any) -> Any:
@@ -192,23 +217,27 @@ class RegionClient:
         return await self._call(region, "command", current_request_id(), method, arguments)
 
     async def _call(self, region: str, method: str, *arguments: Any) -> Any:
-        handle = self._handles.get(region) or await asyncio.to_thread(self._handle, region)
+        handle: Any = None
         try:
+            handle = self._handles.get(region) or await self._look_up(region)
             async with asyncio.timeout(_CALL_S):
                 return await getattr(handle, method).remote(*arguments)
         except RayTaskError as error:
             if isinstance(error.cause, FleetError):
                 raise error.cause from None
-            raise
+            cause = cast("BaseException", error.cause)
+            if not may_pass(cause):
+                raise
+            log.warning("region_hindered", region=region, method=method, error=repr(cause))
+            raise Unavailable(
+                f"Region {region} cannot reach its database now. Whether the command took effect is unknown: look "
+                "before you repeat it.",
+                error=DATABASE_UNAVAILABLE,
+            ) from error
         except (RayError, TimeoutError) as error:
-            if isinstance(error, RayActorError):
-                self._handles.pop(region, None)
-            log.warning(
-                "region does not answer",
-                region=region,
-                method=method,
-                error=repr(error),
-            )
+            if isinstance(error, RayActorError) and self._handles.get(region) is handle:
+                del self._handles[region]  # it may be dead for good: the next call looks for it by name
+            log.warning("region_does_not_answer", region=region, method=method, error=repr(error))
             raise Unavailable(
                 f"Region {region} does not answer now. Whether the command took effect is unknown: look before "
                 "you repeat it.",

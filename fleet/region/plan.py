@@ -29,7 +29,6 @@ from fleet.region.model import (
 from fleet.store.tables import Server
 
 STEPS = ("queued", "placed", "preparing", "creating", "booting", "running")
-LIVE_STEPS = (*STEPS, "stopping")
 FRESH_MS = 15_000  # a node that is back for so long may have room that nobody has looked at yet
 
 

@@ -21,10 +21,10 @@ from fleet.region.books import Batch
 from fleet.region.execute import Command
 from fleet.region.model import Action
 from fleet.region.parts import Hooks, Parts
-from fleet.region.plan import LIVE_STEPS, current, plan_runs, plan_server
+from fleet.region.plan import current, plan_runs, plan_server
 from fleet.settings import FleetSettings
 from fleet.store.engine import Store
-from fleet.store.tables import Server
+from fleet.store.tables import Server, live
 from fleet.telemetry.request_id import bind_request_id
 from fleet.times import now_ms
 
@@ -73,7 +73,7 @@ class Reconciler:
 
     async def load(self) -> None:
         """Read what is on disk. Nothing is written, so one that fails may be thrown away."""
-        rows = select(Server).where(col(Server.region) == self._region, col(Server.step).in_(LIVE_STEPS))
+        rows = select(Server).where(col(Server.region) == self._region, live())
         async with self._store.read() as session:
             found = list((await session.exec(rows)).all())
         await self.parts.memory.load()
