@@ -1,7 +1,11 @@
 """The region under random events: whatever crashes, restarts and races happen, it converges to the truth.
 
-Plan, books and executor are the real ones; the nodes are an in-memory twin that launches, crashes, loses its agent,
-and loses its containers as the machine says. Time is virtual.
+Plan, books and executor are the real ones; the nodes are an in-memory twin that launches, crashes, hangs, loses its
+agent, and loses its containers as the machine says. Time is virtual.
+
+Safety holds after each rule (the invariants). Liveness holds at the end: once the faults have ended, or the node is
+gone for good, within a bounded time every stop has finished, every server runs or is ended with the right reason, and
+nothing waits.
 """
 
 import asyncio
@@ -42,27 +46,63 @@ SHARE = NodeShare(4096, 4.0, 20_000, 20_100, "127.0.0.1", "127.0.0.1")
 ORDER = [RunState.PREPARING, RunState.CREATING, RunState.BOOTING, RunState.RUNNING]
 
 
+class Clock:
+    """Virtual time of all that the machine drives, in milliseconds."""
+
+    now = 1_000_000
+
+
 class TwinNodes:
-    """Leases and nodes in one: `containers` is what really runs, `synced` whether the region hears of it."""
+    """Leases and nodes in one: `containers` is what really runs, `synced` whether the region hears of it.
+
+    `gone`: its machine never comes back, and nobody knows. `looked`: the agent has looked at the games' ports since it
+    came up. `stuck`: runs that come no further. `failing`: so many commands are not carried out.
+    """
 
     def __init__(self) -> None:
+        Clock.now = 1_000_000
+        self.gone = False
+        self.looked = True
+        self.stuck: set[RunKey] = set()
+        self.failing = 0
+        self.synced_since = Clock.now
         self.containers: dict[RunKey, RunView] = {}
         self.synced = True
         self.known = True
         self.since: int | None = None
-        self.now = 1_000_000
         self.next_port = 20_000
         self.pending = False
         self.told: dict[RunKey, RunView] = {}
 
-    def grow(self) -> bool:
-        return False
+    @property
+    def now(self) -> int:
+        return Clock.now
+
+    @now.setter
+    def now(self, value: int) -> None:
+        Clock.now = value
+
+    def come_back(self) -> None:
+        if not (self.synced and self.known):
+            self.synced_since = self.now
+        self.synced = self.known = True
+
+    def reported(self) -> dict[RunKey, RunView]:
+        """What the agent says of its runs. One that has just come up has not looked at their ports yet."""
+        looked, self.looked = self.looked, True
+        if looked:
+            return dict(self.containers)
+        return {
+            key: replace(view, state=RunState.BOOTING) if view.state is RunState.RUNNING else view
+            for key, view in self.containers.items()
+        }
 
     def views(self) -> dict[str, NodeView]:
         if not self.known:
             return {}
         since = None if self.synced else self.since
-        return {"n": NodeView("n", "127.0.0.1", SHARE.memory_mb, SHARE.cores, self.synced, since)}
+        view = NodeView("n", "127.0.0.1", SHARE.memory_mb, SHARE.cores, self.synced, since)
+        return {"n": replace(view, synced_since=self.synced_since if self.synced else None)}
 
     def hello(self, _node_id: str) -> Hello | None:
         runs = tuple(self.containers.values())
@@ -71,12 +111,20 @@ class TwinNodes:
     async def call(self, node_id: str, method: str, _epoch: int, *arguments: Any) -> Any:
         if not (self.synced and self.known):
             raise Unavailable("no agent")
+        if method != "do" and self.fails():
+            raise Unavailable("not carried out")
         return getattr(self, method)(*arguments)
 
     def do(self, orders: list[tuple[str, tuple[Any, ...]]]) -> list[bool]:
-        for method, arguments in orders:
-            getattr(self, method)(*arguments)
-        return [True] * len(orders)
+        done = [not self.fails() for _ in orders]
+        for (method, arguments), well in zip(orders, done, strict=True):
+            if well:
+                getattr(self, method)(*arguments)
+        return done
+
+    def fails(self) -> bool:
+        self.failing = max(0, self.failing - 1)
+        return self.failing > 0
 
     def launch(self, spec: LaunchSpec) -> tuple[Port, ...]:
         if spec.key not in self.containers:
@@ -120,11 +168,13 @@ class RegionMachine(RuleBasedStateMachine):
         self.disk: dict[str, dict[str, Any]] = {}
         self.stopped_by_user: set[str] = set()
         self.vanished: set[str] = set()
+        self.ended: set[str] = set()
+        self.had_room: set[str] = set()
         self.long_silence = False
         self.silence = 0
         self.started = 0
         self.boot_manager()
-        self.nodes.known = True
+        self.nodes.come_back()
 
     def boot_manager(self) -> None:
         self.books = Books()
@@ -167,13 +217,28 @@ class RegionMachine(RuleBasedStateMachine):
     async def _round(self) -> None:
         self._seen = self.rows
         if self.nodes.synced and self.nodes.known:
+            told = self.nodes.reported()
             self.runs.clear()
-            self.runs.update(self.nodes.containers)
+            self.runs.update(told)
         self.executor.adopt_ports(self.runs.values())
         views = self.nodes.views()
+        fits = {name for name, server in self.books.live.items() if self.executor.find_node(server) is not None}
         self.executor.carry_out(plan(list(self.books.live.values()), self.runs, views, self.nodes.now, self.policy))
         await self.settle()
         await self.executor.tasks.settled()
+        self.judge(fits)
+
+    def judge(self, had_room: set[str]) -> None:
+        """Every end has the reason that it says. `had_room`: whom the node had room for before the plan."""
+        for name, row in self.disk.items():
+            if row["status"] != "stopped" or name in self.ended:
+                continue
+            self.ended.add(name)
+            if row["stop_reason"] == "no_capacity":
+                assert name not in had_room, "ended for want of room though there was room"
+            if row["stop_reason"] == "never_ready":
+                run = self.nodes.containers.get(RunKey(name, row["generation"]))
+                assert run is None or run.state is not RunState.RUNNING, "ended as never ready though it was ready"
 
     def converge(self, rounds: int = 6) -> None:
         for _ in range(rounds):
@@ -229,9 +294,20 @@ class RegionMachine(RuleBasedStateMachine):
         key = data.draw(st.sampled_from(sorted(self.nodes.containers, key=str)))
         for _ in range(steps):
             view = self.nodes.containers.get(key)
-            if view and not view.state.ended and view.state is not RunState.RUNNING:
+            if view and not view.state.ended and view.state is not RunState.RUNNING and key not in self.nodes.stuck:
                 self.nodes.set(key, state=ORDER[ORDER.index(view.state) + 1])
             self.converge(1)
+
+    @precondition(lambda self: self.nodes.containers)
+    @rule(data=st.data())
+    def gets_stuck(self, data: Any) -> None:
+        """A download without an end, an engine that hangs, a game that opens no port."""
+        key = data.draw(st.sampled_from(sorted(self.nodes.containers, key=str)))
+        self.nodes.stuck.add(key)
+
+    @rule(number=st.integers(1, 4))
+    def commands_fail(self, number: int) -> None:
+        self.nodes.failing = number + 1
 
     @precondition(lambda self: self.nodes.containers)
     @rule(data=st.data(), code=st.sampled_from([0, 1, 139]), oom=st.booleans())
@@ -251,31 +327,70 @@ class RegionMachine(RuleBasedStateMachine):
 
     @rule(seconds=st.sampled_from([1, 10, 61, 400]))
     def time_passes(self, seconds: int) -> None:
+        self.converge(1)
+        self.wait(seconds)
+        self.converge(1)
+
+    def wait(self, seconds: int) -> None:
         self.nodes.now += seconds * 1000
         heard = self.nodes.synced and self.nodes.known
         self.silence = 0 if heard else self.silence + seconds * 1000
         self.note_silence()
-        self.converge(1)
+
+    @precondition(lambda self: not self.nodes.gone)
+    @rule(data=st.data(), seconds=st.sampled_from([10, 61, 150, 400]), manager_too=st.booleans())
+    def outage(self, data: Any, seconds: int, manager_too: bool) -> None:
+        """The agent is away, and with its head the manager too; games go on, crash, or come up meanwhile."""
+        self.agent_dies()
+        for key in sorted(self.nodes.containers, key=str):
+            view = self.nodes.containers[key]
+            what = "nothing" if view.state.ended else data.draw(st.sampled_from(["nothing", "crashes", "comes up"]))
+            if what == "crashes":
+                self.nodes.set(key, state=RunState.EXITED, exit_code=139)
+            elif what == "comes up" and key not in self.nodes.stuck:
+                self.nodes.set(key, state=RunState.RUNNING)
+        self.nodes.now += seconds * 1000
+        if manager_too:
+            self.boot_manager()
+        else:
+            self.silence += seconds * 1000
+            self.note_silence()
+        self.nodes.come_back()
+        self.converge(2)
 
     def note_silence(self) -> None:
         limit = POLICY.node_lost_ms if self.nodes.known else POLICY.node_unseen_ms
         self.long_silence |= self.silence >= limit
 
+    @precondition(lambda self: not self.nodes.gone)
     @rule()
     def says_hello(self) -> None:
         """The new manager hears of its node at last."""
+        if self.nodes.synced:
+            self.nodes.come_back()
         self.nodes.known = True
         self.note_silence()
         self.converge(1)
 
     @rule()
     def agent_dies(self) -> None:
-        self.nodes.synced, self.nodes.since = False, self.nodes.now
+        if self.nodes.synced:
+            self.nodes.synced, self.nodes.since = False, self.nodes.now
+        self.nodes.looked = False
 
+    @precondition(lambda self: not self.nodes.gone)
     @rule()
     def agent_returns(self) -> None:
+        if self.nodes.known:
+            self.nodes.come_back()
         self.nodes.synced = True
         self.converge(1)
+
+    @rule()
+    def node_goes_for_good(self) -> None:
+        """Its machine is gone, or its agent hangs for ever; nobody says so."""
+        self.agent_dies()
+        self.nodes.gone = True
 
     @rule()
     def manager_dies(self) -> None:
@@ -321,18 +436,52 @@ class RegionMachine(RuleBasedStateMachine):
         assert set(self.runs.on("n")) == set(self.runs)
 
     def teardown(self) -> None:
-        """With its agent back and no further faults, nothing is leaked, lost or stuck."""
-        self.nodes.synced = self.nodes.known = True
-        self.nodes.now += 120_000
-        self.converge(8)
+        self.nodes.failing = 0
+        if self.nodes.gone:
+            self.eventually_nobody_waits_for_a_node_that_is_gone()
+        else:
+            self.soon_nothing_is_leaked_or_stuck()
+            self.eventually_everything_runs_or_has_ended()
+        self.loop.close()
+
+    def live_on(self, seconds: int, step_s: int) -> None:
+        """No further faults; games come up unless they are stuck."""
+        for _ in range(seconds // step_s):
+            self.wait(step_s)
+            for key, view in list(self.nodes.containers.items()):
+                if view.state in ORDER[:-1] and key not in self.nodes.stuck:
+                    self.nodes.set(key, state=ORDER[ORDER.index(view.state) + 1])
+            self.converge(1)
+
+    def soon_nothing_is_leaked_or_stuck(self) -> None:
+        """With its agent back, within two minutes."""
+        self.nodes.come_back()
+        self.live_on(120, 10)
+        self.converge(4)
         alive = {k for k, v in self.nodes.containers.items() if not v.state.ended}
         wanted = {current(s) for s in self.books.live.values() if s.status != "stopped"}
         assert alive <= wanted, "a container that nobody owns still runs"
         for server in self.books.live.values():
             assert server.status != "stopped", "a stopped server's container is gone, so it must be finished"
-            assert server.step == "queued" or current(server) in self.nodes.containers
+            if server.step == "queued":
+                assert self.executor.find_node(server) is None, "it waits though there is room"
+                continue
+            assert current(server) in self.nodes.containers
+            stuck = current(server) in self.nodes.stuck
+            assert server.status == "running" or stuck, "its game is up, and it does not run"
         assert not [v for v in self.nodes.containers.values() if v.state.ended], "an ended run was not forgotten"
-        self.loop.close()
+
+    def eventually_everything_runs_or_has_ended(self) -> None:
+        """The longest deadline is that of a download, half an hour; one may follow the other."""
+        self.live_on(2 * 3600, 60)
+        for server in self.books.live.values():
+            assert (server.step, server.status) == ("running", "running"), f"{server.step} for ever"
+            assert self.nodes.containers[current(server)].state is RunState.RUNNING
+            assert server.ttl is None, "its ttl never acts"
+
+    def eventually_nobody_waits_for_a_node_that_is_gone(self) -> None:
+        self.live_on(2 * 3600, 60)
+        assert not self.books.live, "a server of a node that is gone is neither lost nor started elsewhere"
 
 
 TestRegion = RegionMachine.TestCase
@@ -341,5 +490,4 @@ TestRegion.settings = hypothesis_settings(max_examples=150, stateful_step_count=
 
 @pytest.fixture(autouse=True)
 def virtual_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The executor stamps what it does itself; order, not the clock, matters here."""
-    monkeypatch.setattr(execute, "now_ms", lambda: 0)
+    monkeypatch.setattr(execute, "now_ms", lambda: Clock.now)
