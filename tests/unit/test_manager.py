@@ -1,0 +1,271 @@
+"""The region's manager with its real database, commit and plans: it comes up whatever is away at first, one failure
+stops nothing else, and what follows a commit happens whoever stops waiting for it. Its one agent is in memory."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy.exc import OperationalError
+
+from fleet.actors.health import process_health
+from fleet.errors import BadRequest, FleetError, Unavailable
+from fleet.node.model import RunState
+from fleet.node.runtime import BuildRef, RunKey
+from fleet.region import manager as manager_module
+from fleet.region import reconciler
+from fleet.region.model import Action
+from fleet.store.commit import take_epoch
+from fleet.store.tables import RegionEpoch
+from tests.unit.region_kit import NODE, Fleet, eventually
+
+AWAY = OperationalError("SELECT 1", {}, Exception("connection refused"))
+
+
+@pytest.fixture
+async def fleet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Fleet]:
+    made = Fleet(tmp_path, monkeypatch)
+    await made.furnish()
+    yield made
+    await made.close()
+
+
+# It comes up ------------------------------------------------------------------------------------------------------
+
+
+async def test_a_manager_comes_up_once_the_database_is_back_and_says_what_is_missing(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    away = [True]
+
+    async def epoch(store: Any, region: str) -> int:
+        if away:
+            raise AWAY
+        return await take_epoch(store, region)
+
+    monkeypatch.setattr(manager_module, "take_epoch", epoch)
+    manager = await fleet.begin()
+    await eventually(lambda: "connection refused" in (manager._startup.missing or ""))
+    told = await manager.status()
+    assert "connection refused" in told["missing"]
+    assert told["nodes"] == []
+    up = [family for family in await manager.metrics() if family.name == "fleet_region_up"]
+    assert [sample.value for sample in up[0].samples] == [0.0]
+    with pytest.raises(Unavailable, match="connection refused"):
+        await manager._startup.ready(0.01)
+    away.clear()
+    assert await fleet.start(manager) == "s001"
+    assert (await manager.status())["missing"] is None
+
+
+async def test_rows_that_cannot_be_read_at_first_are_read_later_under_the_same_epoch(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An attempt that fails leaves nothing behind: no task, no second epoch, no half of the rows."""
+    load, failures = reconciler.Reconciler.load, [AWAY, AWAY]
+
+    async def fails_first(self: reconciler.Reconciler) -> None:
+        await load(self)
+        if failures:
+            raise failures.pop()
+
+    monkeypatch.setattr(reconciler.Reconciler, "load", fails_first)
+    async with fleet.store.write() as session:
+        session.add(fleet.row(status="running", step="running", node_id=NODE, started_at=1))
+    manager = await fleet.begin()
+    await manager._startup.ready(10)
+    assert failures == []
+    assert list(manager._reconciler.books.live) == ["s001"]
+    async with fleet.store.read() as session:
+        row = await session.get(RegionEpoch, "us-east")
+    assert row is not None
+    assert row.epoch == 1
+
+
+async def test_an_agents_list_that_cannot_be_had_is_asked_for_again(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin, failures = reconciler.Reconciler.begin, [ConnectionError("head away")]
+
+    def fails_first(self: reconciler.Reconciler) -> None:
+        if failures:
+            raise failures.pop()
+        begin(self)
+
+    monkeypatch.setattr(reconciler.Reconciler, "begin", fails_first)
+    manager = await fleet.begin()
+    await fleet.running(manager)
+
+
+# One failure stops nothing else -----------------------------------------------------------------------------------
+
+
+async def test_a_build_that_cannot_be_read_once_is_read_by_the_next_repair(fleet: Fleet) -> None:
+    """The repair timer goes on, and the server is launched within a repair period."""
+    manager = await fleet.begin()
+    await manager._startup.ready()
+    executor, failures = manager._reconciler._executor, [AWAY]
+    read = executor._builds
+
+    async def fails_once(build_id: str) -> BuildRef:
+        if failures:
+            raise failures.pop()
+        return await read(build_id)
+
+    executor._builds = fails_once
+    await fleet.running(manager)
+    assert failures == []
+
+
+async def test_a_server_that_cannot_be_planned_stops_nobody_elses_plan(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manager = await fleet.begin()
+    bad = await fleet.start(manager)
+    plan = reconciler.plan_server
+
+    def plan_server(server: Any, *rest: Any) -> list[Action]:
+        if server.instance_id == bad:
+            raise KeyError("a fault of ours")
+        return plan(server, *rest)
+
+    monkeypatch.setattr(reconciler, "plan_server", plan_server)
+    before = process_health.counts().get("manager.repair", 0)
+    await fleet.running(manager)
+    await eventually(lambda: process_health.counts().get("manager.repair", 0) > before)
+
+
+@pytest.mark.parametrize("part", ["forecasting.pass_time", "scaler.review"])
+async def test_a_part_of_the_repair_that_fails_stops_no_other(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    manager = await fleet.begin()
+    await manager._startup.ready()
+    name, method = part.split(".")
+
+    def fails(*_: Any) -> None:
+        raise ValueError("a fault of ours")
+
+    monkeypatch.setattr(getattr(manager._reconciler.parts, name), method, fails)
+    passes = manager._reconciler.repair_s
+    await eventually(lambda: manager._reconciler.repair_s not in (0.0, passes))
+    await fleet.running(manager)
+
+
+# What follows a commit --------------------------------------------------------------------------------------------
+
+
+async def test_a_caller_that_goes_away_during_the_commit_takes_nothing_with_it(fleet: Fleet) -> None:
+    """The server is stopped on its node, and who waits for that hears of it."""
+    manager = await fleet.begin()
+    name = await fleet.running(manager)
+    waits = asyncio.create_task(manager.reached("me", [(name, frozenset({"stopped"}))], 20))
+    stop = asyncio.create_task(manager.command("", "stop", (name, "requested", None)))
+    while manager._reconciler.status_of(name) != "stopped":  # noqa: ASYNC110  turns of the loop, not times
+        await asyncio.sleep(0)
+    stop.cancel()
+    with suppress(asyncio.CancelledError):
+        await stop
+    assert await asyncio.wait_for(waits, 5) == [name]
+    await eventually(lambda: fleet.agent.runs == {})
+    assert (await fleet.stored(name)).step == "stopped"
+
+
+async def test_a_follower_that_is_cancelled_takes_nothing_of_what_it_heard_with_it(fleet: Fleet) -> None:
+    manager = await fleet.begin()
+    name = await fleet.running(manager)
+    view = fleet.agent.runs[RunKey(name, 1)]
+    ended = replace(view, state=RunState.EXITED, exit_code=0)
+    waits = asyncio.create_task(manager.reached("me", [(name, frozenset({"stopped"}))], 20))
+    following = asyncio.create_task(manager._reconciler.on_events((ended,)))
+    while manager._reconciler.status_of(name) is not None:  # noqa: ASYNC110  turns of the loop, not times
+        await asyncio.sleep(0)
+    following.cancel()
+    assert await asyncio.wait_for(waits, 5) == [name]
+    assert (await fleet.stored(name)).stop_reason == "exited"
+
+
+async def test_an_answer_waits_for_a_commit_that_others_have_taken_along(fleet: Fleet) -> None:
+    """A command's change may go to disk with somebody else's: it is not answered before that."""
+    manager = await fleet.begin()
+    name = await fleet.running(manager)
+    core = manager._reconciler
+    server = core.books.live[name]
+    core.books.change(server, server.step_at, custom_data={"a": 1})
+    others = asyncio.create_task(core.commit())
+    await asyncio.sleep(0)
+    await core.commit()
+    assert (await fleet.stored(name)).custom_data == {"a": 1}
+    await others
+
+
+# What does not arrive is told again -------------------------------------------------------------------------------
+
+
+async def test_a_stop_and_a_forget_that_fail_are_tried_until_they_are_done(fleet: Fleet) -> None:
+    manager = await fleet.begin()
+    name = await fleet.running(manager)
+    fleet.agent.failing = {"stop": 3, "forget": 3}
+    await manager.command("", "stop", (name, "requested", None))
+    await eventually(lambda: fleet.agent.runs == {})
+    await eventually(lambda: name not in manager._reconciler.books.live)
+    assert fleet.agent.told.count("stop") >= 4
+    assert fleet.agent.told.count("forget") >= 4
+
+
+async def test_a_config_that_could_not_be_rewritten_is_rewritten_later(fleet: Fleet) -> None:
+    manager = await fleet.begin()
+    name = await fleet.running(manager)
+    fleet.agent.failing = {"rewrite_config": 3}
+    await manager.command("", "update", (name, {"map": "x"}))
+    await eventually(lambda: fleet.agent.configs[RunKey(name, 1)]["custom_data"] == {"map": "x"})
+
+
+async def test_the_next_manager_tells_a_config_that_its_predecessor_could_not(fleet: Fleet) -> None:
+    manager = await fleet.begin()
+    name = await fleet.running(manager)
+    fleet.agent.failing = {"rewrite_config": 1}
+    await asyncio.sleep(0.01)  # an update after its start, on the clock too
+    await manager.command("", "update", (name, {"map": "x"}))
+    await manager._reconciler.close()
+    fleet.agent.failing = {}
+    await (await fleet.begin())._startup.ready()
+    await eventually(lambda: fleet.agent.configs[RunKey(name, 1)]["custom_data"] == {"map": "x"})
+
+
+# Operators' edits -------------------------------------------------------------------------------------------------
+
+
+async def test_a_size_that_is_removed_works_for_who_has_it_and_is_refused_to_others(fleet: Fleet) -> None:
+    async with fleet.store.write() as session:
+        session.add(fleet.row(status="running", step="running", node_id=NODE, compute_size="huge-2024", started_at=1))
+    manager = await fleet.begin()
+    await fleet.running(manager)
+    with pytest.raises(BadRequest, match="huge-2024"):
+        await fleet.start(manager, compute_size="huge-2024")
+    await manager.command("", "stop", ("s001", "requested", None))
+    await eventually(lambda: "s001" not in manager._reconciler.books.live)
+
+
+async def test_writes_are_refused_while_nothing_can_be_written(fleet: Fleet) -> None:
+    manager = await fleet.begin()
+    name = await fleet.running(manager)
+
+    def check() -> None:
+        raise Unavailable("The database cannot be written now.")
+
+    manager._reconciler.parts.commits.check = check
+    for method, arguments in (
+        ("update", (name, {})),
+        ("stop", (name, "requested", None)),
+        ("restart", (name, {}, "op")),
+    ):
+        with pytest.raises(FleetError, match="database"):
+            await manager.command("", method, arguments)
+    with pytest.raises(FleetError, match="database"):
+        await fleet.start(manager)
+    with pytest.raises(FleetError, match="database"):
+        await manager.claim([])
