@@ -2,7 +2,7 @@
 
 A database that is away is away for a new replica too, so that never ends one. A background task that has failed for
 long while the database can be read and written may be in a state that a new process is not in; it is worth one
-replacement. All replicas mostly fail alike, so each waits for a time of its own (`patience_s`), and a new process begins
+replacement. All replicas mostly fail alike, so each waits for a time of its own (`patience_s`), and a new one begins
 to count anew: a replica is replaced every ten minutes at most, and never all at once.
 """
 

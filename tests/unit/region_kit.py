@@ -212,8 +212,8 @@ class Fleet:
             await manager._tasks.close()
             if manager._reconciler is not None:
                 for link in manager._reconciler.leases._links.values():
-                    if link.task is not None:
-                        link.task.cancel()
+                    if (task := getattr(link, "task", None)) is not None:
+                        task.cancel()
                 await manager._reconciler.close()
             if manager._store is not None:
                 await manager._store.close()
