@@ -1,4 +1,4 @@
-"""The speed of the loop that the keeper drives: a pass over many waiting tickets, an arriving ticket, tickets per second.
+"""The speed of the loop that the keeper drives: a pass over many waiting tickets, an arriving one, tickets per second.
 
 `python -m bench.matchmaking [--quick]`. Times are of this process's CPU, so that others on the machine count little;
 `yardstick` is the same CPU's time to sort a million numbers, to compare machines by.
