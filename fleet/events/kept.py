@@ -48,7 +48,9 @@ def state_of(job: Job | None) -> dict[str, Any]:
 
 
 async def check_kept(store: Store, cursor: Cursor) -> None:
-    """`PositionTooOld` if entries after it have been deleted."""
+    """`PositionTooOld` if entries after it have been deleted. Who begins at the very beginning has what is kept."""
+    if cursor == Cursor(_NOTHING, _NOTHING):
+        return
     async with store.read() as session:
         job = await session.get(Job, JOB)
     if not Kept.of(state_of(job)).covers(cursor):

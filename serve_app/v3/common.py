@@ -47,6 +47,7 @@ _TEXTS = {
     403: "The key, or the plan, does not allow this",
     404: "Unknown here, or not of this project",
     409: "Not possible in the present state",
+    410: "The position is too old: events after it are not kept any more",
     413: "The body, or a field of it, is too large",
     429: "Too many requests; wait as Retry-After says",
     500: "A fault inside the fleet; the detail holds the request's id",

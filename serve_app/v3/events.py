@@ -13,6 +13,7 @@ import structlog
 from fastapi import APIRouter, Header, Query
 from starlette.responses import Response
 
+from fleet.events.kept import check_kept
 from fleet.events.model import Cursor, EventFilter
 from fleet.events.stream import follow
 from serve_app.auth import Context, ServerKey
@@ -29,7 +30,7 @@ Words = Annotated[list[str] | None, Query(max_length=64)]
 @router.get(
     "/events",
     responses={
-        **errors(400, 401, 403),
+        **errors(400, 401, 403, 410),
         200: {
             "description": "A stream of events, each with an id to go on from",
             "content": {"text/event-stream": {"schema": EVENT_SCHEMA}},
@@ -58,6 +59,8 @@ async def events(
     position = last_event_id or after
     start = Cursor.parse(position) if position else None
     context.tail.check_room(caller.project_id)
+    if start is not None:
+        await check_kept(context.store, start)
     return event_stream(_stream(context, caller.project_id, start, wanted, timeout_s))
 
 

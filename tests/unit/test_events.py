@@ -19,7 +19,7 @@ from fleet.events.tail import Tail, TooManyStreams
 from fleet.projects.service import create_project
 from fleet.region.books import Books
 from fleet.store.engine import Store
-from fleet.store.tables import Server, ServerEvent
+from fleet.store.tables import Job, Server, ServerEvent
 from fleet.times import now_ms
 from tests.live_api import live
 from tests.unit.api_kit import Api, make_schema
@@ -281,3 +281,13 @@ async def test_too_many_streams_are_refused(api: Api) -> None:
     answer = await api.call("GET", "/api/v3/events")
     await tail.close()
     assert (answer.status_code, answer.json()["error"]) == (429, "Too many streams")
+
+
+async def test_a_position_from_before_what_is_kept_is_answered_with_410(api: Api) -> None:
+    """Retention has deleted entries after it: the reader is told, so it never believes that it has seen all."""
+    async with api.store.write() as session:
+        session.add(Job(name="retention", state={"server": [0, 7], "project": [0, 3]}, updated_at=0))
+    answer = await api.call("GET", "/api/v3/events?after=0-6.0-3")
+    assert (answer.status_code, answer.json()["error"]) == (410, "Position too old")
+    for kept in ("0-7.0-3", "0-0.0-0"):
+        assert (await api.call("GET", f"/api/v3/events?timeout=0.1&after={kept}")).status_code == 200

@@ -2,11 +2,14 @@
 
 import asyncio
 import sqlite3
+import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from sqlalchemy import func, select, update
 from sqlmodel import col
 
@@ -59,8 +62,8 @@ async def bill(store: Store) -> None:
     assert await run_once(store, ledger.JOB, lambda lease: ledger.aggregate(store, lease))
 
 
-async def forget(store: Store, now: int, settings: RetentionSettings = AT_ONCE) -> None:
-    assert await run_once(store, JOB, Retention(store, settings, lambda: now).work)
+async def forget(store: Store, now: int, rules: RetentionSettings = AT_ONCE) -> None:
+    assert await run_once(store, JOB, Retention(store, rules, lambda: now).work)
 
 
 async def count(store: Store, table: Any) -> int:
@@ -254,3 +257,56 @@ async def test_a_job_that_was_taken_over_deletes_nothing(store: Store) -> None:
     with pytest.raises(Exception, match="taken over"):
         await run_once(store, JOB, work)
     assert await count(store, Server) == SERVERS
+
+
+async def test_no_bill_changes_whatever_is_forgotten_when(tmp_path: Path) -> None:
+    """Servers' lives, the ledger and retention in any order: usage is what ran, at every moment."""
+
+    @settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(
+        lives=LIVES, moves=st.lists(st.sampled_from(["live", "bill", "forget"]), max_size=12), batch=st.integers(1, 7)
+    )
+    def check(lives: list[tuple[int, int]], moves: list[str], batch: int) -> None:
+        with tempfile.TemporaryDirectory(dir=tmp_path) as folder:
+            asyncio.run(play(Path(folder), lives, moves, batch))
+
+    await asyncio.to_thread(check)
+
+
+LIVES = st.lists(st.tuples(st.integers(0, 60), st.integers(1, 30 * 24)), min_size=1, max_size=6)  # days, then hours
+
+
+MOVES = st.lists(st.sampled_from(["live", "bill", "forget"]), max_size=12)
+
+
+async def play(folder: Path, lives: list[tuple[int, int]], moves: list[str], batch: int) -> None:
+    make_schema(folder / "fleet.db")
+    store = Store(f"sqlite+aiosqlite:///{folder}/fleet.db")
+    await history.fill(store, 0, NOW)
+    left, ran = list(enumerate(lives)), 0
+    for move in moves:
+        if move == "live" and left:
+            number, (day, hours) = left.pop()
+            start, end = NOW + day * DAY_MS, NOW + day * DAY_MS + hours * HOUR_MS
+            await one_life(store, f"s{number}", start, end)
+            ran += end - start
+        elif move == "bill":
+            await run_once(store, ledger.JOB, lambda lease: ledger.aggregate(store, lease, batch))
+        elif move == "forget":
+            await forget(store, NOW + 60 * DAY_MS, RetentionSettings(pause_s=0, rows_at_once=3, usage_hours_days=1))
+        assert sum((await usage(store)).values()) == ran
+    await store.close()
+
+
+async def one_life(store: Store, name: str, start: int, end: int) -> None:
+    async with store.write() as session:
+        session.add(Server(
+            instance_id=name, project_id=PROJECT, region=REGION, name="s", status="stopped", step="stopped",
+            compute_size="small", build_id="b", version_tag="b", created_at=start, updated_at=end, launched_at=start,
+            step_at=end, started_at=start, stopped_at=end,
+        ))  # fmt: skip
+        await session.flush()
+        for kind, at in (("queued", start), ("running", start), ("stopping", end), ("stopped", end)):
+            session.add(ServerEvent(
+                instance_id=name, project_id=PROJECT, region=REGION, generation=1, at=at, type=kind,
+            ))  # fmt: skip
