@@ -132,10 +132,8 @@ async def manager_start(store: Store) -> None:
 
 
 async def replica_start(store: Store) -> None:
-    region, keepers = RegionClient(store), KeeperClient(store, 1)
-    region._handle = keepers._handle = lambda _name: None  # type: ignore[assignment,method-assign]
-    await region.recover()
-    await keepers.recover()
+    await RegionClient(store)._needed()
+    await KeeperClient(store, 1)._shards_in_use()
     await read_stored(store, load_catalog())
 
 

@@ -100,8 +100,8 @@ async def pool_start(store: Store) -> None:
 
 
 async def recovered(store: Store) -> None:
-    await RegionClient(store).recover()
-    await KeeperClient(store, 1).recover()
+    await RegionClient(store)._needed()
+    await KeeperClient(store, 1)._shards_in_use()
 
 
 async def usage_now(store: Store) -> None:
