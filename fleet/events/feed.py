@@ -15,7 +15,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 from fleet.events.deliveries import payload_of
 from fleet.events.model import Cursor, Event, EventFilter, Position
-from fleet.events.read import horizon, read_page
+from fleet.events.read import horizon, read_page, since_about
 from fleet.jobs import Lease
 from fleet.store.engine import Store, may_pass
 from fleet.store.tables import Webhook, WebhookDelivery
@@ -36,13 +36,13 @@ async def feed(store: Store, lease: Lease) -> bool:
     async with store.read() as session:
         hooks = (await session.exec(select(Webhook))).all()  # for disabled ones it waits
         until = await horizon(store, session)
-        after = stored_cursor(lease)
         if not hooks:
             return False
         projects, since = {hook.project_id for hook in hooks}, min(hook.created_at for hook in hooks)
+        after = stored_cursor(lease) if "cursor" in lease.state else await since_about(session, since)
         events, end = await read_page(store, session, after, until, projects, since)
     rows = _rows(hooks, events, now_ms())
-    if rows or end != until or _far(end, after):
+    if rows or end != until or _far(end, after) or "cursor" not in lease.state:
         async with store.write() as session:
             for name, mine in rows.items():
                 await _queue_well(store, session, name, mine)

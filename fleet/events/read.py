@@ -19,6 +19,7 @@ from fleet.store.engine import Store
 from fleet.store.tables import ProjectEvent, ServerEvent
 
 PAGE = 500
+_EARLIER_MS = 3_600_000  # clocks differ, and a transaction takes its time
 _MAX_ID = 2**63 - 1
 _XMIN = text("SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint")
 
@@ -49,6 +50,28 @@ def past(store: Store, model: Model, place: Position) -> Any:
     if store.sqlite:
         return col(model.id) > place.id
     return tuple_(col(model.tx), col(model.id)) > place
+
+
+async def since_about(session: AsyncSession, at: int) -> Cursor:
+    """A place from which on everything of that time and later is read, and little of what was before. Found by halving:
+    entries have no index of their time, and a walk over all of them may take minutes."""
+    places = [await _before(session, model, at - _EARLIER_MS) for model in (ServerEvent, ProjectEvent)]
+    return Cursor(*places)
+
+
+async def _before(session: AsyncSession, model: Model, at: int) -> Position:
+    """An entry from before that time, as new as can be, where times rise with ids but for moments."""
+    low, high = Position(0, 0), (await session.exec(select(func.max(model.id)))).one() or 0
+    while low.id < high:
+        middle = (low.id + high + 1) // 2
+        query: SelectOfScalar[Any] = select(model).where(col(model.id) >= middle).order_by(col(model.id)).limit(1)
+        found = (await session.exec(query)).first()
+        if found is None or found.at >= at:
+            high = middle - 1
+        else:
+            low = Position(found.tx or 0, found.id or 0)
+            high = max(high, low.id)
+    return low
 
 
 async def read_page(

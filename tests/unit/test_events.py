@@ -10,16 +10,18 @@ from typing import Any
 import httpx
 import pytest
 from httpx_sse import ServerSentEvent, aconnect_sse
+from sqlmodel import col, select
 
 from fleet.errors import BadRequest
 from fleet.events.journal import project_event
 from fleet.events.model import Cursor, Event, EventFilter, Position
+from fleet.events.read import since_about
 from fleet.events.stream import follow
 from fleet.events.tail import Tail, TooManyStreams
 from fleet.projects.service import create_project
 from fleet.region.books import Books
 from fleet.store.engine import Store
-from fleet.store.tables import Job, Server, ServerEvent
+from fleet.store.tables import Job, ProjectEvent, Server, ServerEvent
 from fleet.times import now_ms
 from tests.live_api import live
 from tests.unit.api_kit import Api, make_schema
@@ -291,3 +293,18 @@ async def test_a_position_from_before_what_is_kept_is_answered_with_410(api: Api
     assert (answer.status_code, answer.json()["error"]) == (410, "Position too old")
     for kept in ("0-7.0-3", "0-0.0-0"):
         assert (await api.call("GET", f"/api/v3/events?timeout=0.1&after={kept}")).status_code == 200
+
+
+async def test_the_place_of_a_time_lies_before_it_and_not_far(api: Api) -> None:
+    """A first webhook begins near its own time, however long the journal is, and misses nothing from then on."""
+    day = 86_400_000
+    async with api.store.write() as session:
+        for number in range(50):
+            session.add(project_event(api.project.project_id, "pool", "p", "pool.ready", at=number * day))
+    async with api.store.read() as session:
+        entries = (await session.exec(select(ProjectEvent).order_by(col(ProjectEvent.id)))).all()
+        for number in (0, 1, 17, 49):
+            place = (await since_about(session, number * day)).project
+            later = [entry.at for entry in entries if (entry.id or 0) > place.id and entry.at < 60 * day]
+            assert min(later) == number * day
+        assert (await since_about(session, 0)).server.id == 0

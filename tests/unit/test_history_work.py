@@ -18,9 +18,11 @@ from fleet.billing import ledger
 from fleet.builds.collect import needed_hashes
 from fleet.builds.service import BuildService
 from fleet.catalog import load_catalog
+from fleet.events import dispatch
+from fleet.events.feed import feed
 from fleet.events.model import Cursor, Position
 from fleet.events.read import backlog, horizon
-from fleet.jobs import run_once
+from fleet.jobs import Lease, run_once
 from fleet.lobbies.client import KeeperClient
 from fleet.lobbies.history import matches_under_way
 from fleet.operation import operation
@@ -38,7 +40,7 @@ from fleet.settings import FleetSettings
 from fleet.store import migrate
 from fleet.store.engine import Store
 from fleet.store.lobby_tables import MATCH_NOT_OVER, Match
-from fleet.store.tables import Server, live
+from fleet.store.tables import Server, Webhook, live
 from fleet.telemetry.stored import read_stored
 from fleet.times import now_ms
 from tests import history
@@ -116,6 +118,18 @@ async def stream_from_now(store: Store) -> None:
         pass
 
 
+async def first_webhook(store: Store) -> None:
+    """Nothing from before it is sent, nor looked for."""
+    now = now_ms()
+    async with store.write() as session:
+        await session.merge(Webhook(id="w", project_id=PROJECT, url="u", secret="s", created_at=now, updated_at=now))
+
+    async def work(lease: Lease) -> None:
+        assert not await feed(store, lease)
+
+    assert await run_once(store, dispatch.JOB, work)
+
+
 async def endings(store: Store) -> None:
     await ProjectEnding(store, UNUSED, Path()).look()
 
@@ -140,6 +154,7 @@ ASKED: dict[str, Ask] = {
     "metrics": lambda store: read_stored(store, load_catalog()),
     "usage up to now": usage_now,
     "events from now": stream_from_now,
+    "the first webhook": first_webhook,
     "projects that end": endings,
     "logs of now": log_of_now,
     "builds": builds,
