@@ -1,10 +1,14 @@
 """A socket in front of the real container engine that can go away: refuse, hang, or cut what is under way.
 
-The engine itself goes on, so nothing else on the machine notices.
+The engine itself goes on, so nothing else on the machine notices. For a whole fleet it runs as a process of its own
+(`python -m tests.engine_proxy <path>`), which takes the methods' names, one a line, on its standard input.
 """
 
 import asyncio
 import contextlib
+import inspect
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -78,3 +82,41 @@ async def engine_proxy(folder: Path) -> AsyncIterator[EngineProxy]:
     finally:
         await proxy.back()
         await proxy.away()
+
+
+class ProxyProcess:
+    """The same in a process of its own. `order` returns once it is so."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        command = [sys.executable, "-m", "tests.engine_proxy", str(path)]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.order("back")
+
+    def order(self, name: str) -> None:
+        """`back`, `hang`, `away` or `cut`."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(f"{name}\n")
+        self._process.stdin.flush()
+        assert self._process.stdout.readline().strip() == name
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            assert pipe is not None
+            pipe.close()
+
+
+async def _main(path: Path) -> None:
+    proxy = EngineProxy(path)
+    while name := (await asyncio.to_thread(sys.stdin.readline)).strip():
+        done = getattr(proxy, name)()
+        if inspect.isawaitable(done):
+            await done
+        print(name, flush=True)
+
+
+if __name__ == "__main__":
+    asyncio.run(_main(Path(sys.argv[1])))
