@@ -91,6 +91,9 @@ class Ends:
         if run.task is not None and not run.task.done():
             run.task.cancel()
             await asyncio.gather(run.task, return_exceptions=True)
+        if run.view.state is RunState.PREPARING:  # the engine has been asked for nothing, so it need not be there
+            self._told.end(run, RunState.EXITED, message="Stopped before it ran.")
+            return
         await self._runtime.stop(run.key, grace_s)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(EXIT_TOLD_S):

@@ -192,6 +192,19 @@ async def test_a_launch_waits_for_an_engine_that_is_away(monkeypatch: pytest.Mon
         await soon(lambda: state(node) is RunState.RUNNING, 10, "it runs")
 
 
+async def test_a_launch_that_is_called_off_while_its_build_is_fetched_ends_without_the_engine() -> None:
+    """So a download that never ends holds nothing once the region has had enough of it."""
+    runtime = StubRuntime()
+    async with started(runtime) as node:
+        runtime.faults["prepare"] = asyncio.Event().wait  # pyright: ignore[reportArgumentType]
+        runtime.faults["stop"] = AWAY
+        await node.launch(1, launch_spec(KEY))
+        await soon(lambda: runtime.calls["prepare"] == 1, 2)
+        node.stop(1, KEY, 1.0)
+        await soon(lambda: state(node) is RunState.EXITED, 1, "it has ended")
+        assert not node._ports.held_by(str(KEY)), "its ports are free"
+
+
 async def test_the_sampler_and_the_vigil_outlive_their_errors() -> None:
     runtime = StubRuntime()
     runtime.put(KEY)
