@@ -40,7 +40,7 @@ class Holder:
     @property
     def orphaned(self) -> bool:
         """Its raylet is dead, so no region can speak to it any more."""
-        return self.parent > 0 and not _runs(self.parent, self.parent_start)
+        return self.parent_start > 0 and not _runs(self.parent, self.parent_start)
 
 
 def take_slot(folder: Path, region: str, agent_id: str) -> int:

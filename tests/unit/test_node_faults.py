@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from fleet.errors import Conflict
+from fleet.node import warm_networks
 from fleet.node.model import RunState
 from fleet.node.node import Node
 from fleet.node.runtime import EngineUnavailable, Network, RunKey
@@ -169,18 +170,18 @@ async def test_a_game_that_begins_to_run_after_it_was_called_off_is_told_to_the_
         await soon(lambda: state(node) is RunState.EXITED, 3)
 
 
-async def test_a_network_whose_game_is_gone_is_dropped() -> None:
+async def test_a_network_whose_game_is_gone_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(warm_networks, "_ALIVE_S", 0.05)
     runtime = StubRuntime(networks := StubNetworks())  # pyright: ignore[reportArgumentType]
     async with started(runtime, warm_networks=1) as node:
         networks.there["left"] = Network("left", "127.0.0.1", (PORT,), taken=True)
-        node._warm.poke()
-        await soon(lambda: "left" not in networks.there, 35, "it is dropped")
+        await soon(lambda: "left" not in networks.there, 5, "it is dropped")
 
 
 # Start and close --------------------------------------------------------------------------------------------------
 
 
-async def test_a_launch_waits_for_an_engine_that_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_launch_waits_for_an_engine_that_is_away() -> None:
     runtime = StubRuntime()
     async with started(runtime) as node:
         runtime.faults["launch"] = AWAY
