@@ -238,6 +238,9 @@ class StartingAgent(Agent):
         self._deaf()
         self._deaf = lambda: None
         await self._tasks.close()
+        if self._watchdog is not None:
+            await self._watchdog.close()
+            self._watchdog = None
         if self._startup.done:
             await super().close()
 

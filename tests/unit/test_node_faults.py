@@ -173,7 +173,7 @@ async def test_a_game_that_begins_to_run_after_it_was_called_off_is_told_to_the_
 async def test_a_network_whose_game_is_gone_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(warm_networks, "_ALIVE_S", 0.05)
     runtime = StubRuntime(networks := StubNetworks())  # pyright: ignore[reportArgumentType]
-    async with started(runtime, warm_networks=1) as node:
+    async with started(runtime, warm_networks=1):
         networks.there["left"] = Network("left", "127.0.0.1", (PORT,), taken=True)
         await soon(lambda: "left" not in networks.there, 5, "it is dropped")
 
