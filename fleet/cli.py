@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import subprocess
 import sys
 from typing import Annotated, Literal
 
@@ -178,6 +179,10 @@ def main() -> None:
         errors.print(f"[bold red]{error.error}:[/bold red] ", end="")
         hint = " Is the fleet up? Try 'fleet status'." if isinstance(error, Unreachable) else ""
         errors.print(f"{error.detail}{hint}", markup=False)
+        sys.exit(1)
+    except (OSError, subprocess.SubprocessError) as error:  # no room, no right, too many processes
+        errors.print("[bold red]Operation failed:[/bold red] ", end="")
+        errors.print(f"{error}. Is there room on the disk, and the right to write there?", markup=False)
         sys.exit(1)
 
 

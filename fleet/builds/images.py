@@ -6,6 +6,7 @@ again; what a registry refuses is the build's failure.
 
 import asyncio
 import json
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from fleet.settings import FleetSettings
 
 ENGINE_CALL_S = 30.0  # one question to the engine
 NO_PROGRESS_S = 120.0  # between two words of the engine about a pull; how long it takes in all is its size's matter
+_NO_CONNECTION = 900  # aiodocker's own
 
 # What engines and registries say when asking again cannot help.
 _FINAL_STATUSES = frozenset({400, 401, 403, 404, 405, 406})
@@ -59,6 +61,8 @@ async def resolve_image(image: str, credentials: dict[str, str] | None, *, engin
         try:
             return await _inspect(docker, image)
         except DockerError as error:
+            if error.status == _NO_CONNECTION:
+                raise _no_engine(engine_expected) from error
             if error.status != 404:
                 raise Unavailable(f"The engine refused: {error.message}") from error
         except (OSError, TimeoutError) as error:
@@ -91,13 +95,15 @@ async def _inspect(docker: aiodocker.Docker, image: str) -> str:
 
 
 async def _pull(docker: aiodocker.Docker, image: str, credentials: dict[str, str] | None) -> None:
-    words = aiter(docker.images.pull(image, auth=dict(credentials) if credentials else None, stream=True))
-    while True:
-        try:
-            async with asyncio.timeout(NO_PROGRESS_S):
-                await anext(words)
-        except StopAsyncIteration:
-            return
+    login = dict(credentials) if credentials else None
+    told: Any = docker.images.pull(image, auth=login, stream=True)
+    async with aclosing(told) as words:
+        while True:
+            try:
+                async with asyncio.timeout(NO_PROGRESS_S):
+                    await anext(words)
+            except StopAsyncIteration:
+                return
 
 
 def _is_ours(error: Exception) -> bool:

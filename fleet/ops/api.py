@@ -11,8 +11,8 @@ import yaml
 
 from fleet.catalog import CONFIGS
 from fleet.config_files import ConfigFile, Invalid, kept_file
-from fleet.ops.head import Head, run_module, tail
-from fleet.ops.home import Home, OpsError, write_private
+from fleet.ops.head import Head, last_words, run_module
+from fleet.ops.home import Home, StartFailed, write_private
 from fleet.settings import FleetSettings
 from fleet.store.engine import DATABASE_UNAVAILABLE
 
@@ -61,10 +61,10 @@ def deploy(home: Home, settings: FleetSettings, head: Head) -> None:
     config = str(home.serve_file)
     code = run_module(home, head, "fleet.ops.deploy", config, timeout_s=DEPLOY_TIMEOUT_S, log_file=log_file)
     if code != 0:
-        raise OpsError(f"The API did not start. Last words, from {log_file}:\n{tail(log_file, 25)}")
+        raise StartFailed(f"The API did not start: {last_words(log_file)} More is in {log_file}.")
     url = local_url(settings)
     if not wait_healthy(url, timeout_s=60.0):
-        raise OpsError(f"The API was deployed but does not answer at {url}. See {home.logs}.")
+        raise StartFailed(f"The API was deployed but does not answer at {url}. See {home.logs}.")
 
 
 def plain_host(settings: FleetSettings) -> str:

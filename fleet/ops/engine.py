@@ -59,6 +59,8 @@ def ensure_engine(home: Home, settings: FleetSettings, report: Report) -> bool:
             return True
         except OpsError as error:
             problem = error.detail
+        except (OSError, subprocess.SubprocessError) as error:
+            problem = f"it could not be installed and started: {error}"
     if settings.runtime == "docker":
         raise OpsError(f"No container engine answers: {problem}")
     log.warning("no_engine", problem=problem)

@@ -13,7 +13,7 @@ from pathlib import Path
 import structlog
 
 from fleet.ops.haproxy import proxy_environment
-from fleet.ops.home import Home, OpsError, free_ports, make_run_dir, read_json, reserve_ports, write_private
+from fleet.ops.home import Home, StartFailed, free_ports, make_run_dir, read_json, reserve_ports, write_private
 from fleet.ops.processes import MARKER, ProcessId, command_of, end, identify, is_alive, supervised
 from fleet.region.nodes_config import load_nodes_config
 from fleet.settings import FleetSettings
@@ -22,6 +22,7 @@ log = structlog.get_logger(__name__)
 
 OBJECT_STORE_BYTES = 150_000_000
 START_TIMEOUT_S = 120.0
+KILLED_S = 10.0  # for a process that was killed to end
 NOT_INHERITED = frozenset({"RAY_ADDRESS", "RAY_TMPDIR", "RAY_NAMESPACE", "PYTHONDONTWRITEBYTECODE"})
 GCS, RAYLET = "gcs_server", "raylet"
 
@@ -112,9 +113,9 @@ def start_head(home: Home, settings: FleetSettings) -> Head:
             code = process.wait(START_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             process.kill()
-            code = process.wait()
+            code = process.wait(KILLED_S)
     if code != 0:
-        raise OpsError(f"Ray did not start (exit code {code}). Its last words, from {output}:\n{tail(output, 15)}")
+        raise StartFailed(f"Ray did not start (exit code {code}): {last_words(output)} More is in {output}.")
     head = Head(f"{address}:{gcs_port}", *_find_processes(home), environment)
     _end_client_server(home)
     write_private(home.head_file, json.dumps(asdict(head), indent=2))
@@ -164,7 +165,7 @@ def _find_processes(home: Home) -> tuple[ProcessId, ProcessId]:
     programs = {Path(command_of(pid).split(" ", 1)[0]).name: pid for pid in supervised(home)}
     found = [identify(programs[name]) for name in (GCS, RAYLET) if name in programs]
     if len(found) != 2 or found[0] is None or found[1] is None:
-        raise OpsError(f"Ray started, but died at once. See {home.run_dir / 'ray'} and {home.logs}.")
+        raise StartFailed(f"Ray started, but died at once. See {home.run_dir / 'ray'} and {home.logs}.")
     return found[0], found[1]
 
 
@@ -208,7 +209,19 @@ def run_module(home: Home, head: Head, module: str, *arguments: str, timeout_s: 
             return process.wait(timeout_s)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
-            return process.wait()
+            return process.wait(KILLED_S)
+
+
+def last_words(path: Path) -> str:
+    """What a program said last, as one short line: of a trace only its error."""
+    return without_traces(tail(path, 60)) or "it said nothing."
+
+
+def without_traces(text: str) -> str:
+    """The last line that says what happened: neither of a stack's lines nor an empty one."""
+    said = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith((" ", "\t"))]
+    said = [line for line in said if not line.startswith("Traceback (most recent call last)")]
+    return said[-1][:400] if said else ""
 
 
 def tail(path: Path, lines: int) -> str:

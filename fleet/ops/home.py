@@ -22,6 +22,10 @@ class OpsError(FleetError):
     error = "Operation failed"
 
 
+class StartFailed(OpsError):
+    """Something did not come up that may at the next try, such as on a machine that was too busy."""
+
+
 @dataclass(frozen=True, slots=True)
 class Access:
     """`fleet.json`: what scripts need to use the API."""

@@ -8,6 +8,7 @@ their rows and says that they were lost.
 
 import shutil
 from collections.abc import Callable
+from typing import TypeVar
 
 import structlog
 
@@ -22,24 +23,41 @@ from fleet.ops.processes import end_supervised
 from fleet.settings import FleetSettings
 
 log = structlog.get_logger(__name__)
+Found = TypeVar("Found")
 MANAGERS_S = 60.0
 
 
 def shut_down(home: Home, settings: FleetSettings, report: Callable[[str], None]) -> bool:
     """Stop all that this fleet started and nothing else; True if there was anything."""
-    found = _stop_servers(home, settings, report)
+    steps = _Steps(report)
+    found = steps.do("game servers could not be told", False, lambda: _stop_servers(home, settings, report))
     report("Stopping Ray and the API")
-    ended = end_supervised(home, grace_s=3.0)
-    left = stop_left_games(home.fleet_id, settings)
+    ended = steps.do("Ray could not be ended", 0, lambda: end_supervised(home, grace_s=3.0))
+    left = steps.do("games that are left could not be stopped", 0, lambda: stop_left_games(home.fleet_id, settings))
     if left:
         log.warning("left_games_stopped", count=left)
-    proxies = end_all_proxies(home.path)
-    forget_head(home)
-    keep_ray_logs(home)
+    proxies = steps.do("TLS proxies could not be ended", 0, lambda: end_all_proxies(home.path))
+    steps.do("the head could not be forgotten", None, lambda: forget_head(home))
+    steps.do("Ray's logs could not be kept", None, lambda: keep_ray_logs(home))
     shutil.rmtree(counts_folder(home.path), ignore_errors=True)
-    engine = stop_engine(home, report)
+    engine = steps.do("the container engine could not be stopped", False, lambda: stop_engine(home, report))
     log.info("fleet_down", processes=ended, left_games=left, tls_proxies=proxies, engine_stopped=engine)
     return found or bool(left or proxies or ended) or engine
+
+
+class _Steps:
+    """What goes wrong in one step is said, and the next is done all the same."""
+
+    def __init__(self, report: Callable[[str], None]) -> None:
+        self._report = report
+
+    def do(self, problem: str, otherwise: Found, step: Callable[[], Found]) -> Found:
+        try:
+            return step()
+        except Exception as error:
+            log.error("shut_down_step_failed", problem=problem, error=repr(error), exc_info=error)
+            self._report(f"Not done: {problem} ({type(error).__name__}). Run 'fleet down' again when it may work")
+            return otherwise
 
 
 def _stop_servers(home: Home, settings: FleetSettings, report: Callable[[str], None]) -> bool:

@@ -3,18 +3,20 @@
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from contextlib import suppress
 
 from fleet.ops import api
-from fleet.ops.head import tail
+from fleet.ops.head import last_words
 from fleet.ops.home import Home, OpsError, read_access
-from fleet.ops.supervisor import lock_holder
+from fleet.ops.supervisor import FIRST_START_S, lock_holder
 from fleet.settings import FleetSettings
 
 Report = Callable[[str], None]
+LOOK_S = 5.0
 HEALTHY, FAILED = "healthy: ", "failed: "
-JOIN_TIMEOUT_S = 240.0
+JOIN_TIMEOUT_S = FIRST_START_S + 30.0
 
 
 def pipe_report(fd: int) -> Report:
@@ -53,8 +55,9 @@ def bring_up(home: Home, settings: FleetSettings, report: Report) -> bool:
                 process.wait()
                 raise OpsError(step.removeprefix(FAILED))
             report(step)
-    last_words = tail(home.logs / "supervisor.out", 15)
-    raise OpsError(f"The supervisor ended (exit code {process.wait()}). Its last words:\n{last_words}")
+    output = home.logs / "supervisor.out"
+    said = f"The supervisor ended (exit code {process.wait()}): {last_words(output)}"
+    raise OpsError(f"{said} More is in {output} and supervisor.log.")
 
 
 def _join(home: Home, settings: FleetSettings, report: Report) -> None:
@@ -64,5 +67,11 @@ def _join(home: Home, settings: FleetSettings, report: Report) -> None:
     if api.healthy(url):
         return
     report("The fleet is starting already: waiting for it")
-    if not api.wait_healthy(url, JOIN_TIMEOUT_S):
-        raise OpsError(f"The fleet's supervisor runs, but the API does not answer at {url}. Try `fleet down` first.")
+    deadline = time.monotonic() + JOIN_TIMEOUT_S
+    while not api.wait_healthy(url, LOOK_S):
+        if lock_holder(home) is None:
+            raise OpsError(f"The start that was under way has failed; {home.logs / 'supervisor.log'} says why.")
+        if time.monotonic() > deadline:
+            raise OpsError(
+                f"The fleet's supervisor runs, but the API does not answer at {url}. Try 'fleet down' first."
+            )

@@ -101,6 +101,9 @@ async def test_a_pull_without_progress_ends(monkeypatch: pytest.MonkeyPatch, tmp
     """Of an engine that takes the order and says nothing more; one that goes on saying something is let go on."""
     said = 0
 
+    async def about(_request: web.Request) -> web.Response:
+        return web.json_response({"ApiVersion": "1.44"})
+
     async def inspect(_request: web.Request) -> web.Response:
         return web.json_response({"message": "no such image"}, status=404)
 
@@ -115,8 +118,7 @@ async def test_a_pull_without_progress_ends(monkeypatch: pytest.MonkeyPatch, tmp
         return answer
 
     app = web.Application()
-    version = {"ApiVersion": "1.44"}
-    app.router.add_get("/version", lambda _request: web.json_response(version))
+    app.router.add_get("/version", about)
     app.router.add_get("/{version}/images/{name}/json", inspect)
     app.router.add_post("/{version}/images/create", pull)
     runner = web.AppRunner(app, shutdown_timeout=0.1)

@@ -173,16 +173,15 @@ async def test_an_outage_that_passes_is_not_the_builds_failure(builds: Builds, m
 async def test_a_build_that_is_begun_again_has_all_its_attempts(
     builds: Builds, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*_arguments: object) -> tuple[str, ...]:
-        raise OSError(28, "No space left on device")
+    async def away(*_arguments: object, **_named: object) -> str:
+        raise Unavailable("The engine does not answer.")
 
-    monkeypatch.setattr(pipeline, "_unpack", full)
-    build = await builds.built()
+    monkeypatch.setattr(pipeline, "resolve_image", away)
+    build = await builds.service.docker_image(builds.project, "arena", "registry.test/game:1", None, None)
+    await run_pipeline(build.build_id, builds.settings)
     late = now_ms() + pipeline.TRY_FOR_MS + 60_000
     monkeypatch.setattr(pipeline, "now_ms", lambda: late)
-    with monkeypatch.context() as kept:
-        kept.setattr(pipeline, "drop_upload", lambda _file: None)
-        await run_pipeline(build.build_id, builds.settings)
+    await run_pipeline(build.build_id, builds.settings)
     assert (await builds.service.get(builds.project, build.build_id)).status == "failed"
     await builds.service.process(builds.project, build.build_id, None)
     await run_pipeline(build.build_id, builds.settings)
