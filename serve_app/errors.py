@@ -1,6 +1,7 @@
 """Every error leaves in one shape: `{"error","detail","status"}`."""
 
 import errno
+from sqlite3 import OperationalError as SqliteError
 from typing import Any
 
 import structlog
@@ -116,7 +117,7 @@ def unavailable(error: BaseException) -> Response | None:
         return _unavailable(error, "Disk unavailable", f"The fleet's disk does not serve now: {error.strerror}.")
     elif isinstance(error, OSError) and error.filename is not None:
         return None  # a file of ours that is missing is a fault
-    elif isinstance(error, DBAPIError | PoolTimeout | PostgresError | OSError) and may_pass(error):
+    elif isinstance(error, DBAPIError | SqliteError | PoolTimeout | PostgresError | OSError) and may_pass(error):
         detail = "The database does not answer now. Try again."
     elif isinstance(error, RayError):
         return _unavailable(error, "Temporarily unavailable", "A part of the fleet does not answer now. Try again.")
@@ -131,7 +132,7 @@ def _unavailable(error: BaseException, name: str, detail: str) -> Response:
 
 
 def install_error_handlers(app: FastAPI) -> None:
-    for kind in (DBAPIError, PoolTimeout, PostgresError, OSError, OutcomeUnknown, RayError):
+    for kind in (DBAPIError, SqliteError, PoolTimeout, PostgresError, OSError, OutcomeUnknown, RayError):
         app.add_exception_handler(kind, _passing_error)
     app.add_exception_handler(FleetError, _fleet_error)
     app.add_exception_handler(HTTPException, _http_error)

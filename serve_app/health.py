@@ -48,7 +48,8 @@ class ReplicaHealth:
 
 async def _takes_writes(context: AppContext) -> bool:
     try:
-        async with asyncio.timeout(WRITE_S), context.store.write():
+        async with asyncio.timeout(WRITE_S), context.store.write() as session:
+            await session.connection()  # takes the lock
             return True
     except Exception:
         return False

@@ -1,6 +1,7 @@
 """docker_image builds against the real engine: which image a name means, and what is said when there is none."""
 
 import asyncio
+import gc
 import io
 import tarfile
 import uuid
@@ -97,6 +98,7 @@ def test_what_a_registry_refuses_is_told_from_trouble_on_the_way(status: int, me
     assert is_final(status, message) == final
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # aiodocker drops its connection
 async def test_a_pull_without_progress_ends(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Of an engine that takes the order and says nothing more; one that goes on saying something is let go on."""
     said = 0
@@ -130,4 +132,5 @@ async def test_a_pull_without_progress_ends(monkeypatch: pytest.MonkeyPatch, tmp
         with pytest.raises(Unavailable, match="no progress"):
             await resolve_image("registry.test/game:1", None)
     await runner.cleanup()
+    gc.collect()
     assert said == 5
