@@ -49,7 +49,7 @@ async def command(link: Link, node_id: str, method: str, *arguments: Any, timeou
         if isinstance(error, RayTaskError) and isinstance(error.cause, FleetError):
             raise error.cause from None
         if isinstance(error, RayTaskError):
-            raise Unavailable(f"Node {node_id} could not do it ({type(error.cause).__name__}).") from error
+            raise Unavailable(f"Node {node_id} could not do it ({error.cause!r}).") from error
         raise Unavailable(f"Node {node_id} does not answer ({type(error).__name__}).") from error
 
 
