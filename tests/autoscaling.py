@@ -145,7 +145,7 @@ class Play:
         return row.instance_id
 
     async def lose(self, name: str, survivor: str) -> None:
-        """The newcomer's machine dies: known within seconds, started again elsewhere; the other is untouched."""
+        """The newcomer's machine dies: known after the bound, started again elsewhere; the other is untouched."""
         victim = await self._machine_of(name)
         began = time.monotonic()
         os.kill(victim, signal.SIGKILL)

@@ -242,3 +242,11 @@ def test_a_node_that_fetches_a_build_is_on_its_way_not_missing() -> None:
     busy = node("n")
     busy = replace(busy, room=replace(busy.room, preparing=frozenset({"b"})))
     assert not decide([small("s", build_id="b")], [busy])[0].ask
+
+
+def test_a_node_that_is_silent_for_long_is_not_waited_for() -> None:
+    """For a moment it is: its agent may only be starting."""
+    wanted = [Demand("d", 512)]
+    silent = NodeState(SHARED.room("shared0"), "shared", ready=False)
+    assert decide(wanted, [silent])[0].ask == {}
+    assert decide(wanted, [replace(silent, away=True)])[0].ask == {"shared": 1}

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Callable, Collection
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +16,14 @@ from fleet.node.runtime import RunKey
 from fleet.region import leases as leases_module
 from fleet.region.agents import Presence
 from fleet.region.leases import Leases
+from fleet.region.model import StopRun
+from fleet.region.parts import policy_of
+from fleet.region.plan import plan
+from fleet.region.runs import Runs
 from fleet.region.silence import SilencePolicy
+from fleet.settings import FleetSettings
+from fleet.store.tables import Server
+from fleet.times import now_ms
 
 RESTART_MS = 200  # of the tests' policy: begun anew after that, lost after twice as long
 SHARE = NodeShare(4096, 4.0, 20_000, 20_100, "127.0.0.1", "127.0.0.1")
@@ -554,3 +562,42 @@ async def test_builds_that_a_node_has_are_seen_by_plans(region: Region) -> None:
     assert (view.builds, view.preparing) == (frozenset({"x"}), frozenset())
     assert region.leases.views() is not before
     assert region.leases.views() is region.leases.views()
+
+
+async def test_a_returned_nodes_old_runs_are_stopped_at_its_first_word(region: Region) -> None:
+    """A server that was started elsewhere has another generation, one that was ended has no row that runs."""
+    twin = await region.leased("a")
+    runs, actions = Runs(), list[Any]()
+    now = now_ms()
+    again = Server(
+        instance_id="again", generation=2, status="running", step="running", node_id="us-east@b", **row("again", now)
+    )
+    ended = Server(
+        instance_id="ended", generation=1, status="stopped", step="stopping", node_id="us-east@a", **row("ended", now)
+    )
+    policy = policy_of(FleetSettings(home=Path("nowhere")))
+
+    async def sync(hello: Hello) -> None:
+        runs.replace_node(hello.node_id, hello.runs)
+        actions.extend(plan([again, ended], runs, region.leases.views(), now_ms(), policy))
+
+    twin.fall()
+    await region.until(lambda: ("lost", "us-east@a") in region.heard)
+    region.leases._on_sync = sync
+    runs[RunKey("again", 2)] = RunView(RunKey("again", 2), "us-east@b", RunState.RUNNING, now)
+    back = region.cloud.latest()
+    back.runs = tuple(
+        RunView(RunKey(name, 1), "us-east@a", RunState.RUNNING, now) for name in ("again", "ended", "of no row")
+    )
+    back.come_up("a")
+    await region.until(lambda: bool(actions))
+    stops = {action.key for action in actions if isinstance(action, StopRun)}
+    assert stops == {RunKey("again", 1), RunKey("ended", 1), RunKey("of no row", 1)}
+
+
+def row(name: str, now: int) -> dict[str, Any]:
+    times = dict.fromkeys(("created_at", "updated_at", "launched_at", "step_at", "started_at"), now)
+    return {"project_id": "p", "region": "us-east", "name": name, "compute_size": "small", "build_id": "b"} | {
+        "version_tag": "default",
+        **times,
+    }
