@@ -42,7 +42,7 @@ class Leases:
     """The callbacks come from the following tasks, each agent's in order.
 
     `on_sync(hello)`: a node told its whole truth. `on_events(views)`: what changed there. `on_silent(node_id)`: it does
-    not answer. `on_lost(node_id)`: nobody comes back for it now; called again until it succeeds, or the node is back.
+    not answer. `on_lost(node_id)`: nobody comes back for it now; told until that succeeds, or the node is back.
     `on_change()`: there are other nodes, or they drain.
     """
 
@@ -159,7 +159,7 @@ class Leases:
         return Counter(link.node_class for link in self._links.values() if link.hello is None)
 
     def expected(self) -> Counter[str]:
-        """Nodes without an agent that are not lost yet, per class: as many of those asked for are for them."""
+        """Nodes without an agent that are not lost yet, per class: so many of those asked for are for them."""
         return self._missing.expected()
 
     def oldest_ask_ms(self, now: int) -> int:
@@ -184,8 +184,7 @@ class Leases:
         return link.hello if link else None
 
     def background(self) -> dict[str, tuple[dict[str, int], list[str]]]:
-        """Of each agent's background tasks: failures by task, and those that fail without end. For
-        `fleet.actors.health.families`."""
+        """Each agent's background tasks, for `health.families`: failures by task, and those that fail without end."""
         return {f"node:{name}": (dict(link.failures), list(link.failing)) for name, link in self._nodes.items()}
 
     async def drain(self, node_id: str, drain: Drain | None) -> bool:

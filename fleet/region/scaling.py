@@ -214,14 +214,18 @@ class Scaler:
         self._settle()
 
     def rows(self) -> list[dict[str, Any]]:
-        """For operators: every node, and those that were asked for."""
+        """For operators: every node, those that nobody hears of, and those that were asked for."""
         rooms = {room.node_id: room for room in self._rooms.rooms()}
         now = now_ms()
         found = [self._row(node_id, link, rooms.get(node_id)) for node_id, link in self._leases.links().items()]
+        for node_id, view in self._leases.views().items():
+            if node_id not in self._leases.links():
+                found.append(_blank_row(node_id, view.node_class, "lost" if view.lost else "silent"))
         waits = self._leases.oldest_ask_ms(now) / 1000
         for node_class, number in sorted(self._leases.asked().items()):
             for n in range(number):
-                found.append(_asked_row(f"{self._region}?{node_class}-{n + 1}", node_class, waits))
+                name = f"{self._region}?{node_class}-{n + 1}"
+                found.append(_blank_row(name, node_class, f"asked {waits:.0f} s ago"))
         return [row | {"lead_s": self.leads.seconds(row["node_class"])} for row in found]
 
     def _row(self, node_id: str, link: Link, room: Any) -> dict[str, Any]:
@@ -250,7 +254,7 @@ class Scaler:
         }
 
 
-def _asked_row(name: str, node_class: str, waits_s: float) -> dict[str, Any]:
+def _blank_row(name: str, node_class: str, state: str) -> dict[str, Any]:
     blank: Mapping[str, Any] = {
         "host": "",
         "runtime": "",
@@ -263,4 +267,4 @@ def _asked_row(name: str, node_class: str, waits_s: float) -> dict[str, Any]:
         "builds": 0,
         "runs": 0,
     }
-    return {"node_id": name, "node_class": node_class, "state": f"asked {waits_s:.0f} s ago", **blank}
+    return {"node_id": name, "node_class": node_class, "state": state, **blank}

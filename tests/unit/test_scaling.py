@@ -138,6 +138,7 @@ async def test_nobody_waits_for_a_node_that_is_gone(scaling: Scaling) -> None:
 
         await scaling.region.until(asked_anew)
         await scaling.region.until(lambda: twin in scaling.region.cloud.given_back)
+        assert {row["node_id"]: row["state"] for row in scaling.scaler.rows()}["us-east@a"] == "lost"
         scaling.region.cloud.latest().come_up("b")
         await scaling.region.until(lambda: scaling.rooms.find(Demand("one", 512)) == "us-east@b")
 
