@@ -12,6 +12,7 @@ import shutil
 import subprocess
 
 import structlog
+from ray._private.worker import WORKER_MODE, global_worker
 
 from fleet.actors.tasks import SupervisedTasks
 
@@ -41,13 +42,16 @@ set -- "$1" ${stat##*) }
 
 
 class Watchdog:
-    """Watches the process in whose event loop it is made. `hung_s`: seconds without a beat; 0: no watching."""
+    """Watches the process in whose event loop it is made, if that is an actor's (or `anywhere`): what plays an actor
+    within a test must not end the test. `hung_s`: seconds without a beat; 0: no watching."""
 
-    def __init__(self, hung_s: float) -> None:
+    def __init__(self, hung_s: float, *, anywhere: bool = False) -> None:
         self._looks = max(1, round(hung_s / LOOK_S))
         self._child: subprocess.Popen[bytes] | None = None
         self._tasks = SupervisedTasks("watchdog")
         bash = shutil.which("bash")
+        if not anywhere and global_worker.mode != WORKER_MODE:
+            return
         if hung_s > 0 and bash is not None:
             self._bash = bash
             self._tasks.every("beat", self._beat, BEAT_S, limit_s=BEGIN_S, at_once=True)
