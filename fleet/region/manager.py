@@ -64,6 +64,7 @@ class RegionManager:
             self._watchdog = Watchdog(settings.hung_s)
         if self._store is None:
             self._store = Store(self._settings.database)
+        self._startup.missing = "its database"  # which is waited for without an end
         if self._epoch is None:
             self._epoch = await take_epoch(self._store, self._region)
         if self._reconciler is None:
@@ -74,6 +75,7 @@ class RegionManager:
                 await reconciler.close()
                 raise
             self._reconciler = reconciler
+        self._startup.missing = "the list of its agents"
         self._reconciler.begin()
         self._commands = Commands(self._region, self._reconciler)
         live = len(self._reconciler.books.live)

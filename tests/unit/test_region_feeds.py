@@ -170,3 +170,17 @@ async def test_waiting_ends_at_the_timeout() -> None:
     region = Region()
     region.change(a="launching")
     assert not await region.wait(RegionWatch(region.ask), "a", RUNNING, 0.05)
+
+
+async def test_a_question_that_is_cancelled_leaves_nobody_waiting() -> None:
+    region = Region()
+    region.change(a="launching")
+    cancelled = iter([True])
+
+    async def ask(who: str, wants: list[Want], timeout_s: float) -> list[str]:
+        if next(cancelled, False):
+            region.statuses["a"] = "running"
+            raise asyncio.CancelledError
+        return await region.ask(who, wants, timeout_s)
+
+    assert await asyncio.wait_for(region.wait(RegionWatch(ask), "a", RUNNING), 5)
