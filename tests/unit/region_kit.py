@@ -132,7 +132,7 @@ class Fleet:
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         make_schema(folder / "fleet.db")
-        self.settings = FleetSettings(home=folder, database_url=f"sqlite+aiosqlite:///{folder}/fleet.db")
+        self.settings = FleetSettings(home=folder, hung_s=0, database_url=f"sqlite+aiosqlite:///{folder}/fleet.db")
         self.store = Store(self.settings.database)
         self.agent = Agent()
         self.made = 0

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from fleet.node.model import RunState, RunView
 from fleet.node.runtime import RunKey
 from fleet.region.model import Advance, End, Finish, Launch, NodeView, Place, Requeue, StopRun
-from fleet.region.plan import LIVE_STEPS, STEPS, deadline, plan_server
+from fleet.region.plan import STEPS, deadline, plan_server
 from fleet.store.tables import Server
 from tests.unit.test_region_machine import POLICY
 
@@ -19,6 +19,7 @@ NOW = 100_000_000
 DAY = 86_400_000
 NODE = NodeView("n", "h", 4096, 4.0, synced=True, synced_since=1)
 LAUNCHING = STEPS[:-1]
+LIVE_STEPS = (*STEPS, "stopping")
 
 
 def server(step: str, since: int, **values: Any) -> Server:
