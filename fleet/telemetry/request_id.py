@@ -1,11 +1,8 @@
 """Request ids: on every response, and in every log line written while the request is served."""
 
-import asyncio
 import contextvars
 import re
 import uuid
-from collections.abc import Coroutine
-from typing import Any
 
 import structlog
 
@@ -30,8 +27,3 @@ def bind_request_id(request_id: str) -> None:
 def current_request_id() -> str:
     """The id of the request that the current task works for; empty if for none."""
     return _current.get()
-
-
-def shared_task(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-    """A task for many requests, so its log lines carry the id of none, least of all of the one that began it."""
-    return asyncio.create_task(work, context=contextvars.Context())

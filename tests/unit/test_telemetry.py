@@ -44,7 +44,7 @@ import asyncio, contextvars, sys
 from pathlib import Path
 import structlog
 from fleet.telemetry.logs import setup_logging
-from fleet.telemetry.request_id import bind_request_id, current_request_id, shared_task
+from fleet.telemetry.request_id import bind_request_id, current_request_id
 
 async def say(event):
     structlog.get_logger("x").info(event, id=current_request_id())
@@ -53,7 +53,7 @@ async def main():
     setup_logging("part", Path(sys.argv[1]))
     bind_request_id("id-1")
     await asyncio.create_task(say("own"))
-    await shared_task(say("shared"))
+    await asyncio.create_task(say("shared"), context=contextvars.Context())
     await asyncio.create_task(say("actor"), context=contextvars.Context())
 
 asyncio.run(main())
