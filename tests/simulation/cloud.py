@@ -187,6 +187,7 @@ class Cloud:
                 self.spawn(self._do(process, actor.body, method, packed))
             if outcome is None:  # it died meanwhile
                 if actor.repeats:
+                    await asyncio.sleep(0.1)
                     continue
                 return _give(answer, error=ActorUnavailableError("died", None))
             break
