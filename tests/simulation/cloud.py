@@ -19,6 +19,7 @@ from fleet.node.logs import LogArchive
 from fleet.node.model import Hello, NodeShare
 from fleet.node.node import Node
 from fleet.node.tenure import Tenure
+from fleet.region import agents
 from fleet.region.names import agent_name, agent_prefix
 from fleet.settings import FleetSettings
 from tests.simulation.engine import Engine, SimRuntime
@@ -26,6 +27,7 @@ from tests.simulation.faults import Weather
 from tests.simulation.loop import Process, VirtualLoop
 
 RAY_NOTICES_S = 30.0  # a machine that does not answer for so long is dead to Ray
+IDLE_S = 90.0  # a machine that nobody has leased for so long is taken back
 MACHINE_S = 8.0  # the autoscaler has another machine within about so long
 
 Make = Callable[[Process], Awaitable[Any]]
@@ -43,6 +45,8 @@ class Machine:
     cut: int = 0
     dead: bool = False
     gone: bool = False
+    taken_back: bool = False
+    idle_since: float = 0.0
     agent: "Actor | None" = None
 
     @property
@@ -251,6 +255,21 @@ class Cloud:
                 raise asyncio.CancelledError
             await asyncio.sleep(1.0)
 
+    async def keep_machines(self) -> None:
+        """The autoscaler takes machines back that nobody leases, whatever still lies there."""
+        while True:
+            await asyncio.sleep(5.0)
+            for machine in self.machines:
+                if not machine.free:
+                    machine.idle_since = self.loop.time()
+                elif self.loop.time() - machine.idle_since > IDLE_S:
+                    self._take_back(machine)
+
+    def _take_back(self, machine: Machine) -> None:
+        self.log(f"{machine.name} is taken back")
+        machine.gone = machine.taken_back = True
+        machine.engine.lose_all()
+
     def _another(self, region: str) -> Machine:
         name = f"m{next(self._numbers)}"
         share = next(iter(self.shares[region].values()))
@@ -349,12 +368,28 @@ class CloudAgents:
         return name, Handle(cloud, actor)
 
     def give_back(self, handle: Any) -> None:
-        machine = handle.actor.machine
         self._cloud.end(handle.actor)
-        if machine is not None and not machine.engine.running():
-            machine.gone = True  # the autoscaler takes an idle machine back
-            machine.engine.lose_all()
+
+    def restart(self, handle: Any) -> None:
+        """Its raylet kills the process, if anybody can reach that."""
+        machine = handle.actor.machine
+        if machine is None or not machine.cut:
+            self._cloud.log(f"{handle.actor.name} is begun anew")
+            handle.actor.process.kill()
+
+    async def presence(self, handle: Any) -> Any:
+        """What Ray says of it."""
+        actor: Actor = handle.actor
+        await asyncio.sleep(self._cloud.weather.latency(0.01))
+        if actor.state != "up":
+            return agents.Presence.GONE if actor.state == "dead" else agents.Presence.WAITING
+        if actor.process.stopped or (actor.machine is not None and actor.machine.cut):
+            await asyncio.sleep(5.0)
+            return agents.Presence.HANGS
+        return agents.Presence.ANSWERS
 
     def dead(self, hello: Hello) -> bool:
         machine = next((one for one in self._cloud.machines if one.name == hello.ray_node.split("/")[0]), None)
+        if hasattr(agents, "Presence"):  # known for sure: only the autoscaler's own doing
+            return machine is not None and machine.taken_back
         return machine is None or machine.gone or machine.dead or machine.ray_node != hello.ray_node

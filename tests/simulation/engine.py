@@ -242,6 +242,9 @@ class SimRuntime:
 
         await self._call(remove)
 
+    async def remove_orphans(self, *_known: Any) -> int:
+        return 0
+
     def _running(self, key: RunKey) -> Container:
         one = self._engine.containers.get(key)
         if one is None or one.ended_at is not None:

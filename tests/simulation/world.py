@@ -98,6 +98,7 @@ class World:
         working = asyncio.ensure_future(self.workload.run(self.span_s))
         troubles = [asyncio.ensure_future(self._befall(fault)) for fault in self.faults]
         watching = asyncio.ensure_future(self.invariants.watch())
+        machines = asyncio.ensure_future(self.cloud.keep_machines())
         recovering = asyncio.ensure_future(self.workload.recover())
         await working
         await asyncio.gather(*troubles)
@@ -106,9 +107,9 @@ class World:
         await self.invariants.settle(quiet_s)
         if not self.invariants.broken:
             await self.workload.canary(self.invariants.broke)
-        for task in (watching, recovering):
+        for task in (watching, recovering, machines):
             task.cancel()
-        await asyncio.gather(watching, recovering, return_exceptions=True)
+        await asyncio.gather(watching, recovering, machines, return_exceptions=True)
         self.invariants.at_end()
 
     async def _befall(self, fault: Fault) -> None:
