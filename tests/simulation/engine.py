@@ -113,7 +113,8 @@ class Engine:
             _later(self.weather.uniform(1.0, 2 * game.lives_s), self.end, made, game.exit_code)
         used = sum(one.memory_mb for one in self.running())
         if used > self.memory_mb:
-            self._broken_rule(f"{self.name} is overfilled: {used} of {self.memory_mb} MB")
+            held = ", ".join(f"{one.key} {one.memory_mb}" for one in self.running())
+            self._broken_rule(f"{self.name} is overfilled: {used} of {self.memory_mb} MB: {held}")
 
     def _taken(self, port: Port, own: str | None) -> bool:
         held = [other for one in self.running() for other in one.ports]
@@ -171,8 +172,11 @@ class Engine:
             await asyncio.sleep(self.weather.uniform(0.2, 10))
 
     async def answer(self) -> None:
-        if self.weather.strikes("engine_flaky", 0.1):
-            raise EngineUnavailable("the answer was lost (simulated)")
+        """The answer on its way: what it says may be old when it comes."""
+        if self.weather.strikes("engine_flaky", 0.2):
+            if self.weather.pick("lost", "late") == "lost":
+                raise EngineUnavailable("the answer was lost (simulated)")
+            await asyncio.sleep(self.weather.uniform(0.2, 10))
 
 
 class SimRuntime:

@@ -10,7 +10,9 @@ import faulthandler
 import os
 import pickle
 import random
+import resource
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -20,7 +22,7 @@ from pathlib import Path
 from tests.simulation.faults import KINDS, Fault, schedule
 from tests.simulation.world import Result, World
 
-REAL_S = 30  # a world that takes longer turns in circles
+CPU_S = 60  # a world that takes longer turns in circles
 SPAN_S = 300.0
 QUIET_S = 900.0
 
@@ -42,7 +44,8 @@ def simulate(seed: int, faults: Sequence[Fault], span_s: float = SPAN_S) -> Resu
 
 
 def _simulate(seed: int, faults: Sequence[Fault], span_s: float) -> Result:
-    faulthandler.dump_traceback_later(REAL_S, exit=True)
+    faulthandler.register(signal.SIGXCPU)
+    resource.setrlimit(resource.RLIMIT_CPU, (CPU_S, CPU_S + 1))
     began = time.process_time()
     folder = Path(tempfile.mkdtemp(prefix="fleet-sim-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None))
     try:
@@ -58,6 +61,10 @@ def _simulate(seed: int, faults: Sequence[Fault], span_s: float) -> Result:
                 traceback.print_exc()
                 error = f"the simulation itself failed: {fault!r}"
         broken = world.invariants.broken + ([error] if error else [])
+        if error or broken:
+            for row in world.invariants.rows("SELECT * FROM server WHERE step != 'stopped'"):
+                keep = ("instance_id", "region", "status", "step", "generation", "node_id", "version_tag", "compute_size")
+                world.log.append(f"live: {[row[name] for name in keep]}")
         facts = {
             "commits": world.database.commits,
             "virtual_s": round(world.clock.now),
