@@ -10,6 +10,8 @@ import tempfile
 import time
 from pathlib import Path
 
+import psutil
+
 from fleet.ops.home import free_ports
 
 START_TIMEOUT_S = 60.0
@@ -117,6 +119,13 @@ class PostgresServer:
 
     def drop(self, database: str) -> None:
         self.sql(f"DROP DATABASE IF EXISTS {database} WITH (FORCE)")
+
+    @property
+    def pids(self) -> list[int]:
+        """The server and its back ends."""
+        assert self._process is not None
+        server = psutil.Process(self._process.pid)
+        return [server.pid, *(child.pid for child in server.children(recursive=True))]
 
     def halt(self, how: signal.Signals = signal.SIGINT) -> None:
         """SIGINT: fast shutdown. SIGQUIT: as if it had crashed. The files stay."""

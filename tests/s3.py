@@ -1,6 +1,7 @@
 """An S3 server of the tests' own (moto's), in a process of its own, with one bucket."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -17,11 +18,11 @@ LOGIN = {"AWS_ACCESS_KEY_ID": "tests", "AWS_SECRET_ACCESS_KEY": "tests", "AWS_EC
 class S3Server:
     """Runs from construction until `stop`; the kernel ends it with the thread that made it."""
 
-    def __init__(self) -> None:
-        self.port = free_ports(1)[0]
+    def __init__(self, host: str = "127.0.0.1") -> None:
+        self.host, self.port = host, free_ports(1)[0]
         command = ["setpriv", "--pdeathsig", "TERM", sys.executable, "-m", "moto.server"]
         self._process = subprocess.Popen(
-            [*command, "-H", "127.0.0.1", "-p", str(self.port)],
+            [*command, "-H", host, "-p", str(self.port)],
             env=os.environ | LOGIN,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
@@ -34,7 +35,7 @@ class S3Server:
         deadline = time.monotonic() + 60
         while True:
             try:
-                socket.create_connection(("127.0.0.1", self.port), 5).close()
+                socket.create_connection((self.host, self.port), 5).close()
                 return
             except OSError:
                 assert self._process.poll() is None, "moto's server ended"
@@ -43,7 +44,7 @@ class S3Server:
 
     @property
     def endpoint(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"http://{self.host}:{self.port}"
 
     def client(self):
         """boto3's, to look behind the scenes."""
@@ -57,6 +58,9 @@ class S3Server:
     def keys(self, folder: str) -> list[str]:
         found = self.client().list_objects_v2(Bucket=BUCKET, Prefix=folder + "/").get("Contents", [])
         return sorted(entry["Key"] for entry in found)
+
+    def signal(self, number: signal.Signals) -> None:
+        self._process.send_signal(number)
 
     def stop(self) -> None:
         self._process.terminate()
