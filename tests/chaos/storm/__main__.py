@@ -1,4 +1,4 @@
-"""`make chaos`: `python -m tests.chaos.storm --database sqlite --faults 100 --seed 1`, with `--report` one table of runs.
+"""`make chaos`, which is `python -m tests.chaos.storm --database sqlite --faults 100`; `--report` prints one table.
 
 Exit code 1 if anything acknowledged was lost, anything was had twice or leaked, or a wave took longer than its bound.
 """

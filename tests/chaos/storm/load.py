@@ -28,7 +28,8 @@ GIVE_UP_S = 120.0
 SETTINGS = {
     "pool_config": {
         "enabled": True,
-        "regions": {r: {SIZE: {"build": BUILD, "count": POOL, "policy": {"mode": "fixed"}}} for r in REGIONS},
+        "policy": {"mode": "fixed"},
+        "regions": {region: {SIZE: {"build": BUILD, "count": POOL}} for region in REGIONS},
     },
     "lobby_configs": [
         {
