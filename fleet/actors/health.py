@@ -42,6 +42,11 @@ class TaskHealth:
         self._series: dict[tuple[str, int], _Series] = {}
         self.on_failure: Callable[[str], None] = lambda _label: None
 
+    def __reduce__(self) -> str:
+        """Pickled by name. Ray sends an actor's class with all that its methods name; a copy of this process's record
+        would come up empty in the actor, where nothing writes to it, and may hold what cannot be sent at all."""
+        return "process_health"
+
     @contextmanager
     def attempt(self, label: str, owner: object) -> Generator[None]:
         """While inside, an attempt is under way."""

@@ -2,13 +2,15 @@
 
 import asyncio
 import gc
+import pickle
+import threading
 import warnings
 from typing import Any
 
 import pytest
 import structlog.testing
 
-from fleet.actors.health import FAILING_AFTER_S, TaskHealth, families
+from fleet.actors.health import FAILING_AFTER_S, TaskHealth, families, process_health
 from fleet.actors.startup import Startup
 from fleet.actors.tasks import BACKOFF_FIRST_S, SupervisedTasks, backoff_s, first_done
 from fleet.errors import Unavailable
@@ -215,3 +217,11 @@ async def test_the_first_to_end_ends_the_others() -> None:
     with pytest.raises(OSError, match="first"):
         await first_done(other(), raises())
     assert ended == ["other"]
+
+
+def test_an_actor_class_that_names_the_health_of_its_process_takes_no_copy_along(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As the API's replicas, which send these classes, have a callback there that cannot be pickled."""
+    monkeypatch.setattr(process_health, "on_failure", threading.Lock().acquire)
+    assert pickle.loads(pickle.dumps(process_health)) is process_health
