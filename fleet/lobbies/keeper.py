@@ -14,6 +14,7 @@ from typing import Any
 import ray
 import structlog
 from prometheus_client import Metric
+from sqlmodel import literal, select
 
 from fleet.actors.health import process_health
 from fleet.actors.startup import Startup
@@ -73,6 +74,8 @@ class Keeper:
             settings.servers,
             plan_book(settings.plans_config),
         )
+        async with asyncio.timeout(READY_S), store.read() as session:
+            await session.exec(select(literal(1)))  # what is wrong is told; an epoch is waited for in silence
         name = epoch_name(self._shard)
         epoch = await take_epoch(store, name)
         commits = GroupCommit(store, name, epoch, die, lambda seconds, count: core.metrics.committed(seconds, count))
