@@ -125,6 +125,8 @@ class Keeper:
     async def close(self) -> None:
         """For tests: as if killed, but tidily."""
         await self._tasks.close()
+        if self._watchdog is not None:
+            await self._watchdog.close()
         core, self._core = self._core, None
         if core is not None:
             await core.close()
