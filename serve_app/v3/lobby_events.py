@@ -119,6 +119,8 @@ class LobbyStream:
         except FleetError as error:
             # The answer has begun; the client comes again, and then hears it as a status.
             log.warning("lobby_stream_failed", project_id=self._who[0], error=error.detail)
+        except Exception:
+            log.exception("lobby_stream_failed", project_id=self._who[0])
         finally:
             self._context.player_streams.leave(self._who, place)
 

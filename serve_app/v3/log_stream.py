@@ -64,6 +64,9 @@ async def _events(
         # The answer has begun, so the error goes into the stream; the client resumes with Last-Event-ID.
         log.warning("log_stream_failed", instance_id=server.instance_id, error=error.detail)
         yield message("error", {"error": error.error, "detail": error.detail})
+    except Exception:  # the database is away, for one
+        log.exception("log_stream_failed", instance_id=server.instance_id)
+        yield message("error", {"error": "Internal error", "detail": "The stream broke; go on from the last id."})
 
 
 async def _since(batches: AsyncIterator[list[LogLine]], since_ms: int | None) -> AsyncIterator[list[LogLine]]:

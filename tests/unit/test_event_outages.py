@@ -268,3 +268,21 @@ def test_places_go_to_the_projects_with_the_fewest_sends(
         if given_to[project] < count:  # it wanted more: nobody else got a place while having more than it
             mine = under_way.get(project, 0) + given_to[project]
             assert all(under_way.get(other, 0) + n <= mine + 1 for other, n in given_to.items())
+
+
+async def test_a_stream_of_logs_that_breaks_says_so(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It ends with an `error` to resume from, also if the database broke it, and is never just cut."""
+    from serve_app.v3.log_stream import _events
+
+    async def broken() -> AsyncIterator[Any]:
+        yield []
+        away()
+
+    server = (await api.call("POST", "/api/v3/servers/start", json=api.start_body)).json()
+    async with api.store.read() as session:
+        from fleet.store.tables import Server
+
+        row = await session.get(Server, server["instance_id"])
+    assert row is not None
+    sent = [part async for part in _events(row, [], broken())]
+    assert sent[-1].startswith(b"event: error")
