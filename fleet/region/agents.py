@@ -19,6 +19,7 @@ import structlog
 from ray._private import state as ray_state
 from ray.exceptions import RayError
 
+from fleet.actors.single_flight import SingleFlight
 from fleet.node.agent import NodeAgent
 from fleet.node.facts import FleetFacts, facts_of
 from fleet.node.model import Hello, NodeShare
@@ -142,6 +143,7 @@ class AskedAgent:
     def __init__(self, make: Callable[[], Any]) -> None:
         self._make = make
         self._lock = threading.Lock()
+        self._asking = SingleFlight[str, Any]()  # an order that does not come back takes one thread, not more and more
         self._handle: Any = None
 
     def made(self) -> Any:
@@ -150,6 +152,9 @@ class AskedAgent:
             if self._handle is None:
                 self._handle = self._make()
             return self._handle
+
+    async def asked(self) -> Any:
+        return await self._asking.do("make", lambda: asyncio.to_thread(self.made))
 
     def __getattr__(self, method: str) -> Any:
         return _AskedMethod(self, method) if self._handle is None else getattr(self._handle, method)
@@ -160,7 +165,7 @@ class _AskedMethod:
         self._asked, self._method = asked, method
 
     async def remote(self, *arguments: Any) -> Any:
-        handle = await asyncio.to_thread(self._asked.made)
+        handle = await self._asked.asked()
         return await getattr(handle, self._method).remote(*arguments)
 
 

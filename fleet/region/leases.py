@@ -9,12 +9,14 @@ meanwhile (a commit, Ray's head), it begins again. What silence leads to is deci
 import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
 import structlog
 from ray.exceptions import ActorDiedError
 
+from fleet.actors.single_flight import SingleFlight
 from fleet.actors.tasks import SupervisedTasks
 from fleet.errors import Conflict, Fenced, FleetError, Unavailable
 from fleet.node.model import Drain, Hello, Page, RunView
@@ -39,8 +41,7 @@ _STILLBORN_S = 10.0  # an agent that cannot even begin: another is not asked for
 
 
 class Leases:
-    """The callbacks come from the following tasks, each agent's in order.
-
+    """The callbacks come from the following tasks, each agent's in order:
     `on_sync(hello)`: a node told its whole truth. `on_events(views)`: what changed there. `on_silent(node_id)`: it does
     not answer. `on_lost(node_id)`: nobody comes back for it now; told until that succeeds, or the node is back.
     `on_change()`: there are other nodes, or they drain.
@@ -87,6 +88,7 @@ class Leases:
         self._changed = asyncio.Event()
         self._tasks = SupervisedTasks("leases", region=region)
         self._looks: asyncio.Task[None] | None = None
+        self._ends = SingleFlight[str, None]()  # one that does not come back is not begun twice
 
     def adopt(self) -> None:
         """Follow the agents that exist already. May be called again."""
@@ -137,7 +139,7 @@ class Leases:
     async def _give_back(self, link: Link) -> None:
         if link.name not in self._links:  # a simulated node of that number may have been asked for anew
             async with asyncio.timeout(_GIVE_BACK_S):
-                await asyncio.to_thread(self._agents.give_back, link.handle)
+                await self._ends.do(link.name, lambda: asyncio.to_thread(self._agents.give_back, link.handle))
 
     def _drop(self, link: Link) -> None:
         # Its task is not cancelled, since it may be in the middle of a commit: it ends at its next step.
@@ -184,7 +186,7 @@ class Leases:
         return link.hello if link else None
 
     def background(self) -> dict[str, tuple[dict[str, int], list[str]]]:
-        """Each agent's background tasks, for `health.families`: failures by task, and those that fail without end."""
+        """For `health.families`: each agent's failures by task, and its tasks that fail without end."""
         return {f"node:{name}": (dict(link.failures), list(link.failing)) for name, link in self._nodes.items()}
 
     async def drain(self, node_id: str, drain: Drain | None) -> bool:
@@ -225,11 +227,9 @@ class Leases:
     async def wait_change(self, timeout_s: float) -> None:
         """Return when a node has come, gone or changed, or at the timeout."""
         self._changed.clear()
-        try:
+        with suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
                 await self._changed.wait()
-        except TimeoutError:
-            return
 
     async def call(self, node_id: str, method: str, *arguments: Any, timeout_s: float = _CALL_S) -> Any:
         """Command a node. `Unavailable` if it is silent or falls silent; the next sync makes good what was missed."""
