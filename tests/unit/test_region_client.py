@@ -136,13 +136,13 @@ def told(cause: Exception) -> RayTaskError:
         (told(OperationalError("UPDATE server", {}, Exception("locked"))), Unavailable, "database"),
         (told(TimeoutError()), Unavailable, "database"),
         (told(Conflict("no room")), Conflict, "no room"),
-        (told(KeyError("a fault of ours")), RayTaskError, ""),
+        (told(KeyError("a fault of ours")), RayTaskError, None),
         (ActorDiedError(), Unavailable, "does not answer"),
     ],
     ids=["database locked", "database hangs", "refused", "fault", "dead"],
 )
 async def test_what_passes_is_503_and_what_is_our_fault_is_not_hidden(
-    fleet: Fleet, regions: Regions, answer: Exception, raised: type[Exception], says: str
+    fleet: Fleet, regions: Regions, answer: Exception, raised: type[Exception], says: str | None
 ) -> None:
     regions.handles["us-east"] = Handle(answer)
     with pytest.raises(raised, match=says):
