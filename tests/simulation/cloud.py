@@ -5,6 +5,7 @@ whose process dies is begun anew after a moment; one whose beginning raises at a
 """
 
 import asyncio
+import inspect
 import pickle
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from contextvars import Context
@@ -96,6 +97,7 @@ class Cloud:
         self.machines: list[Machine] = []
         self.log: Callable[[str], None] = lambda _text: None
         self._numbers = count(1)
+        self._dead: list[Any] = []  # what killed processes were doing; kept, so that Python does not clear up after it
 
     # Actors ---------------------------------------------------------------------------------------------------------
 
@@ -227,8 +229,11 @@ class Cloud:
         if process.dead:
             return None
         process.on_end.append(died)
-        self.loop.create_task(run(), context=process.context())
+        work = run()
+        self.loop.create_task(work, context=process.context())
         outcome = await done
+        if outcome is None:
+            work.close() if inspect.getcoroutinestate(work) == inspect.CORO_CREATED else self._dead.append(work)
         if died in process.on_end:
             process.on_end.remove(died)
         return outcome

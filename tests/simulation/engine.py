@@ -96,7 +96,7 @@ class Engine:
             raise PortTaken(taken, "in use")
         game = GAMES.get(spec.build.build_id.split("-")[-1], GAMES["good"])
         now = now_ms()
-        ready_at = None if game.boot_s is None else now + int(self.weather.latency(game.boot_s) * 1000)
+        ready_at = None if game.boot_s is None else now + int(self.weather.uniform(0.5, 1.5) * game.boot_s * 1000)
         self.containers[spec.key] = made = Container(
             spec.key,
             game,
