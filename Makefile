@@ -7,7 +7,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 TESTS ?= tests
 
-.PHONY: help demo up down test audit client lint format bench-api bench-edge bench-launch bench-commit bench-history bench-scale bench-claim bench-match lock migrations-check
+.PHONY: help demo up down test audit client lint format bench-api bench-edge bench-launch bench-commit bench-history bench-scale bench-claim bench-match lock migrations-check soak
 
 help:  ## What can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -41,12 +41,15 @@ audit: $(STAMP)  ## Known vulnerabilities of the pinned dependencies; says so wh
 test: lint audit  ## Everything: lint, then all tests with a real engine and a real fleet
 	$(BIN)/python -m fleet.ops.ensure_engine
 ifeq ($(TESTS),tests)
-	@failed=; $(BIN)/pytest -n auto tests/unit || failed=unit; \
-	$(BIN)/pytest tests --ignore=tests/unit || failed="$$failed rest"; \
+	@failed=; $(BIN)/pytest -n auto tests/unit tests/simulation || failed=unit; \
+	$(BIN)/pytest tests --ignore=tests/unit --ignore=tests/simulation || failed="$$failed rest"; \
 	test -z "$$failed" || { echo "failed: $$failed"; exit 1; }
 else
 	$(BIN)/pytest $(TESTS)
 endif
+
+soak: $(STAMP)  ## The simulation with faults over 100,000 seeds, continued where it was left (SEEDS= FROM= JOBS=)
+	@$(BIN)/python -m tests.simulation.soak
 
 # A benchmark asks with one key what many would: its fleet has a big customer's limits.
 MANY = FLEET_LIMITS__READS_PER_S=100000 FLEET_LIMITS__WRITES_PER_S=100000

@@ -205,9 +205,7 @@ class Cloud:
             error = RayTaskError(method, "simulated", error).as_instanceof_cause()
         return _give(answer, result, error)
 
-    async def _do(
-        self, process: Process, body: Any, method: str, packed: bytes
-    ) -> tuple[Any, Exception | None] | None:
+    async def _do(self, process: Process, body: Any, method: str, packed: bytes) -> tuple[Any, Exception | None] | None:
         """What the method gave or raised; None if the process has died."""
         arguments, named = pickle.loads(packed)
         done = self.loop.create_future()
@@ -279,6 +277,7 @@ class Cloud:
         name = f"m{next(self._numbers)}"
         share = next(iter(self.shares[region].values()))
         engine = Engine(name, share.memory_mb, self.weather, self.broken_rule)
+        engine.note = self.log
         machine = Machine(name, region, engine, share)
         self.machines.append(machine)
         return machine

@@ -34,7 +34,7 @@ class Database:
 
     def __init__(self, path: Path, weather: Weather, committed: Callable[[], None]) -> None:
         self.path, self.weather, self.committed = path, weather, committed
-        self._writer: Process | None | object = _NOBODY
+        self._writer: Process | object | None = _NOBODY
         self._waiting: list[asyncio.Event] = []
         self._open: Session | None = None
         # Sessions of processes that were killed keep their connections to the end, so there is no most.

@@ -75,6 +75,7 @@ class Engine:
     """`broken_rule(text)`: something happened that never may."""
 
     def __init__(self, name: str, memory_mb: int, weather: Weather, broken_rule: Callable[[str], None]) -> None:
+        self.note: Callable[[str], None] = lambda _text: None
         self.name, self.memory_mb, self.weather, self._broken_rule = name, memory_mb, weather, broken_rule
         self.containers: dict[RunKey, Container] = {}
         self.networks: dict[str, Network] = {}
@@ -109,6 +110,7 @@ class Engine:
             now,
             ready_at,
         )
+        self.note(f"  {self.name}: {spec.key} runs")
         if game.lives_s is not None:
             _later(self.weather.uniform(1.0, 2 * game.lives_s), self.end, made, game.exit_code)
         used = sum(one.memory_mb for one in self.running())
@@ -125,6 +127,7 @@ class Engine:
         if container.ended_at is not None or self.containers.get(container.key) is not container:
             return
         container.ended_at, container.exit_code, container.frozen = now_ms(), exit_code, False
+        self.note(f"  {self.name}: {container.key} ends with {exit_code}")
         self._tell(container.key)
         if self.weather.strikes("engine_flaky", 0.2):
             self._tell(container.key)
@@ -225,7 +228,9 @@ class SimRuntime:
         while True:
             one = self._engine.containers.get(await queue.get())
             if one is not None and one.ended_at is not None:
-                yield Exited(one.key, one.ended_at, one.exit_code, tail="" if one.exit_code == 0 else "Segmentation fault")
+                yield Exited(
+                    one.key, one.ended_at, one.exit_code, tail="" if one.exit_code == 0 else "Segmentation fault"
+                )
 
     async def stop(self, key: RunKey, grace_s: float) -> None:
         await self._engine.reach()

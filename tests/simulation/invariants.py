@@ -189,7 +189,9 @@ class Invariants:
         return found
 
     def _look_at_matches(self, owned: dict[str, dict[str, Any]], found: dict[str, str]) -> None:
-        matches = {row["match_id"]: row for row in self.rows("SELECT * FROM match WHERE status NOT IN ('ended', 'failed')")}
+        matches = {
+            row["match_id"]: row for row in self.rows("SELECT * FROM match WHERE status NOT IN ('ended', 'failed')")
+        }
         for row in matches.values():
             if row["status"] != "active":
                 found[f"match {row['match_id']} is {row['status']}"] = "match"

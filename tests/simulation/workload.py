@@ -63,6 +63,7 @@ class Workload:
         self.stopped: set[str] = set()
         self.data: dict[str, list[Any]] = {}  # the last acknowledged value and all tried since
         self.pools = {"ants": 2, "bees": 1, "cats": 0}
+        self.games = dict.fromkeys(GAMES, 1)  # what is started, by shares
         self.done = {"ok": 0, "refused": 0}
 
     # Before anything goes wrong -------------------------------------------------------------------------------------
@@ -156,7 +157,7 @@ class Workload:
                 await self._update(project, chance.choice(mine), chance.randrange(10**6))
 
     async def _start(self, chance: random.Random, project: str, *, claim: bool) -> str | None:
-        game = "good" if claim else chance.choices(list(GAMES), (8, 2, 3, 2, 1, 1))[0]
+        game = "good" if claim else chance.choices(list(self.games), list(self.games.values()))[0]
         region = "us-east" if claim or chance.random() < 0.6 else "eu-west"
         request = StartRequest(
             name="s",

@@ -14,10 +14,6 @@ from unittest import mock
 import structlog
 import yaml
 
-import fleet.lobbies.client
-import fleet.lobbies.keeper
-import fleet.region.client
-import fleet.region.manager
 from fleet import times
 from fleet.region import agents, head_actor
 from fleet.region.nodes_config import load_nodes_config
