@@ -7,7 +7,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 TESTS ?= tests
 
-.PHONY: help demo up down test audit client lint format bench-api bench-edge bench-launch bench-commit bench-history bench-scale bench-claim bench-match lock migrations-check soak
+.PHONY: help demo up down test audit client lint format bench-api bench-edge bench-launch bench-commit bench-history bench-scale bench-claim bench-match lock migrations-check chaos soak
 
 help:  ## What can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -84,6 +84,13 @@ bench-scale: $(STAMP)  ## 10,000 servers on 200 simulated nodes
 
 bench-pool: $(STAMP)  ## The pool policy against others, in virtual time (--quick: ARGS=--quick)
 	@$(BIN)/python -m bench.pool $(ARGS)
+
+CHAOS ?= --faults 500 --results .
+
+chaos: $(STAMP)  ## A thousand real faults under load, on SQLite and PostgreSQL (about 70 minutes; less: CHAOS="--faults 50")
+	@failed=; for database in sqlite postgres; do \
+	$(BIN)/python -m tests.chaos.storm --database $$database $(CHAOS) || failed="$$failed $$database"; done; \
+	test -z "$$failed" || { echo "failed:$$failed"; exit 1; }
 
 bench-match: $(STAMP)  ## The matcher: a pass over 100,000 waiting tickets, arriving tickets' attempts (ARGS=--quick)
 	@$(BIN)/python -m bench.matchmaking $(ARGS)

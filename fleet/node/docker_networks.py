@@ -1,9 +1,10 @@
 """Network sandboxes: tiny containers that hold a network namespace whose ports are published already.
 
 The engine's network set-up is two thirds of a container's start, so it is done ahead and the game joins it
-(`NetworkMode: container:<name>`). A sandbox nobody took ends by itself, and the engine removes it, a few minutes after
-the last sign of life of an agent: a file that the agent touches. One that a game took lives while its file is there,
-whatever becomes of the agent; the agent, or the next one, drops it when the game has ended.
+(`NetworkMode: container:<name>`). A sandbox nobody took ends by itself a few minutes after the last sign of life of an
+agent: a file that the agent touches. One that a game took lives while its file is there, whatever becomes of the agent;
+the agent, or the next one, drops it when the game has ended. Agents remove what has ended, not the engine (AutoRemove):
+engines remove such containers when they start, running ones too, and with them the ports of games that live on.
 """
 
 import asyncio
@@ -21,6 +22,7 @@ from fleet.node.runtime import EngineUnavailable, Network, Port, PortTaken, Runt
 ROLE = "fleet.network-sandbox"
 HOLD = "/hold"
 _SIGN = "alive"
+_OVER = ("created", "exited", "dead")
 # Alone for more than five minutes, an untaken sandbox ends.
 _HOLD_ON = f'while [ -e {HOLD}/"$0" ] || [ -n "$(find {HOLD}/{_SIGN} -mmin -5 2>/dev/null)" ]; do sleep 30; done'
 
@@ -47,7 +49,6 @@ def sandbox_config(
         "HostConfig": {
             "NetworkMode": mode,
             "PortBindings": port_bindings(ports, bind_host),
-            "AutoRemove": True,
             "Memory": memory,
             "MemorySwap": memory,
             "NanoCpus": 100_000_000,
@@ -141,8 +142,8 @@ class DockerNetworks:
         except EngineError as error:
             raise EngineUnavailable(error.message) from error
         ours = [row for row in rows if row["Names"] == [f"/{row['Labels'][ROLE]}"]]
-        for row in ours:  # made by an agent that was killed before it had started it
-            if row["State"] == "created" and row["Labels"][ROLE] not in self._making:
+        for row in ours:  # made by an agent that was killed before it had started it; or it has ended
+            if row["State"] in _OVER and row["Labels"][ROLE] not in self._making:
                 await self.drop(row["Labels"][ROLE])
         return [self._network(row["Labels"]) for row in ours if row["State"] == "running"]
 

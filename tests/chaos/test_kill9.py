@@ -15,6 +15,7 @@ from fleet.ops.home import Home, find_home
 from fleet.ops.processes import command_of, supervised
 from fleet.ops.supervisor import lock_holder
 from tests import games
+from tests.chaos.storm.kinds import KINDS
 from tests.conftest import RunningFleet
 from tests.player import WAIT_S, Studio, ask
 
@@ -85,12 +86,15 @@ def matches(studio: Studio, demo: str) -> Any:
     found = [Match(studio, demo) for _ in range(2)]
     yield found
     for match in found:
-        patient(lambda match=match: studio.stop(match.server))
+        patient(lambda match=match: studio.stop(match.server), "kill-head")
 
 
-def patient(act: Any, seconds: float = 3 * WAIT_S) -> Any:
-    """What a client does while the fleet comes back: try again on 5xx and refused connections."""
-    end = time.monotonic() + seconds
+def patient(act: Any, kind: str) -> Any:
+    """What a client does while the fleet comes back: try again on 5xx and refused connections.
+
+    No longer than docs promise for that kind of fault (tests/chaos/storm/kinds.py has the pages).
+    """
+    end = time.monotonic() + KINDS[kind].bound_s
     while True:
         try:
             return act()
@@ -100,8 +104,8 @@ def patient(act: Any, seconds: float = 3 * WAIT_S) -> Any:
             time.sleep(0.3)
 
 
-def settle(studio: Studio, home: Home) -> None:
-    """Every container belongs to a live row, and every live row has its container."""
+def settle(studio: Studio, home: Home, kind: str) -> None:
+    """Within what docs promise for that fault every container belongs to a live row, and each live row has its one."""
 
     def same() -> None:
         rows = studio.call("GET", "/servers", params={"include_launching": True, "limit": 100})["servers"]
@@ -109,7 +113,7 @@ def settle(studio: Studio, home: Home) -> None:
         assert {name.split(".")[0] for name in containers(home, running=False)} == live
         assert all(row["status"] == "running" for row in rows if row["region"] == REGION)
 
-    patient(same)
+    patient(same, kind)
 
 
 def test_the_region_manager(studio: Studio, home: Home, matches: list[Match], demo: str) -> None:
@@ -128,10 +132,10 @@ def test_the_region_manager(studio: Studio, home: Home, matches: list[Match], de
     for server in started:
         assert studio.server(server, "running")["status"] == "running", studio.events(server)
     assert studio.server(victim)["status"] == "stopped"
-    settle(studio, home)
+    settle(studio, home, "kill-manager")
     for server in started:
         studio.stop(server)
-    settle(studio, home)
+    settle(studio, home, "kill-manager")
 
 
 def test_the_node_agent(studio: Studio, home: Home, matches: list[Match], demo: str) -> None:
@@ -147,20 +151,20 @@ def test_the_node_agent(studio: Studio, home: Home, matches: list[Match], demo: 
     for match in matches:
         match.check()
     studio.stop(launching)
-    settle(studio, home)
+    settle(studio, home, "kill-agent")
 
 
 def test_an_api_replica(studio: Studio, home: Home, matches: list[Match]) -> None:
     kill_all(pids(home, "ray::ServeReplica")[:1])
     for match in matches:
-        patient(match.check)
-    patient(lambda: studio.call("GET", "/servers"))
+        patient(match.check, "kill-replica")
+    patient(lambda: studio.call("GET", "/servers"), "kill-replica")
 
 
 def test_the_proxy(studio: Studio, home: Home, matches: list[Match]) -> None:
     kill(home, "haproxy")
     for match in matches:
-        patient(match.check)
+        patient(match.check, "kill-proxy")
 
 
 def test_the_whole_head(studio: Studio, home: Home, matches: list[Match], demo: str) -> None:
@@ -171,10 +175,10 @@ def test_the_whole_head(studio: Studio, home: Home, matches: list[Match], demo: 
         assert match.player in ask(match.server, "state")
     assert ask(dying, "crash 4") == "crashing"
     for match in matches:
-        patient(match.check)
-    patient(lambda: studio.server(dying, "stopped"))
+        patient(match.check, "kill-head")
+    patient(lambda: studio.server(dying, "stopped"), "kill-head")
     assert studio.last_stop(dying)["exit_code"] == 4
-    settle(studio, home)
+    settle(studio, home, "kill-head")
     after = studio.start(demo, region=REGION)
     assert ask(after, "ping 1").startswith("pong")
     studio.stop(after)
@@ -187,8 +191,8 @@ def test_the_supervisor_and_the_head(fleet: RunningFleet, studio: Studio, home: 
     kill_all([supervisor, *supervised(home)])
     assert fleet.command("up").returncode == 0
     for match in matches:
-        patient(match.check)
-    settle(studio, home)
+        patient(match.check, "kill-head")
+    settle(studio, home, "kill-head")
 
 
 def test_a_build_in_the_pipeline(studio: Studio, home: Home) -> None:

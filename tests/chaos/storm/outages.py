@@ -1,4 +1,4 @@
-"""Outages as users have them, one after another on one fleet, inside the sandbox: `python -m tests.chaos.storm.outages`.
+"""Outages as users have them, one after another on one fleet: run inside the sandbox by tests/chaos/test_outages.py.
 
 Prints as JSON what was seen and how long it took; `tests/chaos/test_outages.py` says what it must be.
 """

@@ -44,6 +44,7 @@ class Storm:
         self._store = Store(world.database_url)
         self._load = Load(world, self._ledger, seed)
         self._faults = Faults(world, self._ledger)
+        self._first: dict[str, float] = {}  # when each thing that is wrong now was first seen
 
     async def run(self, waves: list[list[Fault]], until: float) -> int:
         """How many of the waves were done."""
@@ -132,14 +133,19 @@ class Storm:
         told = time.monotonic()
         while True:
             seen = await look(self._world, self._store, self._ledger)
-            findings = judge(seen, self._ledger)
             now = time.monotonic()
+            findings = self._beyond_grace(judge(seen, self._ledger), now)
             if not findings or now > until:
                 return findings, now
             if now - told > 15:
                 told = now
                 self._say("  waiting: " + "; ".join(finding.what for finding in findings[:4]))
             await asyncio.sleep(LOOK_EVERY_S)
+
+    def _beyond_grace(self, findings: list[Finding], now: float) -> list[Finding]:
+        """Without what has been there for less time than it may be."""
+        self._first = {finding.what: self._first.get(finding.what, now) for finding in findings}
+        return [finding for finding in findings if now - self._first[finding.what] >= finding.grace_s]
 
     def _settle(self) -> None:
         """What has ended as it should is not looked at again."""
