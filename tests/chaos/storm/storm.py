@@ -97,7 +97,8 @@ class Storm:
         self._result.add(wave, done)
         hit = ", ".join(f"{one.fault.kind}({one.what})" for one in done if one.what)
         canary = "no canary" if wave.canary_s is None else f"canary {wave.canary_s:.1f} s"
-        self._say(f"wave {wave.number}: {hit}: well {well_at - over:.1f} s after the last, {canary}")
+        well = "not well" if findings else f"well {well_at - over:.1f} s after the last"
+        self._say(f"wave {wave.number}: {hit}: {well}, {canary}")
         if self._load.broken:
             self._say(f"broken load: {self._load.broken}")
         return not findings and wave.canary_s is not None and not wave.counts["lost"]
