@@ -43,8 +43,9 @@ class TaskHealth:
         self.on_failure: Callable[[str], None] = lambda _label: None
 
     def __reduce__(self) -> str:
-        """Pickled by name. Ray sends an actor's class with all that its methods name; a copy of this process's record
-        would come up empty in the actor, where nothing writes to it, and may hold what cannot be sent at all."""
+        """By name: Ray copies actor classes with the globals that they use, and each process has a record of its own."""
+        if self is not process_health:
+            raise TypeError("only the process's own record may be named to another process")
         return "process_health"
 
     @contextmanager

@@ -2,18 +2,21 @@
 
 import asyncio
 import gc
-import pickle
-import threading
 import warnings
+from threading import Lock
 from typing import Any
 
 import pytest
 import structlog.testing
+from ray import cloudpickle
 
 from fleet.actors.health import FAILING_AFTER_S, TaskHealth, families, process_health
 from fleet.actors.startup import Startup
 from fleet.actors.tasks import BACKOFF_FIRST_S, SupervisedTasks, backoff_s, first_done
 from fleet.errors import Unavailable
+from fleet.lobbies.keeper import LobbyKeeper
+from fleet.node.agent import NodeAgent
+from fleet.region.manager import RegionManager
 from tests.waiting import soon
 
 
@@ -219,9 +222,9 @@ async def test_the_first_to_end_ends_the_others() -> None:
     assert ended == ["other"]
 
 
-def test_an_actor_class_that_names_the_health_of_its_process_takes_no_copy_along(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """As the API's replicas, which send these classes, have a callback there that cannot be pickled."""
-    monkeypatch.setattr(process_health, "on_failure", threading.Lock().acquire)
-    assert pickle.loads(pickle.dumps(process_health)) is process_health
+def test_a_replica_that_counts_failures_can_make_managers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray copies an actor's class with its globals: the process's record goes by name, whatever listens to it here."""
+    monkeypatch.setattr(process_health, "on_failure", Lock().__enter__)
+    assert cloudpickle.loads(cloudpickle.dumps(process_health)) is process_health
+    for actor in (RegionManager, LobbyKeeper, NodeAgent):
+        assert cloudpickle.dumps(actor.__ray_metadata__.modified_class)
