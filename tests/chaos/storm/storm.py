@@ -49,7 +49,10 @@ class Storm:
     async def run(self, waves: list[list[Fault]], until: float) -> int:
         """How many of the waves were done."""
         try:
-            await asyncio.wait_for(self._load.prepare(), FIRST_S)
+            try:
+                await asyncio.wait_for(self._load.prepare(), FIRST_S)
+            except TimeoutError:
+                raise Spoilt(f"the new fleet serves nobody: {dict(self._ledger.refused)}") from None
             self._load.shut()
             findings, _ = await self._watch(time.monotonic() + FIRST_S)
             if findings:
