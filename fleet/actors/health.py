@@ -43,7 +43,7 @@ class TaskHealth:
         self.on_failure: Callable[[str], None] = lambda _label: None
 
     def __reduce__(self) -> str:
-        """By name: Ray copies actor classes with the globals that they use, and each process has a record of its own."""
+        """By name: Ray copies actor classes with the globals they use, and each process has a record of its own."""
         if self is not process_health:
             raise TypeError("only the process's own record may be named to another process")
         return "process_health"
