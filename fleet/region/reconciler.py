@@ -139,7 +139,9 @@ class Reconciler:
 
     async def on_sync(self, hello: Hello) -> None:
         """A node told its whole truth. Who follows the node may be cancelled: what follows from it happens."""
-        await self._whole("sync", self._synced(hello))
+        # At once: a node that can be placed on must not seem empty for one turn of the loop.
+        concerned = self.runs.replace_node(hello.node_id, hello.runs)
+        await self._whole("sync", self._synced(hello, concerned))
 
     async def on_events(self, views: tuple[RunView, ...]) -> None:
         """A node told what has changed."""
@@ -157,9 +159,8 @@ class Reconciler:
         """Do all of it, though the caller may be cancelled. What fails of it comes again with the next sync."""
         await asyncio.shield(self._tasks.once(name, work))
 
-    async def _synced(self, hello: Hello) -> None:
+    async def _synced(self, hello: Hello, concerned: set[str]) -> None:
         bind_request_id("")  # the task that follows a node may have begun in a command
-        concerned = self.runs.replace_node(hello.node_id, hello.runs)
         concerned |= self._executor.rooms.servers(hello.node_id)
         self._executor.adopt_ports(hello.runs)
         self.plan_some(concerned)

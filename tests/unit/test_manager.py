@@ -13,14 +13,14 @@ from sqlalchemy.exc import OperationalError
 
 from fleet.actors.health import process_health
 from fleet.errors import BadRequest, FleetError, Unavailable
-from fleet.node.model import RunState
+from fleet.node.model import RunState, RunView
 from fleet.node.runtime import BuildRef, RunKey
 from fleet.region import manager as manager_module
 from fleet.region import reconciler
 from fleet.region.model import Action
 from fleet.store.commit import take_epoch
 from fleet.store.tables import RegionEpoch
-from tests.unit.region_kit import NODE, Fleet, eventually
+from tests.unit.region_kit import NODE, SHARE, Fleet, eventually
 
 AWAY = OperationalError("SELECT 1", {}, Exception("connection refused"))
 
@@ -186,6 +186,18 @@ async def test_a_follower_that_is_cancelled_takes_nothing_of_what_it_heard_with_
     following.cancel()
     assert await asyncio.wait_for(waits, 5) == [name]
     assert (await fleet.stored(name)).stop_reason == "exited"
+
+
+async def test_a_node_that_says_hello_seems_empty_to_nobody(fleet: Fleet) -> None:
+    """From the moment in which it can be placed on, what runs there counts, also what no live row speaks of."""
+    manager = await fleet.begin()
+    await fleet.running(manager)
+    stopping = RunView(RunKey("stopping", 1), NODE, RunState.RUNNING, 1, (), SHARE.memory_mb)
+    hello = replace(await fleet.agent.do_hello(1), runs=(*fleet.agent.runs.values(), stopping))
+    synced = asyncio.create_task(manager._reconciler.on_sync(hello))
+    await asyncio.sleep(0)  # one turn of the loop: the next may belong to somebody who places a server
+    assert stopping.key in manager._reconciler.runs
+    await synced
 
 
 async def test_an_answer_waits_for_a_commit_that_others_have_taken_along(fleet: Fleet) -> None:
