@@ -1,7 +1,7 @@
 """Ray's edge: actors that are called by handle, die and are started again; machines that come and go.
 
 A call is carried by nobody's process: it may be late, lost, done twice, or done though its answer is lost. An actor
-whose process dies is begun anew after a moment; one whose beginning raises at a restart is dead for ever, as Ray has it.
+whose process dies is begun anew after a moment; one whose beginning raises is dead for ever, as Ray has it.
 """
 
 import asyncio
@@ -36,7 +36,7 @@ Make = Callable[[Process], Awaitable[Any]]
 
 @dataclass(slots=True, eq=False)
 class Machine:
-    """`cut`: nobody reaches it. `dead`: Ray has said so of this life of its raylet. `gone`: it does not exist any more."""
+    """`cut`: nobody reaches it. `dead`: Ray has said so of this life of its raylet. `gone`: it is no more."""
 
     name: str
     region: str
@@ -115,7 +115,7 @@ class Cloud:
         while actor.state != "dead":
             if actor.machine is None and actor.name.startswith("agent:"):
                 actor.machine = await self._machine_for(actor)
-            while actor.away or (actor.machine is not None and actor.machine.cut and not actor.machine.dead):
+            while actor.away or (actor.machine is not None and actor.machine.cut and not actor.machine.dead):  # noqa: ASYNC110  many things end it
                 await asyncio.sleep(0.5)
             if actor.state == "dead":
                 break

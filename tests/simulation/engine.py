@@ -164,8 +164,9 @@ class Engine:
     # Its doors ------------------------------------------------------------------------------------------------------
 
     async def reach(self) -> None:
+        await self._drag()
         await asyncio.sleep(self.weather.latency(0.01))
-        while self.hung:
+        while self.hung:  # noqa: ASYNC110  many things end it
             await asyncio.sleep(0.5)
         if self.away:
             raise EngineUnavailable("connection refused (simulated)")
@@ -174,8 +175,13 @@ class Engine:
                 raise EngineUnavailable("read timed out (simulated)")
             await asyncio.sleep(self.weather.uniform(0.2, 10))
 
+    async def _drag(self) -> None:
+        if self.weather.open["engine_slow"]:  # overloaded, as with hundreds of containers
+            await asyncio.sleep(self.weather.uniform(0.1, 8))
+
     async def answer(self) -> None:
         """The answer on its way: what it says may be old when it comes."""
+        await self._drag()
         if self.weather.strikes("engine_flaky", 0.2):
             if self.weather.pick("lost", "late") == "lost":
                 raise EngineUnavailable("the answer was lost (simulated)")

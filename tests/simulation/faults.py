@@ -1,4 +1,4 @@
-"""Faults: what goes wrong, when, for how long. A schedule is made from a seed, and may be thinned out to shrink a failure.
+"""Faults: what goes wrong, when, for how long. A schedule follows from a seed, and may be thinned out afterwards.
 
 Some are events (a process is killed), others are windows in which calls over one edge may fail at every await.
 """
@@ -7,7 +7,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-WINDOWS = ("database_flaky", "calls_flaky", "engine_flaky")
+WINDOWS = ("database_flaky", "calls_flaky", "engine_flaky", "engine_slow")
 KINDS = (
     *WINDOWS,
     "database_locked",

@@ -1,4 +1,4 @@
-"""An asyncio loop in virtual time, whose tasks and timers belong to processes that can be killed or made to stand still.
+"""An asyncio loop in virtual time, whose tasks and timers belong to processes that can be killed or stopped.
 
 The clock jumps to the next timer whenever nothing is runnable, so an hour costs what happens in it. Executors run
 inline. What a process has begun, and what that began, carries the process in its context: killed, none of it ever runs
