@@ -30,6 +30,11 @@ hypothesis.settings.load_profile("fleet")
 STARTED: pytest.StashKey[list[Path]] = pytest.StashKey()
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """What runs within the tests' process has no fleet's home, above all not the developer's own in this folder."""
+    os.environ["FLEET_HOME"] = str(ROOT / ".no-home-in-tests")
+
+
 @dataclass(frozen=True)
 class RunningFleet:
     """A fleet that answers at `url`; `env` is what its commands need."""

@@ -101,7 +101,7 @@ class Region:
 async def region(tmp_path: Path) -> AsyncIterator[Region]:
     found = Region(tmp_path)
     yield found
-    await found.executor.background.settled()
+    await found.executor.tasks.settled()
     await found.store.close()
 
 
