@@ -10,7 +10,7 @@ from typing import Any
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from fleet.errors import FleetError
+from fleet.errors import Fenced, FleetError
 from fleet.lobbies.calls import Answer, Command
 from fleet.lobbies.match import OVER
 from fleet.lobbies.model import NewLobby
@@ -57,7 +57,7 @@ class Players:
             try:
                 async with asyncio.timeout(30):
                     await self.do(method, player, *arguments)
-            except TimeoutError:  # a keeper that was killed
+            except (TimeoutError, Fenced):  # a keeper that was killed, or ends since another has come
                 continue
 
     def _press(self, player: str) -> list[Any]:
