@@ -32,7 +32,7 @@ from fleet.ops.engine import ensure_engine
 from fleet.ops.head import Head, forget_head, read_head, start_head
 from fleet.ops.home import Access, Home, OpsError, StartFailed, port_is_free, read_access, write_access
 from fleet.ops.logs import keep_ray_logs, link_ray_logs
-from fleet.ops.processes import ProcessId, end_supervised, is_alive
+from fleet.ops.processes import ProcessId, command_of, end_supervised, is_alive, kill, supervised
 from fleet.ops.shutdown import shut_down
 from fleet.projects.admin_keys import AdminKeys
 from fleet.projects.service import ensure_default_project
@@ -47,6 +47,8 @@ FIRST_START_S = 600.0
 HEALTH_EVERY_S = 10.0
 SILENT_LIMIT = 3
 ADOPT_LOOKS = 3  # a head that lives is replaced if its API was silent so often: on a busy machine once is nothing
+STEP_BACK_S = 5.0  # a clock that is set back by less is left to pass
+SERVE_CONTROLLER = "ray::ServeController"
 LOOK_S = 1.0  # how often processes are looked for that cannot be held
 ABANDON_S = 60.0  # for a start that is under way to notice that the fleet shall end
 BACKOFF_FIRST_S, BACKOFF_MAX_S = 1.0, 60.0
@@ -271,8 +273,11 @@ class Supervisor:
     async def _until_silent(self, head: Head) -> str:
         """Coarse watch over the API, which has no process of its own: deploys again once before giving up."""
         silent = 0
+        clock = WallClock()
         while True:
             await asyncio.sleep(HEALTH_EVERY_S)
+            if (back_s := clock.stepped_back_s()) >= STEP_BACK_S:
+                await asyncio.to_thread(_restart_serve_controller, self._home, back_s)
             silent = 0 if await asyncio.to_thread(api.lives, self._url) else silent + 1
             if silent < SILENT_LIMIT:
                 continue
@@ -284,6 +289,25 @@ class Supervisor:
             except Exception as error:  # nothing that a new head would mend, such as a full disk
                 log.error("api_not_deployed", error=repr(error), exc_info=error)
             silent = 0
+
+
+class WallClock:
+    """Whether the machine's clock was set back."""
+
+    def __init__(self, wall: Callable[[], float] = time.time, steady: Callable[[], float] = time.monotonic) -> None:
+        self._wall, self._steady = wall, steady
+        self._ahead = wall() - steady()
+
+    def stepped_back_s(self) -> float:
+        """By how many seconds since it was asked last; 0 if it was not."""
+        before, self._ahead = self._ahead, self._wall() - self._steady()
+        return max(0.0, before - self._ahead)
+
+
+def _restart_serve_controller(home: Home, back_s: float) -> None:
+    """Serve counts by the wall clock: set back an hour, it would miss a dead replica for an hour. Ray restarts it."""
+    killed = kill([pid for pid in supervised(home) if SERVE_CONTROLLER in command_of(pid)], home)
+    log.warning("clock_stepped_back", seconds=round(back_s), killed=killed)
 
 
 async def _until_ended(processes: list[ProcessId]) -> str:
