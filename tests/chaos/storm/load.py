@@ -46,6 +46,12 @@ class Refused(Exception):
     """An answer that is no use to try again."""
 
 
+def _seen(attempt: "asyncio.Task[httpx.Response]") -> None:
+    """Its failure is nobody's surprise, also when nobody waits for it any more."""
+    if not attempt.cancelled():
+        attempt.exception()
+
+
 class Load:
     """`open` and `shut` are the gate. Workers run from `begin` to `end`."""
 
@@ -90,6 +96,7 @@ class Load:
 
     async def _once(self, method: str, path: str, **said: Any) -> httpx.Response | None:
         attempt = asyncio.ensure_future(self._http.request(method, path, **said))
+        attempt.add_done_callback(_seen)
         shut = asyncio.ensure_future(self._closed.wait())
         await asyncio.wait({attempt, shut}, return_when=asyncio.FIRST_COMPLETED)
         shut.cancel()
