@@ -39,6 +39,7 @@ from fleet.projects.service import ensure_default_project
 from fleet.settings import FleetSettings
 from fleet.store.engine import Store
 from fleet.store.migrate import upgrade
+from fleet.times import keep_clock
 
 log = structlog.get_logger(__name__)
 Report = Callable[[str], None]
@@ -217,6 +218,7 @@ class Supervisor:
         """Clear away what is left of an older head, then start a new one and the API on it."""
         with self._starting:
             self._clear()
+            keep_clock(self._home.path)
             self._step("Starting Ray")
             head = start_head(self._home, self._settings)
             link_ray_logs(self._home)
@@ -275,6 +277,7 @@ class Supervisor:
         silent = 0
         clock = WallClock()
         while True:
+            await asyncio.to_thread(keep_clock, self._home.path)
             await asyncio.sleep(HEALTH_EVERY_S)
             if (back_s := clock.stepped_back_s()) >= STEP_BACK_S:
                 await asyncio.to_thread(_restart_serve_controller, self._home, back_s)
