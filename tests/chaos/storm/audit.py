@@ -98,7 +98,8 @@ def _runs(seen: Seen) -> list[Finding]:
             continue
         mine = [run for run in runs.get(name, ()) if run["generation"] == str(row.generation)]
         if [run["state"] for run in mine] not in (["running"], ["paused"]):
-            found.append(Finding("unsettled", f"{short} runs, but its container is {mine or 'gone'}"))
+            places = ", ".join(f"{run['state']} on {run['machine']}" for run in mine)
+            found.append(Finding("unsettled", f"{short} runs, but its container is {places or 'gone'}"))
         elif name in seen.answers and seen.answers[name] is None:
             found.append(Finding("unsettled", f"{short} runs, but its game does not answer"))
     for name, ones in runs.items():
