@@ -120,14 +120,6 @@ def end(pids: list[int], home: Home, *, grace_s: float) -> int:
         return len(fds)
 
 
-def kill(pids: list[int], home: Home) -> int:
-    """SIGKILL at once: Ray begins an actor that ends so anew, and takes SIGTERM for its wish; how many there were."""
-    with contextlib.ExitStack() as stack:
-        fds = [fd for pid in pids if (fd := _hold_ours(stack, pid, home)) is not None]
-        _signal(fds, signal.SIGKILL)
-        return len(fds)
-
-
 def _hold_ours(stack: contextlib.ExitStack, pid: int, home: Home) -> int | None:
     fd = stack.enter_context(held(pid))
     # Looked at again now that the number cannot change hands unnoticed.

@@ -32,7 +32,7 @@ from fleet.ops.engine import ensure_engine
 from fleet.ops.head import Head, forget_head, read_head, start_head
 from fleet.ops.home import Access, Home, OpsError, StartFailed, port_is_free, read_access, write_access
 from fleet.ops.logs import keep_ray_logs, link_ray_logs
-from fleet.ops.processes import ProcessId, command_of, end_supervised, is_alive, kill, supervised
+from fleet.ops.processes import ProcessId, end_supervised, is_alive
 from fleet.ops.shutdown import shut_down
 from fleet.projects.admin_keys import AdminKeys
 from fleet.projects.service import ensure_default_project
@@ -48,8 +48,8 @@ FIRST_START_S = 600.0
 HEALTH_EVERY_S = 10.0
 SILENT_LIMIT = 3
 ADOPT_LOOKS = 3  # a head that lives is replaced if its API was silent so often: on a busy machine once is nothing
-STEP_BACK_S = 5.0  # a clock that is set back by less is left to pass
-SERVE_CONTROLLER = "ray::ServeController"
+# Ray's timers and Serve's go by the wall clock, so they stand still for as long as it was set back by.
+STEP_BACK_S = 20.0
 LOOK_S = 1.0  # how often processes are looked for that cannot be held
 ABANDON_S = 60.0  # for a start that is under way to notice that the fleet shall end
 BACKOFF_FIRST_S, BACKOFF_MAX_S = 1.0, 60.0
@@ -273,14 +273,15 @@ class Supervisor:
             api.deploy(self._home, self._settings, head)
 
     async def _until_silent(self, head: Head) -> str:
-        """Coarse watch over the API, which has no process of its own: deploys again once before giving up."""
+        """Coarse watch over the API, which has no process of its own: deploys again once before giving up. And over the
+        clock: one that is set back leaves Ray's processes alive and deaf."""
         silent = 0
         clock = WallClock()
         while True:
             await asyncio.to_thread(keep_clock, self._home.path)
             await asyncio.sleep(HEALTH_EVERY_S)
             if (back_s := clock.stepped_back_s()) >= STEP_BACK_S:
-                await asyncio.to_thread(_restart_serve_controller, self._home, back_s)
+                return f"the clock was set back by {back_s:.0f} s"
             silent = 0 if await asyncio.to_thread(api.lives, self._url) else silent + 1
             if silent < SILENT_LIMIT:
                 continue
@@ -305,12 +306,6 @@ class WallClock:
         """By how many seconds since it was asked last; 0 if it was not."""
         before, self._ahead = self._ahead, self._wall() - self._steady()
         return max(0.0, before - self._ahead)
-
-
-def _restart_serve_controller(home: Home, back_s: float) -> None:
-    """Serve counts by the wall clock: set back an hour, it would miss a dead replica for an hour. Ray restarts it."""
-    killed = kill([pid for pid in supervised(home) if SERVE_CONTROLLER in command_of(pid)], home)
-    log.warning("clock_stepped_back", seconds=round(back_s), killed=killed)
 
 
 async def _until_ended(processes: list[ProcessId]) -> str:
