@@ -147,6 +147,8 @@ class Executor:
                     self._books.step(server, at, step, size, status="running", started_at=at)
                 else:
                     self._books.step(server, at, step)
+            case End(_, _, "no_capacity") if self.find_node(server) is not None:
+                self.queued.append(server)  # room came free in this very pass; who does not get it is planned again
             case End(_, at, reason, shutdown, detail, exit_code, gone):
                 self.end(server, at, reason, shutdown, detail, exit_code, gone=gone)
             case Requeue(_, at, reason, retry_at, detail, exit_code, crashes, queued_at):

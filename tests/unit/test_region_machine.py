@@ -169,7 +169,7 @@ class RegionMachine(RuleBasedStateMachine):
         self.stopped_by_user: set[str] = set()
         self.vanished: set[str] = set()
         self.ended: set[str] = set()
-        self.had_room: set[str] = set()
+        self.waits_since: dict[RunKey, int] = {}
         self.long_silence = False
         self.silence = 0
         self.started = 0
@@ -177,6 +177,7 @@ class RegionMachine(RuleBasedStateMachine):
         self.nodes.come_back()
 
     def boot_manager(self) -> None:
+        self.waits_since.clear()  # a new manager has looked for room for nobody yet
         self.books = Books()
         self.books.load([Server(**row) for row in self.disk.values() if row["step"] != "stopped"])
         self.runs = Runs()
@@ -223,22 +224,28 @@ class RegionMachine(RuleBasedStateMachine):
         self.executor.adopt_ports(self.runs.values())
         views = self.nodes.views()
         fits = {name for name, server in self.books.live.items() if self.executor.find_node(server) is not None}
+        ready = {key for key, view in self.nodes.containers.items() if view.state is RunState.RUNNING}
         self.executor.carry_out(plan(list(self.books.live.values()), self.runs, views, self.nodes.now, self.policy))
         await self.settle()
         await self.executor.tasks.settled()
-        self.judge(fits)
+        self.judge(fits, ready)
+        for server in self.books.live.values():
+            if server.step == "queued":
+                self.waits_since.setdefault(current(server), max(self.nodes.now, server.retry_at or 0))
 
-    def judge(self, had_room: set[str]) -> None:
-        """Every end has the reason that it says. `had_room`: whom the node had room for before the plan."""
+    def judge(self, had_room: set[str], ready: set[RunKey]) -> None:
+        """Every end has the reason that it says. Before the plan: whom the node had room for, and who was ready."""
         for name, row in self.disk.items():
             if row["status"] != "stopped" or name in self.ended:
                 continue
             self.ended.add(name)
+            key = RunKey(name, row["generation"])
             if row["stop_reason"] == "no_capacity":
                 assert name not in had_room, "ended for want of room though there was room"
+                waited = self.nodes.now - self.waits_since.get(key, self.nodes.now)
+                assert waited >= POLICY.queue_deadline_ms, "ended for want of room before its time"
             if row["stop_reason"] == "never_ready":
-                run = self.nodes.containers.get(RunKey(name, row["generation"]))
-                assert run is None or run.state is not RunState.RUNNING, "ended as never ready though it was ready"
+                assert key not in ready, "ended as never ready though it was ready"
 
     def converge(self, rounds: int = 6) -> None:
         for _ in range(rounds):
@@ -464,11 +471,13 @@ class RegionMachine(RuleBasedStateMachine):
         for server in self.books.live.values():
             assert server.status != "stopped", "a stopped server's container is gone, so it must be finished"
             if server.step == "queued":
-                assert self.executor.find_node(server) is None, "it waits though there is room"
+                pausing = server.retry_at is not None and self.nodes.now < server.retry_at
+                assert pausing or self.executor.find_node(server) is None, "it waits though there is room"
                 continue
-            assert current(server) in self.nodes.containers
-            stuck = current(server) in self.nodes.stuck
-            assert server.status == "running" or stuck, "its game is up, and it does not run"
+            # Whoever got its room only now comes up still; its row says how far it is.
+            run = self.nodes.containers[current(server)]
+            assert server.step == run.state.value, "its game is further than its row says, or not so far"
+            assert (server.status == "running") == (run.state is RunState.RUNNING)
         assert not [v for v in self.nodes.containers.values() if v.state.ended], "an ended run was not forgotten"
 
     def eventually_everything_runs_or_has_ended(self) -> None:
@@ -491,3 +500,33 @@ TestRegion.settings = hypothesis_settings(max_examples=150, stateful_step_count=
 @pytest.fixture(autouse=True)
 def virtual_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(execute, "now_ms", lambda: Clock.now)
+
+
+class Drawn:
+    """Stands for hypothesis's data: gives what it was given, in turn."""
+
+    def __init__(self, *values: Any) -> None:
+        self.values = list(values)
+
+    def draw(self, _strategy: object) -> Any:
+        return self.values.pop(0)
+
+
+def test_a_game_that_came_up_while_its_agent_was_away_is_not_called_never_ready() -> None:
+    region = RegionMachine()
+    region.start(size="small", auto_restart=False, ttl=None)
+    region.boot(data=Drawn(RunKey("s0001", 1)), steps=2)
+    assert region.books.live["s0001"].step == "booting"
+    region.outage(data=Drawn("comes up"), seconds=150, manager_too=False)
+    region.teardown()
+
+
+def test_who_crashed_long_ago_waits_for_room_from_now_on() -> None:
+    """During an outage; another takes its place."""
+    region = RegionMachine()
+    for auto_restart in (True, True, False):
+        region.start(size="medium", auto_restart=auto_restart, ttl=None)
+    region.live_on(40, 10)
+    region.outage(data=Drawn("crashes", "nothing"), seconds=400, manager_too=False)
+    assert [server.step for server in region.books.live.values()] == ["queued", "running", "preparing"]
+    region.teardown()
