@@ -49,9 +49,10 @@ class TaskHealth:
         return "process_health"
 
     @contextmanager
-    def attempt(self, label: str, owner: object) -> Generator[None]:
-        """While inside, an attempt is under way."""
-        series = self._series.get((label, id(owner)))
+    def attempt(self, label: str, owner: object, *, lasting: bool = True) -> Generator[None]:
+        """While inside, an attempt is under way. `lasting`: one that goes on is well; of a pass that is to end, it says
+        nothing."""
+        series = self._series.get((label, id(owner))) if lasting else None
         if series is not None:
             series.running_since = self._clock()
         try:

@@ -129,7 +129,7 @@ class SupervisedTasks:
     ) -> bool:
         """One try; whether it ended well. Only a cancellation of the task itself gets out."""
         label = f"{self._owner}.{name}"
-        with self._health.attempt(label, self):
+        with self._health.attempt(label, self, lasting=limit_s is None):
             try:
                 async with asyncio.timeout(limit_s):
                     await work()

@@ -10,7 +10,7 @@ import pytest
 import structlog.testing
 from ray import cloudpickle
 
-from fleet.actors.health import FAILING_AFTER_S, TaskHealth, families, process_health
+from fleet.actors.health import FAILING_AFTER_S, STEADY_S, TaskHealth, families, process_health
 from fleet.actors.startup import Startup
 from fleet.actors.tasks import BACKOFF_FIRST_S, SupervisedTasks, backoff_s, first_done
 from fleet.errors import Unavailable
@@ -57,7 +57,7 @@ async def test_kept_work_is_begun_again_until_it_returns_and_not_after(error: Ba
     assert (work.calls, work.worked) == (3, 1)
 
 
-async def test_a_pass_that_hangs_is_cut_off_counted_and_followed_by_the_next() -> None:
+async def test_a_pass_that_hangs_is_well_counted_and_followed_by_the_next() -> None:
     health = TaskHealth()
     tasks, passes = SupervisedTasks("test", health=health), 0
 
@@ -177,6 +177,23 @@ def test_an_attempt_that_goes_on_has_recovered() -> None:
     assert health.failing() == []
     clock.now += 1
     assert [one.task for one in health.failing()] == ["leases.follow"]
+
+
+async def test_a_pass_that_hangs_until_its_limit_again_and_again_is_failing() -> None:
+    """Only of work that is to go on is it a good sign that it does."""
+    clock = Clock()
+    health = TaskHealth(clock)
+    tasks, well = SupervisedTasks("test", health=health), list[bool]()
+
+    async def hangs() -> None:
+        clock.now += STEADY_S
+        well.append(not health.failing())
+        await asyncio.Event().wait()
+
+    tasks.every("pass", hangs, 0.01, limit_s=0.01)
+    await soon(lambda: len(well) > 4, 5)
+    assert well[:5] == [True, True, False, False, False]
+    await tasks.close()
 
 
 def test_families_of_several_processes_have_each_name_once() -> None:
