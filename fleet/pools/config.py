@@ -5,8 +5,10 @@
 """
 
 from datetime import datetime
+from functools import lru_cache
 from typing import Annotated, Any, Literal, Self
 
+import structlog
 from pydantic import (
     BaseModel,
     BeforeValidator,
@@ -21,11 +23,15 @@ from pydantic import (
 
 from fleet.catalog import load_catalog
 
+log = structlog.get_logger(__name__)
+
 DEFAULT_BUILD = "default"
 MAX_COUNT = 2000
 MAX_SCHEDULED = 100
 # Without a `max` of its own a pool may grow to this multiple of its count, so that no bill surprises anyone.
 GROWTH, SMALLEST_MAX = 4, 8
+
+_STORED = {"read": "from the database"}  # sizes may have been removed since it was set: the other pools stay
 
 Name = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 
@@ -111,17 +117,18 @@ class PoolConfig(_Strict):
     schedule: list[Scheduled] = Field(default_factory=list[Scheduled], max_length=MAX_SCHEDULED)
 
     @model_validator(mode="after")
-    def _known(self) -> Self:
+    def _known(self, info: ValidationInfo) -> Self:
+        check_size = _check_pooled if info.context is _STORED else _check_size
         for region, sizes in self.regions.items():
             _check_region(region)
             for size, wished in sizes.items():
-                _check_size(size)
+                check_size(size)
                 names = [one.build or self.build for one in _as_list(wished)]
                 if len(set(names)) < len(names):
                     raise ValueError(f"{region}/{size}: two pools of the same build")
         for event in self.schedule:
             _check_region(event.region)
-            _check_size(event.compute_size)
+            check_size(event.compute_size)
         return self
 
 
@@ -147,16 +154,20 @@ PoolKey = tuple[str, str, str]  # project, compute size, build name; inside one 
 
 
 def wishes(project_id: str, settings: dict[str, Any] | None, region: str) -> list[PoolWish]:
-    """The project's pools in one region; none if pools are off or the setting is not valid any more."""
+    """The project's pools in one region; none if pools are off. ValidationError if the setting is not valid any more;
+    sizes that have been removed since it was set are only left out."""
     stored = (settings or {}).get("pool_config")
     if not stored or not stored.get("enabled"):
         return []
-    config = PoolConfig.model_validate(stored)
+    config = PoolConfig.model_validate(stored, context=_STORED)
     found: list[PoolWish] = []
     for name, sizes in config.regions.items():
         if load_catalog().region(name).id != region:
             continue
         for size, wished in sizes.items():
+            if size not in load_catalog().sizes:
+                _tell_of_removed(project_id, size)
+                continue
             found += [_wish(project_id, region, size, one, config) for one in _as_list(wished)]
     return [wish for wish in found if wish.ceiling > 0]
 
@@ -217,8 +228,18 @@ def _check_region(name: str) -> None:
 
 
 def _check_size(name: str) -> None:
-    size = load_catalog().sizes.get(name)
-    if size is None:
+    if name not in load_catalog().sizes:
         raise ValueError(f"unknown compute_size '{name[:64]}'; known are {', '.join(load_catalog().sizes)}")
-    if size.persistent:
+    _check_pooled(name)
+
+
+def _check_pooled(name: str) -> None:
+    size = load_catalog().sizes.get(name)
+    if size is not None and size.persistent:
         raise ValueError(f"'{name}' servers run for ever, so they cannot be pooled")
+
+
+@lru_cache(maxsize=1024)
+def _tell_of_removed(project_id: str, size: str) -> None:
+    """Once in a process: settings are read every few seconds."""
+    log.warning("pool_size_removed", project=project_id, size=size, remedy="put it back into sizes.yaml")

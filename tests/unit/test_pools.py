@@ -72,6 +72,17 @@ def test_what_makes_no_sense_is_refused(wrong: dict[str, Any]) -> None:
         PoolConfig.model_validate(config(**wrong)["pool_config"])
 
 
+def test_a_size_that_was_removed_takes_only_its_own_pool_along() -> None:
+    """It can be wished no more; what was wished beside it stays."""
+    event = {"compute_size": "removed", "region": "us-east", "at": "2030-06-01T18:00:00Z", "count": 5}
+    stored = config(regions={"us-east": {"removed": 2, "small": 3}}, schedule=[event])
+    assert [(wish.compute_size, wish.floor, wish.schedule) for wish in wishes("p", stored, "us-east")] == [
+        ("small", 3, ())
+    ]
+    with pytest.raises(ValidationError, match="unknown compute_size 'removed'"):
+        PoolConfig.model_validate(stored["pool_config"])
+
+
 def test_scheduled_starts_are_announced_as_they_come_near() -> None:
     at = datetime(2030, 6, 1, 18, tzinfo=UTC)
     event = {"region": "us-east", "compute_size": "small", "at": at.isoformat(), "count": 600, "duration_seconds": 600}
