@@ -37,7 +37,6 @@ from fleet.times import now_ms
 
 log = structlog.get_logger(__name__)
 
-_REFRESH_S = 10.0
 _THAW_S = 5.0
 
 
@@ -151,18 +150,8 @@ class PoolDesk:
         await self.keeper.refresh(project_id)
         await self._settle()
 
-    async def run(self) -> None:
-        """Every ten seconds: builds and wishes again, decisions, upkeep, the minute's row. Until cancelled."""
-        while True:
-            await asyncio.sleep(_REFRESH_S)
-            try:
-                await self._round()
-            except FleetError as error:
-                log.warning("pools not looked after", region=self._region, error=error.detail)
-            except Exception:
-                log.exception("pools not looked after", region=self._region)
-
-    async def _round(self) -> None:
+    async def round(self) -> None:
+        """Builds and wishes again, decisions, upkeep, the minute's row. Begun again every few seconds."""
         await self.keeper.refresh()
         now = now_ms()
         for server in self.keeper.strays():

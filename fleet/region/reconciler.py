@@ -31,6 +31,7 @@ from fleet.times import now_ms
 log = structlog.get_logger(__name__)
 
 REPAIR_S = 5.0
+POOLS_S = 10.0
 REPAIR_LIMIT_S = 60.0  # a pass that waits so long for its commit is given up: its changes are committed all the same
 CLOSE_S = 1.0
 
@@ -98,7 +99,7 @@ class Reconciler:
         self._tasks.every("forecast", self._forecast, REPAIR_S, limit_s=REPAIR_LIMIT_S)
         self._tasks.every("scale", self._review, REPAIR_S, limit_s=REPAIR_LIMIT_S)
         self._tasks.every("tell_games", self._tell_games, REPAIR_S, limit_s=REPAIR_LIMIT_S)
-        self._tasks.keep("pools", self._pools.run)
+        self._tasks.every("pools", self._pools.round, POOLS_S, limit_s=REPAIR_LIMIT_S)
 
     async def close(self) -> None:
         """End what was begun, and leave the nodes alone."""

@@ -59,10 +59,7 @@ def main() -> int:
         return sandbox.enter(MODULE, [*sys.argv[1:], *seed])
     sandbox.become_first()
     folder = Path(os.environ[sandbox.INSIDE])
-    file: Path | None = given.results
-    if file is not None and file.is_dir():
-        file = file / f"{given.database}-{given.seed}.json"
-    result = Result(given.seed, given.database, given.machines, _revision(), logs=given.logs, file=file)
+    result = Result(given.seed, given.database, given.machines, _revision(), logs=given.logs)
     began = time.monotonic()
 
     def say(text: str) -> None:
@@ -73,7 +70,12 @@ def main() -> int:
     try:
         asyncio.run(rage(folder, machines, waves, result, given.limit, given.runtime, say))
     finally:
-        result.write()
+        result.seconds = round(time.monotonic() - began, 1)
+        if given.results:
+            file = given.results
+            if file.is_dir():
+                file = file / f"{given.database}-{given.seed}.json"
+            result.write(file)
     print(table([result]))
     return int(result.failed)
 
