@@ -12,14 +12,14 @@ from fleet.times import now_ms
 class Deadlines:
     """`set` after every change of a server's row; a server without a deadline has no timer."""
 
-    def __init__(self, policy: Policy, due: Callable[[Server], None]) -> None:
+    def __init__(self, policy: Callable[[], Policy], due: Callable[[Server], None]) -> None:
         self._policy = policy
         self._due = due
         self._timers: dict[str, asyncio.TimerHandle] = {}
 
     def set(self, server: Server) -> None:
         self.clear(server.instance_id)
-        at = deadline(server, now_ms(), self._policy)
+        at = deadline(server, now_ms(), self._policy())
         if at is not None:
             delay = max(0.0, (at - now_ms()) / 1000) + 0.001
             self._timers[server.instance_id] = asyncio.get_running_loop().call_later(delay, self._due, server)

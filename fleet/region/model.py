@@ -40,7 +40,8 @@ class NodeView:
 class Policy:
     """The numbers that a plan needs, in milliseconds where they are times.
 
-    `watching_since`: when this manager began to look; a node that it has not seen yet may only be late.
+    `watching_since`: when this manager began to look, or could look and act again (`attention.py`); a node that it has
+    not seen yet may only be late.
     """
 
     ready_deadline_ms: int

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Awaitable, Callable, Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import structlog
@@ -11,6 +11,7 @@ from fleet.builds.secrets import registry_credentials
 from fleet.catalog import load_catalog
 from fleet.node.model import Hello, RunView
 from fleet.region.agents import agents_of
+from fleet.region.attention import Attention
 from fleet.region.books import Books
 from fleet.region.build_refs import BuildRefs
 from fleet.region.capacity import CapacityPolicy
@@ -95,13 +96,14 @@ class Parts:
         if not self.enabled:
             log.warning("region_removed_but_in_use", region=region)  # what lives here goes on; nothing new is started
             nodes = nodes.model_copy(update={"regions": (*nodes.enabled, region)})
-        self.policy = policy_of(settings)
+        self._policy = policy_of(settings)
         self.metrics = RegionMetrics(region, lambda: self.report.sample())
         self.commits = GroupCommit(store, region, epoch, die, self.metrics.commit)
+        self.attention = Attention(self.commits.steady_since)
         self.books = Books(self.metrics.stepped)
         self.runs = Runs()
         self.bell = StatusBell(hooks.status_of)
-        self.deadlines = Deadlines(self.policy, hooks.due)
+        self.deadlines = Deadlines(lambda: self.policy, hooks.due)
         self.leases = Leases(
             region,
             epoch,
@@ -111,7 +113,7 @@ class Parts:
             on_silent=hooks.on_silent,
             on_lost=hooks.on_lost,
             on_fenced=die,
-            silence=SilencePolicy(self.policy.node_lost_ms),
+            silence=SilencePolicy(self._policy.node_lost_ms),
         )
         if (background := getattr(self.leases, "background", None)) is not None:
             self.metrics.background = background
@@ -174,3 +176,11 @@ class Parts:
             commits=self.commits,
             pools=self.pools,
         )
+
+    @property
+    def policy(self) -> Policy:
+        """What plans go by now."""
+        since = self.attention.since()
+        if since > self._policy.watching_since:
+            self._policy = replace(self._policy, watching_since=since)
+        return self._policy

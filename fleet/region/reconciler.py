@@ -9,14 +9,14 @@ An error in the plan of one server stops nobody else's: it is logged, and the re
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
 
 import structlog
 from sqlmodel import col, select
 
 from fleet.actors.tasks import SupervisedTasks
 from fleet.node.model import Hello, RunView
+from fleet.region.attention import BEAT_S
 from fleet.region.books import Batch
 from fleet.region.execute import Command
 from fleet.region.model import Action
@@ -49,7 +49,7 @@ class Reconciler:
         self._tasks = SupervisedTasks("manager", region=region)
         self.parts = parts = Parts(region, settings, store, epoch, self._hooks())
         self.books, self.runs, self.leases = parts.books, parts.runs, parts.leases
-        self._policy, self._executor, self._pools = parts.policy, parts.executor, parts.pools
+        self._executor, self._pools = parts.executor, parts.pools
         self._began = False
         self._unplanned = 0
         self.repair_s = 0.0  # of the last full pass
@@ -95,6 +95,7 @@ class Reconciler:
         if self._began:
             return
         self._began = True
+        self._tasks.every("beat", self._beat, BEAT_S, limit_s=REPAIR_LIMIT_S)
         self._tasks.every("repair", self.repair, REPAIR_S, limit_s=REPAIR_LIMIT_S)
         self._tasks.every("forecast", self._forecast, REPAIR_S, limit_s=REPAIR_LIMIT_S)
         self._tasks.every("scale", self._review, REPAIR_S, limit_s=REPAIR_LIMIT_S)
@@ -139,42 +140,19 @@ class Reconciler:
     # Events -----------------------------------------------------------------------------------------------------
 
     async def on_sync(self, hello: Hello) -> None:
-        """A node told its whole truth. Who follows the node may be cancelled: what follows from it happens."""
-        # At once: a node that can be placed on must not seem empty for one turn of the loop.
-        concerned = self.runs.replace_node(hello.node_id, hello.runs)
-        await self._whole("sync", self._synced(hello, concerned))
-
-    async def on_events(self, views: tuple[RunView, ...]) -> None:
-        """A node told what has changed."""
-        await self._whole("events", self._happened(views))
-
-    async def on_lost(self, node_id: str) -> None:
-        """A machine is dead, or counts as dead, and with it all that ran there."""
-        await self._whole("lost", self._lost(node_id))
-
-    def on_silent(self, node_id: str) -> None:
-        """An agent does not answer. What becomes of its servers is a matter of time: the repair timer plans it."""
-        self._pools.keeper.doubt(node_id)
-
-    async def _whole(self, name: str, work: Coroutine[Any, Any, None]) -> None:
-        """Do all of it, though the caller may be cancelled. What fails of it comes again with the next sync."""
-        await asyncio.shield(self._tasks.once(name, work))
-
-    async def _synced(self, hello: Hello, concerned: set[str]) -> None:
+        """A node told its whole truth, which is known once this returns. What follows from it is a task of its own: a
+        commit takes as long as the database does, and nobody may stop listening to a node for so long."""
         bind_request_id("")  # the task that follows a node may have begun in a command
-        concerned |= self._executor.rooms.servers(hello.node_id)
+        # At once: a node that can be placed on must not seem empty for one turn of the loop.
+        concerned = self.runs.replace_node(hello.node_id, hello.runs) | self._executor.rooms.servers(hello.node_id)
         self._executor.adopt_ports(hello.runs)
         self.plan_some(concerned)
         self._pools.refill()
-        await self.settle()
-        for run in hello.runs:
-            self._pools.observe(run)
-            server = self.books.live.get(run.key.instance_id)
-            if server is not None and current(server) == run.key and _config_changed(server):
-                self._executor.tell_game(server)
-        log.info("node synced", region=self._region, node=hello.node_id, runs=len(hello.runs))
+        self._tasks.once("sync", self._synced(hello))  # the repair timer plans what fails of it again
 
-    async def _happened(self, views: tuple[RunView, ...]) -> None:
+    async def on_events(self, views: tuple[RunView, ...]) -> None:
+        """A node told what has changed: the same."""
+        bind_request_id("")
         for view in views:
             known = self.runs.get(view.key)
             if known is not None and known.state.ended and not view.state.ended:
@@ -184,7 +162,25 @@ class Reconciler:
             self.plan_some([view.key.instance_id])
             self._pools.observe(view)
         self._pools.refill()
+        self.spawn_settle()
+
+    async def on_lost(self, node_id: str) -> None:
+        """A machine is dead, or counts as dead, and with it all that ran there. Who tells of it may be cancelled: what
+        follows from it happens."""
+        await asyncio.shield(self._tasks.once("lost", self._lost(node_id)))
+
+    def on_silent(self, node_id: str) -> None:
+        """An agent does not answer. What becomes of its servers is a matter of time: the repair timer plans it."""
+        self._pools.keeper.doubt(node_id)
+
+    async def _synced(self, hello: Hello) -> None:
         await self.settle()
+        for run in hello.runs:
+            self._pools.observe(run)
+            server = self.books.live.get(run.key.instance_id)
+            if server is not None and current(server) == run.key and _config_changed(server):
+                self._executor.tell_game(server)
+        log.info("node synced", region=self._region, node=hello.node_id, runs=len(hello.runs))
 
     async def _lost(self, node_id: str) -> None:
         self.parts.metrics.node("lost")
@@ -203,10 +199,10 @@ class Reconciler:
     async def repair(self) -> None:
         """Plan everything: whatever events have missed is done now."""
         began, self._unplanned = time.perf_counter(), 0
-        views, now, live = self.leases.views(), now_ms(), self.books.live
+        views, now, live, policy = self.leases.views(), now_ms(), self.books.live, self.parts.policy
         for server in list(live.values()):
             run = self.runs.get(current(server))
-            self._carry_out(server.instance_id, lambda s=server, r=run: plan_server(s, r, views, now, self._policy))
+            self._carry_out(server.instance_id, lambda s=server, r=run: plan_server(s, r, views, now, policy))
         self._carry_out("", lambda: plan_runs(live, self.runs))
         failed = self._unplanned
         self._pools.refill()
@@ -214,6 +210,9 @@ class Reconciler:
         self.repair_s = time.perf_counter() - began
         if failed:
             raise ServersNotPlanned(f"{failed} of {len(live)} servers")
+
+    async def _beat(self) -> None:
+        self.parts.attention.beat()
 
     async def _forecast(self) -> None:
         self.parts.forecasting.pass_time(self.books.live.values())
@@ -227,10 +226,8 @@ class Reconciler:
     # Planning ---------------------------------------------------------------------------------------------------
 
     def plan_one(self, server: Server) -> None:
-        run = self.runs.get(current(server))
-        self._carry_out(
-            server.instance_id, lambda: plan_server(server, run, self.leases.views(), now_ms(), self._policy)
-        )
+        run, policy = self.runs.get(current(server)), self.parts.policy
+        self._carry_out(server.instance_id, lambda: plan_server(server, run, self.leases.views(), now_ms(), policy))
 
     def plan_some(self, instance_ids: Iterable[str]) -> None:
         """Plan these servers and all their runs."""

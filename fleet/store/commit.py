@@ -24,6 +24,7 @@ from fleet.store.engine import Store
 from fleet.store.tables import RegionEpoch
 from fleet.store.transact import Statement, Transactions, transactions_of
 from fleet.store.trouble import may_pass, retry_s
+from fleet.times import now_ms
 
 log = structlog.get_logger(__name__)
 Row = TypeVar("Row", bound=SQLModel)
@@ -87,6 +88,7 @@ class GroupCommit:
         self._refuse_after_s = refuse_after_s
         self._committing_since: float | None = None
         self._waiting_since = 0.0
+        self._steady_since = 0
         self._waiting: Batch = []
         self._committing: Batch = []
         self._wake = asyncio.Event()
@@ -114,10 +116,19 @@ class GroupCommit:
             return time.monotonic() - self._committing_since
         return time.monotonic() - self._waiting_since if self._waiting else 0.0
 
+    def steady_since(self) -> int:
+        """The end of the last time (ms) in which the database did not take what was written; now, while it lasts."""
+        if self._stands_still():
+            self._steady_since = now_ms()
+        return self._steady_since
+
+    def _stands_still(self) -> bool:
+        return self.lag_s() > self._refuse_after_s
+
     def check(self) -> None:
         """`Unavailable` while the database does not take what was written before. To be asked before anything is
         changed, since what is submitted waits in memory until it is on disk."""
-        if self.lag_s() > self._refuse_after_s or self._failed is not None:
+        if self._stands_still() or self._failed is not None:
             raise Unavailable("The database does not answer now, so nothing was changed. Try again.")
 
     async def flush(self) -> None:
@@ -151,6 +162,7 @@ class GroupCommit:
             except Exception as error:
                 self._fail(error)
                 return
+            self.steady_since()
             self._committing_since = None
             done, self._committing = self._committing, []
             for _, future in done:

@@ -8,7 +8,6 @@ import asyncio
 import inspect
 import pickle
 from collections.abc import Awaitable, Callable, Collection, Mapping
-from contextvars import Context
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
@@ -25,7 +24,7 @@ from fleet.region.names import agent_name, agent_prefix
 from fleet.settings import FleetSettings
 from tests.simulation.engine import Engine, SimRuntime
 from tests.simulation.faults import Weather
-from tests.simulation.loop import Process, VirtualLoop
+from tests.simulation.loop import Process, VirtualLoop, nobodys_context
 
 RAY_NOTICES_S = 30.0  # a machine that does not answer for so long is dead to Ray
 IDLE_S = 90.0  # a machine that nobody has leased for so long is taken back
@@ -108,7 +107,7 @@ class Cloud:
 
     def spawn(self, work: Any) -> asyncio.Task[Any]:
         """Of no process."""
-        return self.loop.create_task(work, context=Context())
+        return self.loop.create_task(work, context=nobodys_context())
 
     async def _live(self, actor: Actor) -> None:
         """One life after the other."""

@@ -97,6 +97,13 @@ class Process:
 PROCESS: ContextVar[Process | None] = ContextVar("process", default=None)
 
 
+def nobodys_context() -> Context:
+    """For what outlives whoever begins it."""
+    context = Context()
+    context.run(PROCESS.set, None)
+    return context
+
+
 class _Owned:
     def _run(self) -> None:
         process = self._context.get(PROCESS)  # type: ignore[attr-defined]
@@ -197,8 +204,8 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
 
 def _begin(loop: Any, coro: Any, context: Context | None = None) -> Any:
-    """A task is of the process that begins it, also where it is given a context of its own."""
-    if context is not None and context.get(PROCESS) is None:
+    """A task is of the process that begins it, also where it is given a context that names none."""
+    if context is not None and PROCESS not in context:
         context.run(PROCESS.set, PROCESS.get())
     return _Task(coro, loop=loop, context=context)
 

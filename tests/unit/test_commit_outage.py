@@ -21,6 +21,7 @@ from fleet.store.engine import Store
 from fleet.store.tables import Project
 from fleet.store.transact import Statement
 from fleet.store.trouble import OutcomeUnknown, OutOfReach, may_pass, reaching, retry_s
+from fleet.times import now_ms
 from tests.unit.test_commit import commits, database, empty_database, names, project, store
 from tests.unit.test_commit_sqlite import lock, no_room_on_disk
 
@@ -91,10 +92,14 @@ async def test_new_writes_are_refused_while_the_oldest_waits(store: Store, datab
     await asyncio.sleep(0.3)
     with pytest.raises(Unavailable, match="nothing was changed"):
         commits.check()
+    assert now_ms() - commits.steady_since() < 50  # whoever waits for what follows a commit has no time running
     other.execute("ROLLBACK")
     other.close()
     await asyncio.wait_for(waiting, 5)
     commits.check()
+    back_at = now_ms()
+    await commits.submit([(insert(Project), project("later"))])
+    assert back_at - 5000 < commits.steady_since() <= back_at
     await commits.close()
     assert fatal == []
 

@@ -20,6 +20,7 @@ from fleet.region import reconciler
 from fleet.region.model import Action
 from fleet.store.commit import take_epoch
 from fleet.store.tables import RegionEpoch
+from fleet.times import now_ms
 from tests.unit.region_kit import NODE, SHARE, Fleet, eventually
 
 AWAY = OperationalError("SELECT 1", {}, Exception("connection refused"))
@@ -75,6 +76,7 @@ async def test_rows_that_cannot_be_read_at_first_are_read_later_under_the_same_e
     monkeypatch.setattr(reconciler.Reconciler, "load", fails_first)
     async with fleet.store.write() as session:
         session.add(fleet.row(status="running", step="running", node_id=NODE, started_at=1))
+    fleet.agent.runs[RunKey("s001", 1)] = RunView(RunKey("s001", 1), NODE, RunState.RUNNING, 1)
     manager = await fleet.begin()
     await manager._startup.ready(10)
     assert failures == []
@@ -212,6 +214,66 @@ async def test_an_answer_waits_for_a_commit_that_others_have_taken_along(fleet: 
     await core.commit()
     assert (await fleet.stored(name)).custom_data == {"a": 1}
     await others
+
+
+# A database that is away ------------------------------------------------------------------------------------------
+
+
+class Held:
+    """Keeps a manager's commits from being done until `let_go`."""
+
+    def __init__(self, manager: Any) -> None:
+        self._transactions = manager._reconciler.parts.commits._transactions
+        self._run, self._free = self._transactions.run, asyncio.Event()
+        self._transactions.run = self
+
+    async def __call__(self, statements: Any) -> None:
+        await self._free.wait()
+        await self._run(statements)
+
+    def let_go(self) -> None:
+        self._transactions.run = self._run
+        self._free.set()
+
+
+async def test_nodes_are_listened_to_while_the_database_takes_nothing(fleet: Fleet) -> None:
+    """What they tell is known at once; only what follows from it waits for its commit. Else a game that became ready
+    during an outage would be ended as never ready at its end."""
+    manager = await fleet.begin()
+    name = await fleet.start(manager)
+    key = RunKey(name, 1)
+    await eventually(lambda: key in fleet.agent.runs)
+    held = Held(manager)
+    for state in (RunState.CREATING, RunState.BOOTING, RunState.RUNNING):
+        fleet.agent.set(key, state)
+        await eventually(lambda s=state: manager._reconciler.runs[key].state is s)
+    assert (await fleet.stored(name)).status == "launching"
+    held.let_go()
+    await eventually(lambda: manager._reconciler.parts.commits.lag_s() == 0)
+    assert (await fleet.stored(name)).status == "running"
+
+
+async def test_no_deadline_counts_the_time_in_which_the_database_was_away(fleet: Fleet) -> None:
+    """During an outage nobody is ended for being late, and everybody has his whole time after it."""
+    limits = fleet.settings.servers.model_copy(update={"ready_deadline_s": 0.5})
+    fleet.settings = fleet.settings.model_copy(update={"servers": limits})
+    manager = await fleet.begin()
+    name = await fleet.start(manager)
+    key = RunKey(name, 1)
+    await eventually(lambda: key in fleet.agent.runs)
+    commits = manager._reconciler.parts.commits
+    commits._refuse_after_s = 0.1
+    held = Held(manager)
+    fleet.agent.set(key, RunState.BOOTING)
+    await asyncio.sleep(1.0)
+    assert manager._reconciler.status_of(name) == "launching"
+    back_at = now_ms()
+    held.let_go()
+    await eventually(lambda: manager._reconciler.status_of(name) != "launching")
+    await commits.flush()
+    ended = await fleet.stored(name)
+    assert ended.stop_reason == "never_ready"
+    assert ended.step_at - back_at >= 400
 
 
 # What does not arrive is told again -------------------------------------------------------------------------------
