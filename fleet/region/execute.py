@@ -41,6 +41,7 @@ from fleet.times import now_ms
 
 log = structlog.get_logger(__name__)
 
+TOLD_MS = 15_000  # by then a node that was ordered something has told of it, or is silent
 Command = tuple[str, str, tuple[Any, ...]]  # node id, method, arguments
 
 
@@ -82,7 +83,7 @@ class Executor:
         self._commands: list[Command] = []
         self._outgoing: dict[str, list[Order]] = {}
         self.tasks = SupervisedTasks("executor")
-        self._launching: set[RunKey] = set()
+        self._launches: dict[RunKey, int | None] = {}  # of live servers: when its order ended; None: under way
         self._untold: set[RunKey] = set()  # runs whose config has changed and that have not been told
         self.on_short: Callable[[], None] = lambda: None  # told when somebody waits in vain
         self.queued = Queue(self.demand, self._waits)
@@ -139,7 +140,7 @@ class Executor:
             case Place():
                 self.queued.append(server)
             case Launch():
-                if current(server) not in self._launching:
+                if self._launches.get(current(server), 0) is not None:
                     self.tasks.once("launch", self._launch_and_settle(server))  # the plan says it again
             case Advance(_, step, at):
                 if step == "running":  # who follows the journal sees what is paid for
@@ -160,6 +161,9 @@ class Executor:
                 }
                 self.new_generation(server, at, "restarting", data, queued_at, retry_at=retry_at, crashes=crashes)
             case Finish(_, at, exit_code):
+                if self._may_come(current(server)):
+                    return  # its room is not free yet; the repair timer plans it again
+                self._launches.pop(current(server), None)
                 known = server.exit_code if exit_code is None else exit_code
                 self._books.step(server, at, "stopped", {"exit_code": known}, exit_code=known)
 
@@ -201,6 +205,7 @@ class Executor:
         """Back to `queued` as another run: new container, new ports, the same id. `at`: when the last one ended, which
         may be long before it waits for a node (`queued_at`, unless it is the same)."""
         queued_at = max(at, queued_at)
+        self._launches.pop(current(server), None)
         self._books.note(server, at, event, data)
         values = {"retry_at": None, **values}
         self._books.change(
@@ -266,7 +271,7 @@ class Executor:
         hello = self._leases.hello(node_id)
         if hello is None:
             return
-        self._launching.add(key)
+        self._launches[key] = None
         try:
             build = await self._builds(server.build_id)
             spec = launch_spec(server, build, self._size(server), hello.share, self._settings)
@@ -283,10 +288,22 @@ class Executor:
             )
             return
         finally:
-            self._launching.discard(key)
+            self._ordered(server, key)
         if current(server) == key and server.status == "launching":
             shown = network_ports(server, ports, hello.host)
             self._books.change(server, now_ms(), network_ports=shown)
+
+    def _ordered(self, server: Server, key: RunKey) -> None:
+        """An order to launch has ended, with whatever outcome."""
+        if self._books.live.get(key.instance_id) is server and current(server) == key:
+            self._launches[key] = now_ms()
+        else:
+            self._launches.pop(key, None)
+
+    def _may_come(self, key: RunKey) -> bool:
+        """Whether a node may yet tell of a run that it was ordered to launch, though the order may have failed."""
+        ended = self._launches.get(key, 0)
+        return key not in self._runs and (ended is None or now_ms() - ended < TOLD_MS)
 
     async def _launch_and_settle(self, server: Server) -> None:
         await self.launch(server)

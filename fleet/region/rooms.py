@@ -144,7 +144,7 @@ class Rooms:
                     run.node_id,
                     self._load(_load_of(self._demand(server)) if server and run.key == key else _seen(run)),
                 )
-        if server and server.node_id and server.status != "stopped" and key not in runs:
+        if server and server.node_id and key not in runs:  # also if it is being stopped: its launch may be under way
             yield server.node_id, self._load(_load_of(self._demand(server)))
 
     def _load(self, load: Load) -> Load:

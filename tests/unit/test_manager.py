@@ -216,6 +216,34 @@ async def test_an_answer_waits_for_a_commit_that_others_have_taken_along(fleet: 
     await others
 
 
+async def test_the_room_of_a_server_that_is_stopped_during_its_launch_is_free_once_its_node_has_ended_it(
+    fleet: Fleet,
+) -> None:
+    """The node may begin it after the stop: somebody else in its room would fill the machine beyond what it has."""
+    manager = await fleet.begin()
+    await fleet.running(manager)
+    launch, arrives = fleet.agent.do_launch, asyncio.Event()
+
+    async def late(epoch: int, spec: Any) -> Any:
+        await arrives.wait()
+        return await launch(epoch, spec)
+
+    fleet.agent.do_launch = late
+    starting = asyncio.create_task(fleet.start(manager))
+    core = manager._reconciler
+    await eventually(lambda: core.books.live.get("s002") is not None and core.books.live["s002"].step == "placed")
+    free = core._executor.rooms.room(NODE).memory_mb
+    await manager.command("", "stop", ("s002", "requested", None))
+    passes = core.repair_s
+    await eventually(lambda: core.repair_s != passes)
+    assert core._executor.rooms.room(NODE).memory_mb == free
+    arrives.set()
+    await starting
+    await eventually(lambda: "s002" not in core.books.live)
+    assert fleet.agent.told.count("stop") == 1
+    assert core._executor.rooms.room(NODE).memory_mb > free
+
+
 # A database that is away ------------------------------------------------------------------------------------------
 
 
