@@ -1,5 +1,6 @@
 """Structured logs: one JSON object a line, in `<home>/logs/<component>.log`, bounded in size."""
 
+import errno
 import os
 import re
 import threading
@@ -14,13 +15,19 @@ CHECK_EVERY = 256
 
 
 class AppendLog:
-    """A log file that several processes may share: whole lines are appended, and one old file is kept."""
+    """A log file that several processes may share: whole lines are appended, and one old file is kept.
+
+    Nothing is raised to who logs, who may be in the midst of anything: what a full disk does not take is counted, and
+    told (`log_lines_lost`) before the next line that there is room for.
+    """
 
     def __init__(self, path: Path, max_bytes: int = MAX_BYTES) -> None:
         self._path = path
         self._max = max_bytes
         self._lock = threading.Lock()
         self._lines = 0
+        self._lost = 0
+        self._torn = False  # the last line is there in part
         path.parent.mkdir(parents=True, exist_ok=True)
         self._fd = self._open()
 
@@ -29,10 +36,24 @@ class AppendLog:
 
     def write(self, line: bytes) -> None:
         with self._lock:
-            os.write(self._fd, line + b"\n")
-            self._lines += 1
-            if self._lines % CHECK_EVERY == 0:
-                self._turn_over()
+            try:
+                if self._lost:
+                    self._append(orjson.dumps({"event": "log_lines_lost", "level": "error", "count": self._lost}))
+                    self._lost = 0
+                self._append(line)
+                self._lines += 1
+                if self._lines % CHECK_EVERY == 0:
+                    self._turn_over()
+            except OSError:
+                self._lost += 1
+
+    def _append(self, line: bytes) -> None:
+        """OSError if there is no room for the whole line."""
+        data = b"\n" + line + b"\n" if self._torn else line + b"\n"
+        written = os.write(self._fd, data)
+        self._torn = self._torn if not written else written < len(data)
+        if written < len(data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def _turn_over(self) -> None:
         mine = os.fstat(self._fd)

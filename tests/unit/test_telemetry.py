@@ -1,5 +1,6 @@
 """Logs and metrics stay bounded, and say what they should."""
 
+import errno
 import os
 import re
 import subprocess
@@ -124,3 +125,25 @@ def test_a_shared_log_is_bounded_and_loses_no_line_of_the_newest(tmp_path: Path)
 @pytest.mark.parametrize("sent", [None, "", "a b", "x" * 129, "a\nb"])
 def test_a_request_id_that_is_not_plain_is_replaced(sent: str | None) -> None:
     assert re.fullmatch(r"[0-9a-f]{32}", accept_request_id(sent))
+
+
+def test_a_full_disk_is_nothing_to_who_logs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be in the midst of anything. What was lost is counted, and a torn line spoils no other."""
+    room = [1000, 20, 0, 0]
+    write = os.write
+
+    def disk(fd: int, data: bytes) -> int:
+        left = room.pop(0) if room else 1000
+        if not left:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(fd, data[:left])
+
+    log = AppendLog(tmp_path / "x.log")
+    monkeypatch.setattr(os, "write", disk)
+    for n in range(5):
+        log.msg(orjson.dumps({"n": n, "more": "x" * 30}))
+    lines = (tmp_path / "x.log").read_bytes().splitlines()
+    assert lines[1] == b'{"n":1,"more":"xxxxx'
+    whole = [orjson.loads(line) for line in (lines[0], *lines[2:])]
+    assert [line.get("n") for line in whole] == [0, None, 4]
+    assert whole[1] == {"event": "log_lines_lost", "level": "error", "count": 3}
