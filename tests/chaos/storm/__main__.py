@@ -66,9 +66,12 @@ def main() -> int:
         print(f"{time.monotonic() - began:7.1f} s  {text}", flush=True)
 
     say(f"{given.faults} faults of {len(kinds)} kinds, {given.database}, seed {given.seed}")
-    machines = build_machines(folder, given.machines)
     try:
+        machines = build_machines(folder, given.machines)
         asyncio.run(rage(folder, machines, waves, result, given.limit, given.runtime, say))
+    except Exception as error:
+        result.broken.append(repr(error))
+        raise
     finally:
         result.seconds = round(time.monotonic() - began, 1)
         if given.results:
