@@ -41,7 +41,8 @@ class Outages:
         self._faults = Faults(world, Ledger())
         self._games: dict[str, dict[str, Any]] = {}  # player: server
 
-    async def run(self, names: list[str]) -> dict[str, Any]:
+    async def run(self, names: list[str], target: Path) -> None:
+        """What was seen of each, written after each."""
         assert self._studio.push(games.demo_zip(), BUILD)["status"] == "ready"
         for number in range(4):
             server = self._start(REGIONS[number % 2])
@@ -51,7 +52,7 @@ class Outages:
         for name in names:
             seen[name] = await getattr(self, name)()
             seen[name]["games_untouched"] = self._untouched()
-        return seen
+            target.write_text(json.dumps(seen, indent=1))
 
     def _start(self, region: str, **fields: Any) -> dict[str, Any]:
         return self._studio.start(BUILD, region=region, **fields)
@@ -187,9 +188,12 @@ class Outages:
             async def write(name: str) -> None:
                 method, path, body = calls[name]
                 began = time.monotonic()
-                answer = await http.request(method, path, json=body, headers={"x-player-id": "p"})
-                took = round(time.monotonic() - began, 1)
-                seen["refusals"][name] = [answer.status_code, took, bool(answer.json().get("detail"))]
+                try:
+                    answer = await http.request(method, path, json=body, headers={"x-player-id": "p"})
+                    status, said = answer.status_code, str(answer.json().get("detail"))
+                except httpx.TransportError as error:
+                    status, said = 0, repr(error)
+                seen["refusals"][name] = [status, round(time.monotonic() - began, 1), said]
 
             writes = [asyncio.ensure_future(write(name)) for name in calls]
             for _ in range(5):
@@ -217,7 +221,7 @@ def main() -> None:
     machines = build_machines(folder, 1)
     world = start_world(folder / "disks" / "fleet", machines, "sqlite", "auto")
     try:
-        Path(target).write_text(json.dumps(asyncio.run(Outages(world).run(names)), indent=1))
+        asyncio.run(Outages(world).run(names, Path(target)))
     finally:
         for path in sorted((folder / "disks" / "fleet" / "head" / "logs").glob("*.log")):
             print(f"--- {path.name}", *path.read_text(errors="replace").splitlines()[-15:], sep="\n")
