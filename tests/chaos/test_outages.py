@@ -62,9 +62,10 @@ def test_a_ttl_acts_after_a_locked_database(seen: dict[str, Any]) -> None:
 
 
 def test_while_nobody_may_write_reads_go_on(seen: dict[str, Any]) -> None:
-    """Writes are refused with 503 and a word, in seconds; reads are answered."""
+    """Writes are refused with 503 and a word, in seconds; reads are answered. What came first is done or refused."""
     found = seen["writes_meanwhile"]
-    assert [status for status, _ in found["reads"]] == [200] * 5
+    assert {status for status, _ in found["reads"]} == {200}
+    assert all(status in (200, 201, 503) for status, _, _ in found["first"].values()), found["first"]
     for name, (status, took, said) in found["refusals"].items():
         assert status == 503, (name, found["refusals"])
         assert said, (name, found["refusals"])

@@ -173,43 +173,50 @@ class Outages:
         return {"ttl_acts_s": took, "reason": (await self._row(server["instance_id"])).stop_reason}
 
     async def writes_meanwhile(self) -> dict[str, Any]:
-        """While nobody may write: reads are answered, writes are refused soon, with a word."""
+        """While nobody may write: reads are answered, and once that is known writes are refused soon, with a word.
+
+        What came before it was known waits, and is done in the end or refused; so one write of each kind goes ahead.
+        """
         _, undo = await self._faults.begin(Fault(0, 0, "database-locked", 0, 30, 0))
+        assert undo is not None
         await asyncio.sleep(1)
-        seen: dict[str, Any] = {"refusals": {}, "reads": []}
-        victim = next(iter(self._games.values()))["instance_id"]
-        calls = {
-            "start": ("POST", "/servers/start", {"name": "n", "region": REGION, "version_tag": BUILD}),
-            "update": ("POST", f"/servers/{victim}/update", {"custom_data": {"a": 1}}),
-            "lobby": ("POST", "/lobbies/default", {"name": "x"}),
-        }
-        async with self._client(40) as http:
-
-            async def write(name: str) -> None:
-                method, path, body = calls[name]
-                began = time.monotonic()
-                try:
-                    answer = await http.request(method, path, json=body, headers={"x-player-id": "p"})
-                    status, said = answer.status_code, str(answer.json().get("detail"))
-                except httpx.TransportError as error:
-                    status, said = 0, repr(error)
-                seen["refusals"][name] = [status, round(time.monotonic() - began, 1), said]
-
-            writes = [asyncio.ensure_future(write(name)) for name in calls]
-            for _ in range(5):
+        seen: dict[str, Any] = {"first": {}, "refusals": {}, "reads": []}
+        async with self._client(90) as http:
+            first = asyncio.ensure_future(self._writes(http, seen["first"]))
+            for _ in range(9):
                 began = time.monotonic()
                 answer = await http.get("/servers")
                 seen["reads"].append([answer.status_code, round(time.monotonic() - began, 2)])
                 await asyncio.sleep(1)
-            await asyncio.gather(*writes)
-        assert undo is not None
-        await undo()
+            later = asyncio.ensure_future(self._writes(http, seen["refusals"]))
+            await asyncio.sleep(20)
+            await undo()
+            await asyncio.gather(first, later)
 
         async def works() -> bool:
             return await self._tried(REGION)
 
         seen["starts_again_s"] = await self._until(works, 120)
         return seen
+
+    async def _writes(self, http: httpx.AsyncClient, answers: dict[str, list[Any]]) -> None:
+        """One write of each kind: its status, seconds and word."""
+        victim = next(iter(self._games.values()))["instance_id"]
+
+        async def write(name: str, path: str, body: dict[str, Any]) -> None:
+            began = time.monotonic()
+            try:
+                answer = await http.post(path, json=body, headers={"x-player-id": "p"})
+                status, said = answer.status_code, str(answer.json().get("detail", ""))
+            except httpx.TransportError as error:
+                status, said = 0, repr(error)
+            answers[name] = [status, round(time.monotonic() - began, 1), said]
+
+        await asyncio.gather(
+            write("start", "/servers/start", {"name": "n", "region": REGION, "version_tag": BUILD}),
+            write("update", f"/servers/{victim}/update", {"custom_data": {"a": 1}}),
+            write("lobby", "/lobbies/default", {"name": "x"}),
+        )
 
 
 def main() -> None:
