@@ -177,6 +177,8 @@ class Outages:
 
         What came before it was known waits, and is done in the end or refused; so one write of each kind goes ahead.
         """
+        made = self._studio.http.post("/api/v3/lobbies/default", json={"name": "q"}, headers={"x-player-id": "q"})
+        assert made.status_code == 201, made.text  # so its manager is up: one that comes up answers after 20 s
         _, undo = await self._faults.begin(Fault(0, 0, "database-locked", 0, 30, 0))
         assert undo is not None
         await asyncio.sleep(1)
