@@ -18,6 +18,7 @@ import docker
 import docker.errors
 import structlog
 
+from fleet.node.choose import read_pin
 from fleet.node.isolation import ENGINE_LABEL
 from fleet.ops.head import tail
 from fleet.ops.home import Home, OpsError, read_json, write_private
@@ -47,10 +48,11 @@ def engine_answers() -> bool:
 
 def ensure_engine(home: Home, settings: FleetSettings, report: Report) -> bool:
     """True if containers can be used. Never raises unless `runtime` is set to docker and there is no way to it."""
-    if settings.runtime == "simulated":
+    runtime = settings.runtime if settings.runtime != "auto" else read_pin(home.path) or "auto"
+    if runtime == "simulated":
         report(SIMULATED)
-    if settings.runtime in ("process", "simulated") or engine_answers():
-        return settings.runtime not in ("process", "simulated")
+    if runtime in ("process", "simulated") or engine_answers():
+        return runtime not in ("process", "simulated")
     problem = _why_not()
     if problem is None:
         try:
@@ -63,8 +65,11 @@ def ensure_engine(home: Home, settings: FleetSettings, report: Report) -> bool:
             problem = f"it could not be installed and started: {error}"
     if settings.runtime == "docker":
         raise OpsError(f"No container engine answers: {problem}")
-    log.warning("no_engine", problem=problem)
-    report(f"No container engine: {problem}. Games run as plain processes, WITHOUT isolation")
+    log.warning("no_engine", problem=problem, runtime=runtime)
+    if runtime == "docker":  # what this home's games have run in is waited for, never replaced
+        report(f"No container engine answers: {problem}. Nodes wait for it, since this home's games run in containers")
+    else:
+        report(f"No container engine: {problem}. Games run as plain processes, WITHOUT isolation")
     return False
 
 
