@@ -6,7 +6,6 @@ or come late; ends may be told twice, or while nobody listens.
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Collection
-from contextvars import Context
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,6 +26,7 @@ from fleet.node.runtime import (
 )
 from fleet.times import now_ms
 from tests.simulation.faults import Weather
+from tests.simulation.loop import nobodys_context
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,7 @@ class Container:
 
 def _later(delay_s: float, work: Callable[..., None], *arguments: Any) -> None:
     """By the machine itself: no agent's death keeps it from happening."""
-    asyncio.get_running_loop().call_later(delay_s, work, *arguments, context=Context())
+    asyncio.get_running_loop().call_later(delay_s, work, *arguments, context=nobodys_context())
 
 
 class Engine:

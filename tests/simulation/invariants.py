@@ -1,7 +1,7 @@
 """What never may be (looked at after every commit), and what must become true once nothing goes wrong any more.
 
 `Invariants.problems` lists what is not yet as it should be; after the last fault, none of them may last longer than its
-bound. The bounds are those of docs/region.md, docs/nodes.md and docs/timeouts.md, by this world's settings.
+bound.
 """
 
 import asyncio
@@ -19,9 +19,23 @@ if TYPE_CHECKING:
 LOOK_S = 5.0
 PASSING_S = 40.0  # games that crash, and are begun again, are always on their way
 COST_REASONS = ("pool_surplus", "pool_replaced", "pool_expired", "surplus")
-# Seconds: how long after the last fault a server may still be lost without its row saying so (a node that has not been
-# seen since the manager's start counts as lost after 180 s), stops and removals may take, and so on.
-BOUNDS = {"row": 260.0, "stop": 260.0, "launch": 420.0, "ttl": 260.0, "leak": 260.0, "pool": 420.0, "match": 420.0}
+# Seconds after the last fault, by docs/timeouts.md and this world's settings.
+UNSEEN_S = 180.0 + 25.0  # a node that the manager has not seen since its start counts as lost then; it starts in 20 s
+LOST_S = 60.0 + 13.0 + 5.0  # an agent that falls silent now: noticed, begun anew, lost, planned
+BOUNDS = {
+    "row": UNSEEN_S,
+    "told": 60.0,  # by an agent that is up: two of its passes, 15 s apart, and its calls
+    "stop": UNSEEN_S,
+    "queued": 120.0 + 15.0 + 10.0,  # its deadline, a node that has just come back, the repair timer
+    "placed": 120.0 + LOST_S,
+    "preparing": UNSEEN_S,
+    "creating": 180.0 + LOST_S,
+    "booting": UNSEEN_S,  # its deadline is 60 s once its node is heard
+    "ttl": UNSEEN_S,  # seen later by a manager that starts meanwhile
+    "leak": UNSEEN_S,
+    "pool": UNSEEN_S,
+    "match": 240.0,
+}
 
 
 class Invariants:
@@ -148,13 +162,20 @@ class Invariants:
             if machine is None or run is None:
                 found[f"{name}: its row says running, it is on no machine"] = "row"
             elif run.ended_at is not None:
-                found[f"{name}: its row says running, its game has ended on {machine.name}"] = "row"
+                self._look_at_ended(name, machine, found)
             begins = row["pool_claimed_at"] or row["started_at"]
             idle = row["is_pool_server"] and row["pool_claimed_at"] is None
             if row["ttl"] and not idle and begins + row["ttl"] * 1000 < now:
                 found[f"{name}: its ttl has passed"] = "ttl"
         elif not (row["step"] == "queued" and row["retry_at"] and row["retry_at"] > now):
-            found[f"{name}: it is {row['step']}"] = "launch"
+            found[f"{name}: it is {row['step']}"] = row["step"]
+
+    def _look_at_ended(self, name: str, machine: "Machine", found: dict[str, str]) -> None:
+        agent = machine.agent
+        heard = agent is not None and agent.state == "up" and not agent.process.stopped and not machine.cut
+        how = f"whose agent {agent.name} is up" if heard and agent else "which has no agent"
+        text = f"{name}: its row says running, its game has ended on {machine.name}, {how}"
+        found[text] = "told" if heard else "row"
 
     def _look_at_machine(self, machine: "Machine", owned: dict[str, dict[str, Any]], found: dict[str, str]) -> None:
         for one in machine.engine.containers.values():
