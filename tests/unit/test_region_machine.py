@@ -431,7 +431,7 @@ class RegionMachine(RuleBasedStateMachine):
     @invariant()
     def room_is_what_a_walk_over_everything_finds(self) -> None:
         runs = [run for run in self.runs.values() if not run.state.ended]
-        placed = [s for s in self.books.live.values() if s.node_id and s.status != "stopped"]
+        placed = [s for s in self.books.live.values() if s.node_id]  # a stopped one may yet be told of
         unreported = [s for s in placed if current(s) not in self.runs]
         memory = sum(r.memory_mb for r in runs) + sum(self.executor.demand(s).memory_mb for s in unreported)
         for room in self.executor.rooms.rooms():
