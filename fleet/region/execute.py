@@ -86,6 +86,7 @@ class Executor:
         self._launches: dict[RunKey, int | None] = {}  # of live servers: when its order ended; None: under way
         self._untold: set[RunKey] = set()  # runs whose config has changed and that have not been told
         self.on_short: Callable[[], None] = lambda: None  # told when somebody waits in vain
+        self.may_place: Callable[[], bool] = lambda: True
         self.queued = Queue(self.demand, self._waits)
         self.rooms = Rooms(lambda: books.live, runs, leases.views, self.demand)
         books.moved = runs.on_change = self.rooms.moved
@@ -242,6 +243,8 @@ class Executor:
 
     async def launch_queued(self) -> None:
         """Place what waits, as far as there is room, and launch it; the rest waits for room or its deadline."""
+        if not self.may_place():
+            return
         placed: list[Server] = []
         while (server := self.queued.take(self.rooms.find)) is not None:
             if self._place(server):

@@ -152,9 +152,9 @@ class Leases:
     # What is known ----------------------------------------------------------------------------------------------
 
     @property
-    def pending(self) -> bool:
-        """Whether a node is on its way."""
-        return any(link.hello is None for link in self._links.values())
+    def unheard(self) -> bool:
+        """Whether an agent that an earlier manager has asked for has not told what runs there."""
+        return any(link.hello is None and link.asked_at is None for link in self._links.values())
 
     def asked(self) -> Counter[str]:
         """Asks that no node has answered yet, per class."""

@@ -34,6 +34,7 @@ REPAIR_S = 5.0
 POOLS_S = 10.0
 REPAIR_LIMIT_S = 60.0  # a pass that waits so long for its commit is given up: its changes are committed all the same
 CLOSE_S = 1.0
+HEARD_MS = 15_000  # an agent that has not told its list by then holds up nobody who waits for a node
 
 
 class ServersNotPlanned(Exception):
@@ -50,7 +51,8 @@ class Reconciler:
         self.parts = parts = Parts(region, settings, store, epoch, self._hooks())
         self.books, self.runs, self.leases = parts.books, parts.runs, parts.leases
         self._executor, self._pools = parts.executor, parts.pools
-        self._began = False
+        self._executor.may_place = self._may_place
+        self._began_at: int | None = None
         self._unplanned = 0
         self.repair_s = 0.0  # of the last full pass
 
@@ -92,15 +94,20 @@ class Reconciler:
         """Follow the nodes, and repair from now on."""
         self.leases.adopt()
         self.parts.scaler.begin()
-        if self._began:
+        if self._began_at is not None:
             return
-        self._began = True
+        self._began_at = now_ms()
         self._tasks.every("beat", self._beat, BEAT_S, limit_s=REPAIR_LIMIT_S)
         self._tasks.every("repair", self.repair, REPAIR_S, limit_s=REPAIR_LIMIT_S)
         self._tasks.every("forecast", self._forecast, REPAIR_S, limit_s=REPAIR_LIMIT_S)
         self._tasks.every("scale", self._review, REPAIR_S, limit_s=REPAIR_LIMIT_S)
         self._tasks.every("tell_games", self._tell_games, REPAIR_S, limit_s=REPAIR_LIMIT_S)
         self._tasks.every("pools", self._pools.round, POOLS_S, limit_s=REPAIR_LIMIT_S)
+
+    def _may_place(self) -> bool:
+        """Not before the nodes have told what runs there: who is queued by its row may have been launched by the
+        manager before, which died before its commit. It must not run twice."""
+        return self._began_at is not None and (not self.leases.unheard or now_ms() - self._began_at > HEARD_MS)
 
     async def close(self) -> None:
         """End what was begun, and leave the nodes alone."""

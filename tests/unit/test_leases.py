@@ -218,7 +218,7 @@ async def test_several_asks_wait_and_the_newest_are_taken_back(region: Region) -
     assert region.leases.asked() == {"shared": 1}
     assert twins[0] not in region.cloud.given_back
     twins[0].come_up("a")
-    await region.until(lambda: not region.leases.pending)
+    await region.until(lambda: not region.leases.asked())
     assert list(region.leases.views()) == ["us-east@a"]
 
 
@@ -518,7 +518,7 @@ async def test_an_agent_that_cannot_begin_is_dropped(region: Region) -> None:
     twin = region.ask()
     twin.gone = True
     twin.shake()
-    await region.until(lambda: not region.leases.pending)
+    await region.until(lambda: not region.leases.asked())
 
 
 async def test_only_an_empty_node_is_given_back(region: Region) -> None:

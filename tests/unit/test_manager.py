@@ -102,6 +102,29 @@ async def test_an_agents_list_that_cannot_be_had_is_asked_for_again(
     await fleet.running(manager)
 
 
+async def test_nobody_is_placed_before_the_nodes_have_told_what_the_manager_before_has_launched(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A launch goes out while its row is committed: one whose manager died before that is queued by its row, and runs.
+    A node that does not tell in time holds up nobody."""
+    hello, told = fleet.agent.do_hello, asyncio.Event()
+
+    async def late(epoch: int) -> Any:
+        await told.wait()
+        return await hello(epoch)
+
+    monkeypatch.setattr(fleet.agent, "do_hello", late)
+    manager = await fleet.begin()
+    await manager._startup.ready()
+    core = manager._reconciler
+    assert not core._may_place()
+    monkeypatch.setattr(reconciler, "HEARD_MS", -1)
+    assert core._may_place()
+    monkeypatch.setattr(reconciler, "HEARD_MS", 60_000)
+    told.set()
+    await eventually(core._may_place)
+
+
 # One failure stops nothing else -----------------------------------------------------------------------------------
 
 
