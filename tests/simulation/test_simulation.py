@@ -10,8 +10,8 @@ from tests.simulation.faults import KINDS
 from tests.simulation.run import faults_of
 from tests.simulation.soak import run_seeds
 
-SEEDS = int(os.environ.get("SIMULATION_SEEDS", "300"))
-BATCH = 10
+SEEDS = int(os.environ.get("SIMULATION_SEEDS", "250"))
+BATCH = 25
 SPAN = ("--span", "100")
 
 
