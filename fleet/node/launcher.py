@@ -1,6 +1,7 @@
 """A run's way from the order to open ports: the build, the container on free ports, the wait for the game."""
 
 import asyncio
+import errno
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from dataclasses import replace
 from typing import Any, Protocol, TypeVar
@@ -30,6 +31,7 @@ T = TypeVar("T")
 
 _AGAIN_S, _AGAIN_MOST_S = 0.2, 5.0
 _PORT_ATTEMPTS = 20
+_LACKS = {errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.EIO}
 
 
 class Told(Protocol):
@@ -155,14 +157,21 @@ class Launcher:
             delay = min(delay * 1.5, 1.0)
 
     async def _patiently(self, run: Run, call: Callable[[], Coroutine[Any, Any, T]], *passing: type[Exception]) -> T:
-        """Call, and again while it fails of something that passes: the engine or the store is away. The region, which
-        hears what the run waits for, calls it off in the end."""
+        """Call, and again while it fails of something that passes: engine or store are away, the disk is full. The region,
+        which hears what the run waits for, calls it off in the end."""
         delay = _AGAIN_S
         while True:
             try:
                 return await call()
-            except passing as error:
+            except Exception as error:
+                if not isinstance(error, passing) and not _of_the_machine(error):
+                    raise
                 log.warning("launch_waits", run=str(run.view.key), error=str(error))
                 self._told.tell(run, message=f"The node tries again: {error}")
             await asyncio.sleep(delay)
             delay = min(delay * 1.5, _AGAIN_MOST_S)
+
+
+def _of_the_machine(error: Exception) -> bool:
+    """Whether the machine lacks something for now (room, descriptors, memory), which is no fault of the build."""
+    return isinstance(error, OSError) and error.errno in _LACKS

@@ -155,5 +155,5 @@ def test_nodes_of_the_region_come_and_go_and_players_notice_nothing(scaling_clus
     assert seen["asked_s"] <= 2.0  # a tenth of a second where nothing else runs
     assert seen["survived"], "a running server was touched by the scale-down"
     assert seen["nodes_after_drain"] == {"us-east": 2}
-    assert 24.0 <= seen["lost_known_s"] <= 40.0  # twice node_lost_s after it was heard last
+    assert seen["went_on"], "a game ended with the Ray of its machine"
     assert seen["other_region"] == 0

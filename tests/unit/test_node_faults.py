@@ -1,6 +1,7 @@
 """What a node was told to do it does in the end, whatever fails meanwhile; what the engine knows, the node tells."""
 
 import asyncio
+import errno
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -181,14 +182,18 @@ async def test_a_network_whose_game_is_gone_is_dropped(monkeypatch: pytest.Monke
 # Start and close --------------------------------------------------------------------------------------------------
 
 
-async def test_a_launch_waits_for_an_engine_that_is_away() -> None:
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [(AWAY, "does not answer"), (OSError(errno.ENOSPC, "No space left on device"), "No space left")],
+)
+async def test_a_launch_waits_for_an_engine_that_is_away_and_for_room_on_the_disk(fault: Exception, said: str) -> None:
     runtime = StubRuntime()
     async with started(runtime) as node:
-        runtime.faults["launch"] = AWAY
+        runtime.faults["launch"] = fault
         await node.launch(1, launch_spec(KEY))
         await soon(lambda: runtime.calls["launch"] >= 3, 5, "it is tried again")
         assert state(node) is RunState.CREATING
-        assert "does not answer" in node.hello(1).runs[0].message
+        assert said in node.hello(1).runs[0].message
         del runtime.faults["launch"]
         await soon(lambda: state(node) is RunState.RUNNING, 10, "it runs")
 
