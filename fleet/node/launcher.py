@@ -157,8 +157,8 @@ class Launcher:
             delay = min(delay * 1.5, 1.0)
 
     async def _patiently(self, run: Run, call: Callable[[], Coroutine[Any, Any, T]], *passing: type[Exception]) -> T:
-        """Call, and again while it fails of something that passes: engine or store are away, the disk is full. The region,
-        which hears what the run waits for, calls it off in the end."""
+        """Call, and again while it fails of something that passes: engine or store are away, the disk is full. It
+        ends when the region, which hears what the run waits for, calls it off."""
         delay = _AGAIN_S
         while True:
             try:
