@@ -112,6 +112,7 @@ async def http_get(port: int, path: str) -> dict[str, Any]:
     writer.write(f"GET {path} HTTP/1.0\r\n\r\n".encode())
     _, _, body = (await reader.read()).partition(b"\r\n\r\n")
     writer.close()
+    await writer.wait_closed()
     return orjson.loads(body)
 
 
@@ -131,6 +132,7 @@ async def test_connections_are_bounded(tmp_path: Path) -> None:
     reader, writer = await asyncio.open_connection(HOST, port)
     assert await reader.read() == b"", "one too many is closed at once"
     writer.close()
+    await writer.wait_closed()
     door = api.door(key)
     assert door is not None
     assert door.connections() == MOST_CONNECTIONS
@@ -142,6 +144,7 @@ async def test_connections_are_bounded(tmp_path: Path) -> None:
     assert b'{"n": 2}' in await asyncio.wait_for(reader.readuntil(b"}}"), PATIENCE)
     for _, other in [*idle, (reader, writer)]:
         other.close()
+        await other.wait_closed()
     await api.close()
     with pytest.raises(ConnectionRefusedError):
         await asyncio.open_connection(HOST, port)
