@@ -115,8 +115,7 @@ class Reconciler:
         await self._executor.tasks.close()
         self.parts.deadlines.close()
         for part in (self.leases, self.parts.scaler, self.parts.preparation):
-            if (close := getattr(part, "close", None)) is not None:
-                await close()
+            await part.close()
         try:
             async with asyncio.timeout(CLOSE_S):
                 await self.parts.commits.close()
