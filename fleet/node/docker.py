@@ -182,7 +182,7 @@ class DockerRuntime:
             await open_door(self._api, spec.key, door, pid, folder)
 
     async def serve(self, key: RunKey) -> None:
-        if (door := self._api.door(key)) is not None and door.listener is not None:
+        if (door := self._api.door(key)) is not None and door.listening is not None:
             return
         details = await self._inspect(self._name(key))
         if details is None or not details["State"]["Running"]:

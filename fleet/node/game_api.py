@@ -38,6 +38,7 @@ CALLS_PER_S, CALLS_AT_ONCE = 20.0, 60.0
 _BODY_S = 5.0
 _DEFAULT_WAIT_S, _LONGEST_WAIT_S = 30.0, 60.0
 _LONGEST_REVISION = 64
+_ACCEPT_TURNS = 4  # of the loop: the task of an accepted socket, its protocol, its reader, and one to spare
 SHUT_S = 0.01  # 0 would mean for ever
 
 
@@ -48,8 +49,7 @@ class Door:
     key: RunKey
     config: Path
     changed: asyncio.Event = field(default_factory=asyncio.Event)
-    listener: asyncio.Server | None = None
-    server: web.Server | None = None
+    listening: "Listening | None" = None
     heard: Heard = lambda _key, _word: None
     calls_left: float = CALLS_AT_ONCE
     called_at: float = 0.0
@@ -84,7 +84,7 @@ class Door:
                 self.heard(self.key, word)
 
     def connections(self) -> int:
-        return len(self.server.connections) if self.server else 0
+        return self.listening.connections() if self.listening else 0
 
 
 class GameApi:
@@ -115,14 +115,18 @@ class GameApi:
     ) -> None:
         """Open a door; `bind` makes its listener for a protocol factory. Nothing to do if it is open."""
         door = self.add(key, folder)
-        if door.listener is not None:
+        if door.listening is not None:
             return
 
         async def handle(request: web.BaseRequest) -> web.StreamResponse:
             return await answer(door, request.path, request)
 
-        door.server = make_server(handle)
-        door.listener = await bind(bounded(door.server))
+        door.listening = Listening(handle, MOST_CONNECTIONS)
+        try:
+            await door.listening.open(bind)
+        except OSError:
+            door.listening = None
+            raise
 
     def changed(self, key: RunKey) -> None:
         """The config was rewritten: whoever waits is answered."""
@@ -137,21 +141,12 @@ class GameApi:
 
     async def shut(self, key: RunKey) -> None:
         door = self._doors.pop(key, None)
-        if door is not None and door.listener is not None:
-            door.listener.close()
-        if door is not None and door.server is not None:
-            await door.server.shutdown(timeout=SHUT_S)
+        if door is not None and door.listening is not None:
+            await door.listening.close()
 
     async def close(self) -> None:
         for key in list(self._doors):
             await self.shut(key)
-
-
-def make_server(
-    handler: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]],
-) -> web.Server:
-    """Bounded in what it reads: lines of 8 KB; bodies by `_body`."""
-    return web.Server(handler, access_log=None, keepalive_timeout=75.0, lingering_time=1.0, handler_cancellation=True)
 
 
 class _Refused(asyncio.Protocol):
@@ -159,9 +154,46 @@ class _Refused(asyncio.Protocol):
         transport.close()
 
 
-def bounded(server: web.Server, most: int = MOST_CONNECTIONS) -> Callable[[], asyncio.Protocol]:
-    """A protocol factory that closes connections beyond `most` at once."""
-    return lambda: server() if len(server.connections) < most else _Refused()
+class Listening:
+    """An HTTP server of at most `most` connections: further ones are ended at once.
+
+    It is bounded in what it reads: lines of 8 KB; bodies by `_body`.
+    """
+
+    def __init__(self, handler: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]], most: int) -> None:
+        self._server = web.Server(
+            handler, access_log=None, keepalive_timeout=75.0, lingering_time=1.0, handler_cancellation=True
+        )
+        self._most = most
+        self._listener: asyncio.Server | None = None
+        self._closed = False
+
+    def connections(self) -> int:
+        return len(self._server.connections)
+
+    async def open(self, bind: Callable[[Callable[[], asyncio.Protocol]], Awaitable[asyncio.Server]]) -> None:
+        """`bind` makes the listener for a protocol factory. Closed meanwhile: nothing is left open."""
+        listener = await bind(lambda: self._server() if self.connections() < self._most else _Refused())
+        self._listener = listener
+        if self._closed:
+            await self.close()
+
+    async def close(self) -> None:
+        self._closed = True
+        if self._listener is not None:
+            await _stop_accepting(self._listener)
+        await self._server.shutdown(timeout=SHUT_S)
+
+
+async def _stop_accepting(listener: asyncio.Server) -> None:
+    """Close it when whoever it has accepted is a connection of its server: asyncio forgets, and never closes, those who
+    are on the way from one to the other when it is closed."""
+    loop = asyncio.get_running_loop()
+    for accepting in listener.sockets:
+        loop.remove_reader(accepting.fileno())
+    for _ in range(_ACCEPT_TURNS):
+        await asyncio.sleep(0)
+    listener.close()
 
 
 async def answer(door: Door, path: str, request: web.BaseRequest) -> web.StreamResponse:

@@ -11,7 +11,7 @@ from pathlib import Path
 import structlog
 from aiohttp import web
 
-from fleet.node.game_api import CONFIG_PATH, MOST_CONNECTIONS, SHUT_S, GameApi, answer, bounded, make_server, problem
+from fleet.node.game_api import CONFIG_PATH, MOST_CONNECTIONS, GameApi, Listening, answer, problem
 from fleet.node.runtime import RunKey
 
 log = structlog.get_logger(__name__)
@@ -25,8 +25,7 @@ class ProcessDoors:
     def __init__(self, api: GameApi, port_file: Path) -> None:
         self._api, self._port_file = api, port_file
         self._keys: dict[str, RunKey] = {}
-        self._server = make_server(self._handle)
-        self._listener: asyncio.Server | None = None
+        self._listening = Listening(self._handle, _MOST)
         self._port = 0
 
     async def open(self) -> None:
@@ -34,7 +33,8 @@ class ProcessDoors:
         self._port = made.getsockname()[1]
         self._port_file.parent.mkdir(parents=True, exist_ok=True)
         self._port_file.write_text(str(self._port))
-        self._listener = await asyncio.get_running_loop().create_server(bounded(self._server, _MOST), sock=made)
+        loop = asyncio.get_running_loop()
+        await self._listening.open(lambda protocol: loop.create_server(protocol, sock=made))
 
     def _last_port(self) -> int:
         try:
@@ -43,9 +43,7 @@ class ProcessDoors:
             return 0
 
     async def close(self) -> None:
-        if self._listener is not None:
-            self._listener.close()
-        await self._server.shutdown(timeout=SHUT_S)
+        await self._listening.close()
 
     def url(self) -> str:
         """The address of a new run's door; `serve` opens it."""

@@ -1,6 +1,7 @@
 """What a running game can ask its node: its own config, and to wait for a new one."""
 
 import asyncio
+import contextlib
 import secrets
 import socket
 from pathlib import Path
@@ -116,18 +117,38 @@ async def http_get(port: int, path: str) -> dict[str, Any]:
     return orjson.loads(body)
 
 
+async def listening(api: GameApi, key: RunKey, folder: Path) -> int:
+    """The port of a door on loopback."""
+    listener = socket.create_server((HOST, 0))
+
+    async def bind(factory: Any) -> asyncio.Server:
+        return await asyncio.get_running_loop().create_server(factory, sock=listener)
+
+    await api.listen(key, folder, bind)
+    return listener.getsockname()[1]
+
+
+@pytest.mark.parametrize("turns", range(6))
+async def test_who_knocks_while_the_door_shuts_is_not_left_waiting(turns: int, tmp_path: Path) -> None:
+    """At every turn of the loop between the kernel's accept and the protocol's."""
+    (tmp_path / "playflow.json").write_bytes(b"{}")
+    api, key = GameApi(), RunKey("a", 1)
+    port = await listening(api, key, tmp_path)
+    with socket.create_connection((HOST, port)) as knocking:
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        await api.shut(key)
+        knocking.settimeout(PATIENCE)
+        with contextlib.suppress(ConnectionResetError):
+            assert await asyncio.to_thread(knocking.recv, 1) == b""
+
+
 async def test_connections_are_bounded(tmp_path: Path) -> None:
     """The same door on a loopback port of this machine."""
     content = b'{"n": 1}'
     (tmp_path / "playflow.json").write_bytes(content)
     api, key = GameApi(), RunKey("a", 1)
-    listener = socket.create_server((HOST, 0))
-    port = listener.getsockname()[1]
-
-    async def bind(factory: Any) -> asyncio.Server:
-        return await asyncio.get_running_loop().create_server(factory, sock=listener)
-
-    await api.listen(key, tmp_path, bind)
+    port = await listening(api, key, tmp_path)
     idle = [await asyncio.open_connection(HOST, port) for _ in range(MOST_CONNECTIONS)]
     reader, writer = await asyncio.open_connection(HOST, port)
     assert await reader.read() == b"", "one too many is closed at once"
