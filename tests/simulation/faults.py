@@ -14,6 +14,7 @@ KINDS = (
     "database_away",
     "manager_kill",
     "keeper_kill",
+    "manager_hang",
     "head_away",
     "agent_kill",
     "agent_hang",
@@ -26,7 +27,14 @@ KINDS = (
     "container_vanishes",
     "clock_step",
 )
-_SHORT = {"agent_hang": 90.0, "machine_freeze": 120.0, "machine_cut": 180.0, "engine_away": 120.0, "engine_hang": 60.0}
+_SHORT = {
+    "manager_hang": 40.0,
+    "agent_hang": 90.0,
+    "machine_freeze": 120.0,
+    "machine_cut": 180.0,
+    "engine_away": 120.0,
+    "engine_hang": 60.0,
+}
 
 
 @dataclass(frozen=True, slots=True)

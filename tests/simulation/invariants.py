@@ -7,8 +7,10 @@ bound.
 import asyncio
 import json
 import sqlite3
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
+from fleet.billing.intervals import Facts, Run, step
 from fleet.node.runtime import RunKey
 from fleet.times import now_ms
 
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 
 LOOK_S = 5.0
 PASSING_S = 40.0  # games that crash, and are begun again, are always on their way
+TASKS, TASKS_EACH = 24, 3  # of one process, when all is quiet: its loops, and what follows each server
 COST_REASONS = ("pool_surplus", "pool_replaced", "pool_expired", "surplus")
 # Seconds after the last fault, by docs/timeouts.md and this world's settings.
 UNSEEN_S = 180.0 + 25.0  # a node that the manager has not seen since its start counts as lost then; it starts in 20 s
@@ -35,6 +38,7 @@ BOUNDS = {
     "leak": UNSEEN_S,
     "pool": UNSEEN_S,
     "match": 240.0,
+    "matched": 30.0,  # sweeps come each second; their writer may have to be begun anew
 }
 
 
@@ -78,6 +82,7 @@ class Invariants:
 
     def _changed(self, before: dict[str, Any] | None, row: dict[str, Any]) -> None:
         name = row["instance_id"]
+        self._judge_ports(row)
         if before is not None:
             if before["pool_claimed_at"] is not None and before["pool_claimed_at"] != row["pool_claimed_at"]:
                 self.broke(f"server {name} was claimed twice")
@@ -100,6 +105,14 @@ class Invariants:
             one = machine.engine.containers.get(RunKey(name, row["generation"])) if machine else None
             if one is not None and one.ended_at is None:
                 self.broke(f"server {name} is called lost, and runs, and nothing was wrong")
+
+    def _judge_ports(self, row: dict[str, Any]) -> None:
+        """No two that hold their places on a machine tell players the same port."""
+        mine = _ports(row)
+        for other in self._seen.values() if mine else ():
+            if other["instance_id"] != row["instance_id"] and other["node_id"] == row["node_id"]:
+                for port in mine & _ports(other):
+                    self.broke(f"servers {row['instance_id']} and {other['instance_id']} have the same port {port}")
 
     def _judge_capacity(self, row: dict[str, Any]) -> None:
         """Whoever waits for room is given his time by a manager that could have placed him."""
@@ -218,13 +231,16 @@ class Invariants:
                 found[f"match {row['match_id']} is {row['status']}"] = "match"
             elif row["server_id"] not in owned or owned[row["server_id"]]["status"] == "stopped":
                 found[f"match {row['match_id']} is active, its server is not"] = "match"
-        queues: dict[tuple[str, str], int] = {}
-        for row in self.rows("SELECT * FROM lobby"):
+        queues: dict[tuple[str, str], list[str]] = {}
+        for row in self.rows("SELECT * FROM lobby ORDER BY id"):
             if row["status"] not in ("waiting", "in_queue") and row["match_id"] not in matches:
                 found[f"lobby {row['id']} is {row['status']}, its match is over"] = "match"
             if row["status"] == "in_queue":
-                key = (row["project_id"], str((row["state"] or "").count('"mode":"duel"')))
-                queues[key] = queues.get(key, 0) + 1
+                mode = json.loads(row["state"])["queued"][0]
+                queues.setdefault((row["project_id"], mode), []).append(row["id"])
+        for (project, mode), waiting in queues.items():
+            if len(waiting) > 1:
+                found[f"lobbies {waiting[0]} and {waiting[1]} of {project} wait for each other in {mode}"] = "matched"
         for row in owned.values():
             over = row["match_id"] and row["match_id"] not in matches and row["status"] != "stopped"
             if over:
@@ -260,7 +276,7 @@ class Invariants:
         world.note("left at the end: " + "; ".join(self.problems()))
 
     def at_end(self) -> None:
-        """Whatever was acknowledged is there."""
+        """Whatever was acknowledged is there; what runs is billed, and nothing else is; nobody gathers tasks."""
         work = self._world.workload
         known = {row["instance_id"]: row for row in self.rows("SELECT * FROM server")}
         for name in work.started - known.keys():
@@ -268,3 +284,35 @@ class Invariants:
         for name in work.stopped & known.keys():
             if known[name]["status"] != "stopped":
                 self.broke(f"server {name} was stopped, acknowledged, and is {known[name]['status']}")
+        for name in work.data.keys() & known.keys():
+            kept = json.loads(known[name]["custom_data"] or "null")
+            if kept not in work.data[name]:
+                self.broke(f"server {name} has {kept}, and was told {work.data[name][0]}")
+        billed = {name for name, run in self._stories().items() if run.since is not None}
+        running = {name for name, row in known.items() if row["step"] == "running"}
+        for name in billed ^ running:
+            what = "is billed, and does not run" if name in billed else "runs, and is not billed"
+            self.broke(f"server {name} {what}")
+        self._judge_tasks(len(running))
+
+    def _stories(self) -> dict[str, Run]:
+        """Where the journal leaves each server, by the rules of the bill."""
+        found: dict[str, Run] = {}
+        facts = Facts("", "", "", pool=False)
+        for row in self.rows("SELECT * FROM serverevent ORDER BY id"):
+            found[row["instance_id"]] = step(found.get(row["instance_id"], Run()), facts, row["type"], row["at"])[0]
+        return found
+
+    def _judge_tasks(self, running: int) -> None:
+        counts = Counter(getattr(task, "process", None) for task in asyncio.all_tasks())
+        for process, count in counts.items():
+            if process is not None and not process.dead and count > TASKS + TASKS_EACH * running:
+                self.broke(f"{process.name} has {count} tasks for {running} servers")
+
+
+def _ports(row: dict[str, Any]) -> set[tuple[Any, Any]]:
+    """(port, protocol) that players are told, of a server that has its place on a machine."""
+    if row["step"] == "stopped" or row["node_id"] is None:
+        return set()
+    told = json.loads(row["network_ports"] or "[]")
+    return {(port["external_port"], port["protocol"]) for port in told if port.get("external_port")}

@@ -125,6 +125,8 @@ class _Task(asyncio.Task):  # type: ignore[type-arg]
 
     def __init__(self, *args: Any, **named: Any) -> None:
         self._number = next(_numbers)
+        context: Context | None = named.get("context")
+        self.process = PROCESS.get() if context is None else context.get(PROCESS)
         super().__init__(*args, **named)
         self._log_destroy_pending = False  # those of a killed process never end
 

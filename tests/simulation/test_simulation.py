@@ -10,7 +10,7 @@ from tests.simulation.faults import KINDS
 from tests.simulation.run import faults_of
 from tests.simulation.soak import run_seeds
 
-SEEDS = int(os.environ.get("SIMULATION_SEEDS", "250"))
+SEEDS = int(os.environ.get("SIMULATION_SEEDS", "300"))
 BATCH = 25
 SPAN = ("--span", "100")
 

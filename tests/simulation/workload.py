@@ -61,7 +61,7 @@ class Workload:
         self.started: set[str] = set()
         self.claims: dict[str, str] = {}
         self.stopped: set[str] = set()
-        self.data: dict[str, list[Any]] = {}  # the last acknowledged value and all tried since
+        self.data: dict[str, list[Any]] = {}  # the last acknowledged value, and those that were never answered
         self.pools = {"ants": 2, "bees": 1, "cats": 0}
         self.games = dict.fromkeys(GAMES, 1)  # what is started, by shares
         self.done = {"ok": 0, "refused": 0}
@@ -191,7 +191,9 @@ class Workload:
         value = {"n": number}
         self.data[name].append(value)
         if await self._attempt("update", self.servers.update(self._caller(project), name, value)) is not None:
-            self.data[name] = [value]
+            unanswered = self.data[name][1:]
+            unanswered.remove(value)
+            self.data[name] = [value, *unanswered]
 
     async def _owner(self, span_s: float) -> None:
         """Changes the pools now and then."""

@@ -182,6 +182,19 @@ class World:
             process.go_on()
             self.note(f"{process.name} goes on")
 
+    async def _manager_hang(self, fault: Fault) -> None:
+        """Its watchdog kills it after `hung_s`; keepers of lobbies have the same."""
+        actor = self._target(fault, "region:" if fault.where % 3 else "lobbies:")
+        if actor is None:
+            return
+        process: Process = actor.process
+        process.stop()
+        self.note(f"{process.name} stands still for {fault.for_s:.1f} s")
+        await asyncio.sleep(min(fault.for_s, self.settings.hung_s))
+        if fault.for_s > self.settings.hung_s:
+            process.kill()
+        process.go_on()
+
     async def _agent_gone(self, fault: Fault) -> None:
         actor = self._target(fault, "agent:")
         if actor is not None:
