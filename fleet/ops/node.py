@@ -24,6 +24,7 @@ from fleet.ops.home import Home, OpsError, free_ports, make_run_dir, read_json, 
 from fleet.ops.left_games import stop_left_games
 from fleet.ops.processes import command_of, end_supervised, held, supervised, wait_ended
 from fleet.settings import FleetSettings
+from fleet.times import keep_clock
 
 log = structlog.get_logger(__name__)
 Report = Callable[[str], None]
@@ -123,7 +124,7 @@ def _until_ended(home: Home, stop: threading.Event) -> None:
         return
     with held(raylet) as fd:
         while fd is not None and not stop.is_set() and wait_ended([fd], 1.0):
-            pass
+            keep_clock(home.path)
 
 
 def stop_on_signals() -> threading.Event:

@@ -39,6 +39,7 @@ from fleet.projects.service import ensure_default_project
 from fleet.settings import FleetSettings
 from fleet.store.engine import Store
 from fleet.store.migrate import upgrade
+from fleet.times import keep_clock
 
 log = structlog.get_logger(__name__)
 Report = Callable[[str], None]
@@ -47,6 +48,8 @@ FIRST_START_S = 600.0
 HEALTH_EVERY_S = 10.0
 SILENT_LIMIT = 3
 ADOPT_LOOKS = 3  # a head that lives is replaced if its API was silent so often: on a busy machine once is nothing
+# Ray's timers and Serve's go by the wall clock, so they stand still for as long as it was set back by.
+STEP_BACK_S = 20.0
 LOOK_S = 1.0  # how often processes are looked for that cannot be held
 ABANDON_S = 60.0  # for a start that is under way to notice that the fleet shall end
 BACKOFF_FIRST_S, BACKOFF_MAX_S = 1.0, 60.0
@@ -215,6 +218,7 @@ class Supervisor:
         """Clear away what is left of an older head, then start a new one and the API on it."""
         with self._starting:
             self._clear()
+            keep_clock(self._home.path)
             self._step("Starting Ray")
             head = start_head(self._home, self._settings)
             link_ray_logs(self._home)
@@ -269,10 +273,15 @@ class Supervisor:
             api.deploy(self._home, self._settings, head)
 
     async def _until_silent(self, head: Head) -> str:
-        """Coarse watch over the API, which has no process of its own: deploys again once before giving up."""
+        """Coarse watch over the API, which has no process of its own: deploys again once before giving up. And over the
+        clock: one that is set back leaves Ray's processes alive and deaf."""
         silent = 0
+        clock = WallClock()
         while True:
+            await asyncio.to_thread(keep_clock, self._home.path)
             await asyncio.sleep(HEALTH_EVERY_S)
+            if (back_s := clock.stepped_back_s()) >= STEP_BACK_S:
+                return f"the clock was set back by {back_s:.0f} s"
             silent = 0 if await asyncio.to_thread(api.lives, self._url) else silent + 1
             if silent < SILENT_LIMIT:
                 continue
@@ -284,6 +293,19 @@ class Supervisor:
             except Exception as error:  # nothing that a new head would mend, such as a full disk
                 log.error("api_not_deployed", error=repr(error), exc_info=error)
             silent = 0
+
+
+class WallClock:
+    """Whether the machine's clock was set back."""
+
+    def __init__(self, wall: Callable[[], float] = time.time, steady: Callable[[], float] = time.monotonic) -> None:
+        self._wall, self._steady = wall, steady
+        self._ahead = wall() - steady()
+
+    def stepped_back_s(self) -> float:
+        """By how many seconds since it was asked last; 0 if it was not."""
+        before, self._ahead = self._ahead, self._wall() - self._steady()
+        return max(0.0, before - self._ahead)
 
 
 async def _until_ended(processes: list[ProcessId]) -> str:

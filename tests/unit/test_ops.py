@@ -74,6 +74,18 @@ def test_proxy_error_page_has_the_shape_of_api_errors() -> None:
     assert set(json.loads(body)) == {"error", "detail", "status"}
 
 
+def test_shim_never_says_that_the_api_is_not_there() -> None:
+    """Serve writes this while no application is known, as after a start; and its own proxy answers so."""
+    said = """    http-request return status 404 content-type text/plain lf-string "Path '%[path]' not found. Ping http://x/-/routes."
+"""
+    config = f"frontend http_frontend\n    bind 127.0.0.1:8000\nbackend default_backend\n{said}"
+    mended = mend(config, "/page")
+    assert "status 404 content-type" not in mended
+    assert "backend default_backend\n    http-request deny deny_status 503\n" in mended
+    assert "http-response deny deny_status 503 if { status 404 } { res.fhdr(content-type) -m beg text/plain }" in mended
+    assert mend(mended, "/page") == mended
+
+
 def test_shim_becomes_the_proxy_and_mends_its_config(tmp_path: Path) -> None:
     folder = tmp_path / "a folder's name"
     folder.mkdir()

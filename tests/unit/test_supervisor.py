@@ -14,7 +14,7 @@ from fleet.ops import api, supervisor
 from fleet.ops.head import Head, without_traces
 from fleet.ops.home import OpsError, StartFailed, open_home
 from fleet.ops.processes import ProcessId, identify
-from fleet.ops.supervisor import Supervisor
+from fleet.ops.supervisor import Supervisor, WallClock
 from fleet.settings import FleetSettings
 
 WAIT_S = 20
@@ -206,3 +206,15 @@ async def test_a_report_that_nobody_reads_stops_nothing(tmp_path: Path) -> None:
 def test_of_a_trace_only_its_error_is_told() -> None:
     assert without_traces(TRACE) == "Exception: The current node timed out during startup."
     assert without_traces("") == ""
+
+
+def test_a_clock_that_is_set_back_is_noticed_once() -> None:
+    """Steps forward, and the time that passes, are nothing."""
+    now = {"wall": 5000.0, "steady": 10.0}
+    clock = WallClock(lambda: now["wall"], lambda: now["steady"])
+    seen: list[float] = []
+    for wall, steady in ((10, 10), (3600, 0), (10, 10), (-3590, 10), (10, 10)):
+        now["wall"] += wall
+        now["steady"] += steady
+        seen.append(clock.stepped_back_s())
+    assert seen == [0, 0, 0, 3600, 0]

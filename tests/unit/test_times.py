@@ -1,9 +1,13 @@
 """The clock of a process: it does not jump, and comes closer to the wall clock."""
 
+from pathlib import Path
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fleet.times import SteadyClock
+from fleet import times
+from fleet.times import SteadyClock, keep_clock, kept_reading
 
 S = 1_000_000_000
 HOUR = 3600 * S
@@ -53,3 +57,32 @@ def test_it_never_goes_back_and_runs_at_most_a_tenth_off(steps: list[tuple[int, 
         now = clock()
         assert passed * 9 // 10 <= now - seen <= passed * 11 // 10 + 1
         seen = now
+
+
+def test_a_process_that_starts_while_the_clock_is_wrong_shows_what_the_others_do() -> None:
+    """Also after the step is undone: what one writes, the other reads."""
+    for step in (HOUR, -HOUR):
+        machine = Machine()
+        watcher = clock_of(machine)
+        machine.pass_(10 * S)
+        reading = watcher.reading()
+        machine.pass_(5 * S, step)
+        late = SteadyClock(lambda machine=machine: machine.wall, lambda machine=machine: machine.boot, reading)
+        assert abs(late() - watcher()) < S
+        machine.pass_(5 * S, -step)
+        assert abs(late() - machine.wall) < 2 * S
+
+
+def test_a_reading_is_kept_for_those_that_start_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of another boot, or a torn one, is none."""
+    assert kept_reading(tmp_path, 1) is None
+    keep_clock(tmp_path)
+    mine, at = times._steady_clock.reading()
+    kept = kept_reading(tmp_path, at)
+    assert kept is not None
+    assert kept[0] <= mine
+    assert kept_reading(tmp_path, kept[1] - 1) is None
+    monkeypatch.setattr(times, "_boot_id", lambda: "another")
+    assert kept_reading(tmp_path, at) is None
+    (tmp_path / "clock.json").write_text("{")
+    assert kept_reading(tmp_path, at) is None

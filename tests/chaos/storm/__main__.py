@@ -59,7 +59,10 @@ def main() -> int:
         return sandbox.enter(MODULE, [*sys.argv[1:], *seed])
     sandbox.become_first()
     folder = Path(os.environ[sandbox.INSIDE])
-    result = Result(given.seed, given.database, given.machines, _revision(), logs=given.logs)
+    file: Path | None = given.results
+    if file is not None and file.is_dir():
+        file = file / f"{given.database}-{given.seed}.json"
+    result = Result(given.seed, given.database, given.machines, _revision(), logs=given.logs, file=file)
     began = time.monotonic()
 
     def say(text: str) -> None:
@@ -73,12 +76,7 @@ def main() -> int:
         result.broken.append(repr(error))
         raise
     finally:
-        result.seconds = round(time.monotonic() - began, 1)
-        if given.results:
-            file = given.results
-            if file.is_dir():
-                file = file / f"{given.database}-{given.seed}.json"
-            result.write(file)
+        result.write()
     print(table([result]))
     return int(result.failed)
 

@@ -15,8 +15,8 @@ from tests.chaos.storm.world import PER_REGION, REGIONS
 # What nobody's command and no fault of ours explains is a loss.
 ENDS_OF_OTHERS = ("requested", "project_deleted")
 TTL_SLACK_S = 3.0
-# docs/timeouts.md, node: containers that were created and not started; folders of runs that are gone.
-HALF_MADE_S = 150.0
+# docs/timeouts.md, node: containers that were created and not started, the log of an ended one that is copied; folders.
+GRACES = {"created": 150.0, "exited": 130.0}
 FOLDER_S = 1300.0
 
 
@@ -98,7 +98,8 @@ def _runs(seen: Seen) -> list[Finding]:
             continue
         mine = [run for run in runs.get(name, ()) if run["generation"] == str(row.generation)]
         if [run["state"] for run in mine] not in (["running"], ["paused"]):
-            found.append(Finding("unsettled", f"{short} runs, but its container is {mine or 'gone'}"))
+            places = ", ".join(f"{run['state']} on {run['machine']}" for run in mine)
+            found.append(Finding("unsettled", f"{short} runs, but its container is {places or 'gone'}"))
         elif name in seen.answers and seen.answers[name] is None:
             found.append(Finding("unsettled", f"{short} runs, but its game does not answer"))
     for name, ones in runs.items():
@@ -109,7 +110,7 @@ def _runs(seen: Seen) -> list[Finding]:
                 or (row.status, row.step) == ("stopped", "stopped")
                 or run["generation"] != str(row.generation)
             ):
-                grace_s = HALF_MADE_S if run["state"] == "created" else 0.0
+                grace_s = GRACES.get(run["state"], 0.0)
                 found.append(Finding("leaked", f"container {name[:8]}.{run['generation']} ({run['state']})", grace_s))
     for folder in seen.folders:
         name, _, generation = folder.rpartition(".")

@@ -53,7 +53,7 @@ KINDS: dict[str, Kind] = {
     "disk-full": Kind(60, 2, (3.0, 5.0, 15.0), says="store.md"),
     "store-away": Kind(60, 2, LONG, says="builds.md"),
     "network-cut": Kind(120, 2, (3.0, 5.0, 15.0, 45.0), machines=2, says="nodes.md"),
-    "clock-step": Kind(60, 2, (2.0, 5.0, 10.0), clock=True),
+    "clock-step": Kind(120, 2, (2.0, 5.0, 10.0), clock=True, says="operations.md"),
     # Games.
     "kill-game": Kind(60, 4, once_a_wave=False),
     "remove-game": Kind(60, 3, once_a_wave=False),

@@ -9,7 +9,9 @@ import itertools
 import random
 import time
 import uuid
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import httpx
@@ -44,6 +46,12 @@ SETTINGS = {
 
 class Refused(Exception):
     """An answer that is no use to try again."""
+
+
+def _seen(attempt: "asyncio.Task[httpx.Response]") -> None:
+    """Its failure is nobody's surprise, also when nobody waits for it any more."""
+    if not attempt.cancelled():
+        attempt.exception()
 
 
 class Load:
@@ -90,6 +98,7 @@ class Load:
 
     async def _once(self, method: str, path: str, **said: Any) -> httpx.Response | None:
         attempt = asyncio.ensure_future(self._http.request(method, path, **said))
+        attempt.add_done_callback(_seen)
         shut = asyncio.ensure_future(self._closed.wait())
         await asyncio.wait({attempt, shut}, return_when=asyncio.FIRST_COMPLETED)
         shut.cancel()
@@ -115,18 +124,19 @@ class Load:
                 await self._play(await self._start(region, "anchor", **fields))
 
     def begin(self) -> None:
-        jobs = [self._cold(), self._cold(), self._auto(), self._ttl(), self._builds()]
-        jobs += [self._claims(region) for region in REGIONS]
-        jobs += [self._duel(number) for number in range(2)]
+        jobs: list[Callable[[], Awaitable[None]]] = [self._cold, self._cold, self._auto, self._ttl, self._builds]
+        jobs += [partial(self._claims, region) for region in REGIONS]
+        jobs += [partial(self._duel, number) for number in range(2)]
         self._workers = [asyncio.ensure_future(self._kept(job)) for job in jobs]
 
-    async def _kept(self, job: Any) -> None:
-        try:
-            await job
-        except asyncio.CancelledError:
-            raise
-        except Exception as error:
-            self.broken.append(repr(error))
+    async def _kept(self, job: Callable[[], Awaitable[None]]) -> None:
+        """An answer that no client could make sense of is a fault of the fleet's; the load goes on."""
+        while True:
+            try:
+                await job()
+            except Exception as error:
+                self.broken.append(repr(error)[:300])
+                await asyncio.sleep(1)
 
     async def end(self) -> None:
         for worker in self._workers:

@@ -1,6 +1,7 @@
 """What came of it: a JSON file per run, and one table over any number of runs."""
 
 import json
+import time
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -46,6 +47,8 @@ class Result:
     broken: list[str] = field(default_factory=list[str])
     seconds: float = 0.0
     logs: Path | None = None
+    file: Path | None = None
+    began: float = field(default_factory=time.monotonic)
 
     def add(self, wave: Wave, done: list[Done]) -> None:
         self.waves.append(asdict(wave))
@@ -54,10 +57,14 @@ class Result:
                 self.faults.append(
                     asdict(one.fault) | {"what": one.what, "recovery_s": one.recovery_s, "alone": one.alone}
                 )
+        self.write()
 
-    def write(self, path: Path) -> None:
-        content = {name: value for name, value in asdict(self).items() if name != "logs"}
-        path.write_text(json.dumps(content, indent=1))
+    def write(self) -> None:
+        """After each wave, so that a run that is broken off counts as far as it came."""
+        if self.file is not None:
+            self.seconds = round(time.monotonic() - self.began, 1)
+            content = {name: value for name, value in asdict(self).items() if name not in ("logs", "file", "began")}
+            self.file.write_text(json.dumps(content, indent=1))
 
     @property
     def failed(self) -> bool:

@@ -122,7 +122,7 @@ class Machine:
     def __init__(self, name: str, folder: Path, holder: int | None = None) -> None:
         self.name = name
         self.folder = folder
-        self._inside = ["nsenter", f"--target={holder}", "--net", "--mount", "--"] if holder else []
+        self._inside = ["nsenter", f"--target={holder}", "--net", "--uts", "--mount", "--"] if holder else []
         self.socket = folder / "docker.sock"
         self._engine: subprocess.Popen[bytes] | None = None
 
@@ -220,7 +220,9 @@ def first_machine(folder: Path) -> Machine:
 def second_machine(folder: Path) -> Machine:
     """A machine at the other end of the cable. Everything that is mounted by now is there too."""
     folder.mkdir(parents=True)
-    holder = subprocess.Popen(["unshare", "--net", "--mount", "--propagation", "unchanged", "sleep", "infinity"])
+    holder = subprocess.Popen(
+        ["unshare", "--net", "--uts", "--mount", "--propagation", "unchanged", "sleep", "infinity"]
+    )
     own = f"/proc/{holder.pid}/ns/net"
     end = time.monotonic() + 10
     while os.readlink(own) == os.readlink("/proc/self/ns/net"):
@@ -228,6 +230,7 @@ def second_machine(folder: Path) -> Machine:
         time.sleep(0.02)
     machine = Machine("second", folder, holder.pid)
     machine.run("mount", "--make-rslave", "/")
+    machine.run("hostname", "storm-second")  # nodes are told apart by it
     _ip(f"link set {CABLE}b netns {holder.pid}")
     (folder / "docker").mkdir()
     machine.run("mount", "-t", "tmpfs", "tmpfs", "/run")

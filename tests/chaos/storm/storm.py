@@ -102,8 +102,10 @@ class Storm:
         canary = "no canary" if wave.canary_s is None else f"canary {wave.canary_s:.1f} s"
         well = "not well" if findings else f"well {well_at - over:.1f} s after the last"
         self._say(f"wave {wave.number}: {hit}: {well}, {canary}")
-        if self._load.broken:
-            self._say(f"broken load: {self._load.broken}")
+        for broken in self._load.broken:
+            self._say(f"  no answer to a client: {broken}")
+            self._result.broken.append(f"wave {wave.number}: {broken}")
+        self._load.broken.clear()
         return not findings and wave.canary_s is not None and not wave.counts["lost"]
 
     async def _one(self, began: float, one: Done) -> None:
