@@ -13,7 +13,7 @@ import pytest
 from tests.chaos.storm import sandbox
 from tests.chaos.storm.kinds import KINDS
 from tests.chaos.storm.report import read
-from tests.chaos.storm.schedule import WAVE_S, kinds_for, schedule
+from tests.chaos.storm.schedule import OVER_S, WAVE_S, kinds_for, schedule
 from tests.conftest import ROOT
 
 FAULTS = 25
@@ -27,7 +27,7 @@ def test_a_schedule_is_its_seeds() -> None:
     assert waves != schedule(8, 1000, kinds)
     faults = [fault for wave in waves for fault in wave]
     assert [fault.number for fault in sorted(faults, key=lambda fault: fault.number)] == list(range(1000))
-    assert all(0 <= fault.at <= WAVE_S for fault in faults)
+    assert all(0 <= fault.at <= WAVE_S and fault.at + fault.lasts_s <= max(OVER_S, fault.lasts_s) for fault in faults)
     assert all(fault.lasts_s in KINDS[fault.kind].lasts_s for fault in faults)
     counts = Counter(fault.kind for fault in faults)
     deck = sum(kind.weight for kind in kinds.values())

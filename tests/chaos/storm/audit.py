@@ -24,12 +24,18 @@ FOLDER_S = 1300.0
 class Finding:
     """`lost`, `twice`: never mends. `leaked`, `unsettled`: wrong only if it stays beyond the bound.
 
-    `grace_s`: what docs/timeouts.md gives this very thing beyond that, since nobody is worse off for it.
+    `grace_s`: what docs/timeouts.md gives this very thing beyond that, since nobody is worse off for it. `about`: whose
+    promise was broken, an instance id or a player; told once, nothing more is expected of it.
     """
 
     kind: str
     what: str
     grace_s: float = 0.0
+    about: str = ""
+
+    @property
+    def for_good(self) -> bool:
+        return self.kind in ("lost", "twice")
 
 
 @dataclass
@@ -128,21 +134,25 @@ def _promised(one: Started, seen: Seen, ledger: Ledger) -> list[Finding]:
     """What was acknowledged for this server holds."""
     row = seen.rows.get(one.instance_id)
     short = f"{one.how} {one.instance_id[:8]}"
+
+    def lost(how: str) -> Finding:
+        return Finding("lost", f"{short} {how}", about=one.instance_id)
+
     if row is None:
-        return [Finding("lost", f"{short} was acknowledged and has no row")]
+        return [lost("was acknowledged and has no row")]
     gone = row.status == "stopped"
     if one.stop == "acknowledged":
-        return [] if gone else [Finding("lost", f"{short} was stopped and is {row.step}")]
+        return [] if gone else [lost(f"was stopped and is {row.step}")]
     if gone:
-        return [] if _explained(one, row, ledger) else [Finding("lost", f"{short} ended: {_end(row)}")]
+        return [] if _explained(one, row, ledger) else [lost(f"ended: {_end(row)}")]
     if _overdue(one, seen):
         return [Finding("unsettled", f"{short} outlives its ttl")]
     found: list[Finding] = []
     if one.data is not None and row.custom_data not in (one.data, *one.maybe):
-        found.append(Finding("lost", f"{short} has custom_data {row.custom_data}, acknowledged was {one.data}"))
+        found.append(lost(f"has custom_data {row.custom_data}, acknowledged was {one.data}"))
     answer = seen.answers.get(one.instance_id)
     if one.player and answer and not one.hit and one.player not in answer["players"]:
-        found.append(Finding("lost", f"{short} is another process now, generation {row.generation}"))
+        found.append(lost(f"is another process now, generation {row.generation}"))
     return found
 
 
@@ -200,7 +210,7 @@ def _lobbies(seen: Seen, ledger: Ledger) -> list[Finding]:
     for player, promised in ledger.lobbies.items():
         lobby = lobbies.get(player)
         if lobby is None or lobby.id != promised["id"]:
-            found.append(Finding("lost", f"the lobby of {player} is gone"))
+            found.append(Finding("lost", f"the lobby of {player} is gone", about=player))
         elif promised["mark"] not in json.dumps(lobby.state):
-            found.append(Finding("lost", f"the state of {player} is gone"))
+            found.append(Finding("lost", f"the state of {player} is gone", about=player))
     return found

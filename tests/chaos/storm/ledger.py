@@ -64,6 +64,12 @@ class Ledger:
     def open(self) -> list[Started]:
         return [one for one in self.started.values() if not one.settled]
 
+    def forget(self, about: str) -> None:
+        """Nothing more is expected of that server, or of that player's lobby."""
+        if about in self.started:
+            self.started[about].settled = True
+        self.lobbies.pop(about, None)
+
     def hit(self, instance_id: str) -> None:
         self._hits.add(instance_id)
         if instance_id in self.started:

@@ -34,6 +34,7 @@ class Wave:
     acknowledged: int = 0
     canary_s: float | None = None
     late: bool = False
+    load: float = 0.0  # of the machine, over the last minute, when all was well again
 
 
 @dataclass
@@ -112,7 +113,7 @@ def table(results: list[Result]) -> str:
     for result in results:
         lines.append(
             f"Run: {result.database}, {result.machines} machine(s), seed {result.seed}, {len(result.faults)} faults, "
-            f"{result.seconds:.0f} s, {result.revision}"
+            f"{result.seconds:.0f} s, load of the machine {_loads(result)}, {result.revision}"
         )
     return "\n".join(lines)
 
@@ -136,6 +137,11 @@ def _row(name: str, results: list[Result]) -> dict[str, Any]:
                     row[kind] += wave["counts"].get(kind, 0)
     times = {"p50": _share(recoveries, 50), "p95": _share(recoveries, 95), "max": max(recoveries, default=None)}
     return row | times | {"alone_p50": _share(alone, 50)}
+
+
+def _loads(result: Result) -> str:
+    loads = [wave.get("load", 0.0) for wave in result.waves]
+    return f"{min(loads):.0f} to {max(loads):.0f}" if loads else "-"
 
 
 def _together(result: Result) -> int:

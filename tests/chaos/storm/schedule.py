@@ -6,9 +6,10 @@ from itertools import count
 
 from tests.chaos.storm.kinds import KINDS, Kind
 
-WAVE_S = 8.0  # within which the faults of a wave begin
+WAVE_S = 20.0  # within which the faults of a wave begin
+OVER_S = 32.0  # and by when all are over: those that last begin early enough
 # Faults of a wave, and how often: many at once mostly; one alone sometimes, whose recovery is its own.
-SIZES = {1: 15, 3: 15, 6: 20, 8: 20, 12: 30}
+SIZES = {1: 8, 12: 12, 20: 40, 30: 40}
 TOGETHER = 0.25  # of a wave's faults begin at the same moment as the one before
 
 
@@ -45,13 +46,14 @@ def _wave(
     taken: set[str] = set()
     at = 0.0
     for place in range(size):
-        if place and rng.random() >= TOGETHER:
-            at = rng.uniform(0.0, WAVE_S)
         name = _draw(rng, deck, kinds, taken)
         kind = kinds[name]
         if kind.once_a_wave:
             taken.add(name)
         lasts_s = rng.choice(kind.lasts_s)
+        latest = max(0.0, min(WAVE_S, OVER_S - lasts_s))
+        together = place > 0 and rng.random() < TOGETHER
+        at = min(at, latest) if together else rng.uniform(0.0, latest)
         faults.append(Fault(next(numbers), wave, name, round(at, 2), lasts_s, rng.randrange(1 << 20)))
     return sorted(faults, key=lambda fault: fault.at)
 
