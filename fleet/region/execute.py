@@ -90,8 +90,13 @@ class Executor:
         self.queued = Queue(self.demand, self._waits)
         self.rooms = Rooms(lambda: books.live, runs, leases.views, self.demand)
         books.moved = runs.on_change = self.rooms.moved
+        runs.place_of = self._place_of
         for instance_id in books.live:
             self.rooms.moved(instance_id)
+
+    def _place_of(self, key: RunKey) -> str | None:
+        server = self._books.live.get(key.instance_id)
+        return server.node_id if server is not None and current(server) == key else None
 
     def spawn(self, work: Coroutine[Any, Any, Any]) -> None:
         """Begin a part of a pass; what fails of it is planned again by the repair timer."""
@@ -232,6 +237,8 @@ class Executor:
             server = self._books.live.get(view.key.instance_id)
             if server is None or server.status == "stopped" or current(server) != view.key or view.state.ended:
                 continue
+            if not self._runs.counts(view):
+                continue
             node = self._leases.views().get(view.node_id)
             ports = network_ports(server, view.ports, node.host if node else None)
             if ports != server.network_ports or server.node_id != view.node_id:
@@ -367,12 +374,14 @@ class Executor:
             log.warning("commands_not_delivered", node=node_id, number=len(orders), error=error.detail)
         finally:
             for (method, arguments), well in zip(orders, done, strict=False):
-                self._answered(method, arguments[0], well=well)
+                self._answered(node_id, method, arguments[0], well=well)
 
-    def _answered(self, method: str, key: RunKey, *, well: bool) -> None:
+    def _answered(self, node_id: str, method: str, key: RunKey, *, well: bool) -> None:
         if method == "rewrite_config":
             (self._untold.discard if well else self._untold.add)(key)
         elif method == "forget" and well:
             run = self._runs.get(key)
-            if run is not None and run.state.ended:
+            if run is None or run.node_id != node_id:
+                self._runs.forget_rival(key, node_id)
+            elif run.state.ended:
                 del self._runs[key]

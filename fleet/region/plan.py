@@ -48,9 +48,12 @@ def plan(
     return actions + plan_runs(owned, runs)
 
 
-def plan_runs(owned: Mapping[str, Server], runs: Mapping[RunKey, RunView]) -> list[Action]:
-    """The end of the runs that nobody owns: those of no live server, and those of a server's other generations."""
-    actions: list[Action] = []
+def plan_runs(
+    owned: Mapping[str, Server], runs: Mapping[RunKey, RunView], rivals: Iterable[RunView] = ()
+) -> list[Action]:
+    """The end of the runs that nobody owns: those of no live server, those of a server's other generations, and those
+    that a node tells of though the row has them elsewhere."""
+    actions: list[Action] = [_release(rival) for rival in rivals]
     for key, run in runs.items():
         server = owned.get(key.instance_id)
         if server is None or key.generation != server.generation:

@@ -161,12 +161,12 @@ class Reconciler:
         bind_request_id("")
         for view in views:
             known = self.runs.get(view.key)
-            if known is not None and known.state.ended and not view.state.ended:
+            if known is not None and self.runs.counts(view) and known.state.ended and not view.state.ended:
                 continue
             self.runs[view.key] = view
             self._executor.adopt_ports((view,))
             self.plan_some([view.key.instance_id])
-            self._pools.observe(view)
+            self._observe(view)
         self._pools.refill()
         self.spawn_settle()
 
@@ -182,11 +182,15 @@ class Reconciler:
     async def _synced(self, hello: Hello) -> None:
         await self.settle()
         for run in hello.runs:
-            self._pools.observe(run)
+            self._observe(run)
             server = self.books.live.get(run.key.instance_id)
             if server is not None and current(server) == run.key and _config_changed(server):
                 self._executor.tell_game(server)
         log.info("node synced", region=self._region, node=hello.node_id, runs=len(hello.runs))
+
+    def _observe(self, view: RunView) -> None:
+        if self.runs.counts(view):
+            self._pools.observe(view)
 
     async def _lost(self, node_id: str) -> None:
         self.parts.metrics.node("lost")
@@ -209,7 +213,7 @@ class Reconciler:
         for server in list(live.values()):
             run = self.runs.get(current(server))
             self._carry_out(server.instance_id, lambda s=server, r=run: plan_server(s, r, views, now, policy))
-        self._carry_out("", lambda: plan_runs(live, self.runs))
+        self._carry_out("", lambda: plan_runs(live, self.runs, list(self.runs.rivals())))
         failed = self._unplanned
         self._pools.refill()
         await self.settle()
@@ -242,8 +246,8 @@ class Reconciler:
             if server is not None:
                 self.plan_one(server)
             owned = {} if server is None else {instance_id: server}
-            runs = self.runs.of(instance_id)
-            self._carry_out(instance_id, lambda owned=owned, runs=runs: plan_runs(owned, runs))
+            runs, rivals = self.runs.of(instance_id), tuple(self.runs.rivals_of(instance_id))
+            self._carry_out(instance_id, lambda o=owned, r=runs, other=rivals: plan_runs(o, r, other))
 
     def _carry_out(self, instance_id: str, plan: Callable[[], list[Action]]) -> None:
         try:

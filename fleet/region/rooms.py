@@ -144,6 +144,9 @@ class Rooms:
                     run.node_id,
                     self._load(_load_of(self._demand(server)) if server and run.key == key else _seen(run)),
                 )
+        for rival in self._runs.rivals_of(instance_id):
+            if not rival.state.ended:
+                yield rival.node_id, self._load(_seen(rival))
         if server and server.node_id and key not in runs:  # also if it is being stopped: its launch may be under way
             yield server.node_id, self._load(_load_of(self._demand(server)))
 

@@ -128,6 +128,19 @@ async def test_nobody_is_placed_before_the_nodes_have_told_what_the_manager_befo
 # One failure stops nothing else -----------------------------------------------------------------------------------
 
 
+async def test_a_run_on_another_node_than_the_rows_is_stopped_there(fleet: Fleet) -> None:
+    """A manager that died before its commit had launched it on a node that was silent when the next one placed it."""
+    async with fleet.store.write() as session:
+        session.add(fleet.row(status="running", step="running", node_id="us-east@other", started_at=1))
+    key = RunKey("s001", 1)
+    fleet.agent.runs[key] = RunView(key, NODE, RunState.RUNNING, 1)
+    manager = await fleet.begin()
+    await eventually(lambda: fleet.agent.runs == {})
+    row = manager._reconciler.books.live["s001"]
+    assert (row.step, row.node_id, row.generation) == ("running", "us-east@other", 1)
+    assert manager._reconciler._executor.rooms.servers(NODE) == frozenset()
+
+
 async def test_a_build_that_cannot_be_read_once_is_read_by_the_next_repair(fleet: Fleet) -> None:
     """The repair timer goes on, and the server is launched within a repair period."""
     manager = await fleet.begin()
