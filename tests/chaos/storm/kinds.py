@@ -10,7 +10,8 @@ BOTH = ("sqlite", "postgres")
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """`weight`: how often in a deck. `once_a_wave`: a second one would find the first under way. `says`: the page."""
+    """`weight`: how often in a deck. `once_a_wave`: a second one would find the first under way. `head`: all that
+    the API and the managers are made of ends with it, so it comes late in a wave as a rule. `says`: the page."""
 
     bound_s: float
     weight: int = 1
@@ -19,6 +20,7 @@ class Kind:
     databases: tuple[str, ...] = BOTH
     machines: int = 1
     clock: bool = False
+    head: bool = False
     says: str = "region.md"
 
 
@@ -32,11 +34,11 @@ KINDS: dict[str, Kind] = {
     "kill-agent": Kind(60, 5, once_a_wave=False, says="nodes.md"),
     "kill-replica": Kind(60, 4, once_a_wave=False, says="operations.md"),
     "kill-proxy": Kind(60, 2, says="operations.md"),
-    "kill-gcs": Kind(120, says="operations.md"),
-    "kill-raylet": Kind(120, says="operations.md"),
+    "kill-gcs": Kind(120, head=True, says="operations.md"),
+    "kill-raylet": Kind(120, head=True, says="operations.md"),
     "kill-node-raylet": Kind(120, 2, machines=2, says="nodes.md"),
     "kill-node-runner": Kind(120, lasts_s=SHORT, machines=2, says="nodes.md"),
-    "kill-head": Kind(120, says="operations.md"),
+    "kill-head": Kind(120, head=True, says="operations.md"),
     "kill-supervisor": Kind(60, lasts_s=SHORT, says="operations.md"),
     # Stopped, and left to be noticed; or frozen for a while.
     "hang-agent": Kind(90, 2, says="nodes.md"),
@@ -53,7 +55,7 @@ KINDS: dict[str, Kind] = {
     "disk-full": Kind(60, 2, (3.0, 5.0, 15.0), says="store.md"),
     "store-away": Kind(60, 2, LONG, says="builds.md"),
     "network-cut": Kind(120, 2, (3.0, 5.0, 15.0, 45.0), machines=2, says="nodes.md"),
-    "clock-step": Kind(120, 2, (2.0, 5.0, 10.0), clock=True, says="operations.md"),
+    "clock-step": Kind(120, 2, (2.0, 5.0, 10.0), clock=True, head=True, says="operations.md"),
     # Games.
     "kill-game": Kind(60, 4, once_a_wave=False),
     "remove-game": Kind(60, 3, once_a_wave=False),

@@ -124,9 +124,16 @@ class Load:
                 await self._play(await self._start(region, "anchor", **fields))
 
     def begin(self) -> None:
-        jobs: list[Callable[[], Awaitable[None]]] = [self._cold, self._cold, self._auto, self._ttl, self._builds]
+        jobs: list[Callable[[], Awaitable[None]]] = [
+            self._cold,
+            self._cold,
+            self._cold,
+            self._auto,
+            self._ttl,
+            self._builds,
+        ]
         jobs += [partial(self._claims, region) for region in REGIONS]
-        jobs += [partial(self._duel, number) for number in range(2)]
+        jobs += [partial(self._duel, number) for number in range(3)]
         self._workers = [asyncio.ensure_future(self._kept(job)) for job in jobs]
 
     async def _kept(self, job: Callable[[], Awaitable[None]]) -> None:
@@ -220,7 +227,7 @@ class Load:
                 for _ in range(self._rng.randrange(3)):
                     await self._pause(1, 4)
                     await self._update(one)
-                await self._pause(2, 12)
+                await self._pause(2, 8)
             await self._stop(one)
             await self._pause(0.5, 3)
 
@@ -229,9 +236,9 @@ class Load:
             one = await self._start(region, "claim", custom_data={"for": next(self._numbers)})
             if await self._play(one):
                 await self._update(one)
-                await self._pause(2, 8)
+                await self._pause(1, 6)
             await self._stop(one)
-            await self._pause(0.5, 2)
+            await self._pause(0.5, 1)
 
     async def _auto(self) -> None:
         while True:

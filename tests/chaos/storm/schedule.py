@@ -10,6 +10,7 @@ WAVE_S = 20.0  # within which the faults of a wave begin
 OVER_S = 32.0  # and by when all are over: those that last begin early enough
 # Faults of a wave, and how often: many at once mostly; one alone sometimes, whose recovery is its own.
 SIZES = {1: 8, 12: 12, 20: 40, 30: 40}
+HEAD_LATE, HEAD_FROM = 0.75, 0.7  # so often a fault of the head comes after that share of a wave
 TOGETHER = 0.25  # of a wave's faults begin at the same moment as the one before
 
 
@@ -52,8 +53,9 @@ def _wave(
             taken.add(name)
         lasts_s = rng.choice(kind.lasts_s)
         latest = max(0.0, min(WAVE_S, OVER_S - lasts_s))
-        together = place > 0 and rng.random() < TOGETHER
-        at = min(at, latest) if together else rng.uniform(0.0, latest)
+        earliest = latest * HEAD_FROM if kind.head and size > 1 and rng.random() < HEAD_LATE else 0.0
+        together = place > 0 and rng.random() < TOGETHER and at >= earliest
+        at = min(at, latest) if together else rng.uniform(earliest, latest)
         faults.append(Fault(next(numbers), wave, name, round(at, 2), lasts_s, rng.randrange(1 << 20)))
     return sorted(faults, key=lambda fault: fault.at)
 
