@@ -9,7 +9,7 @@ import itertools
 import random
 import time
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -46,6 +46,15 @@ SETTINGS = {
 
 class Refused(Exception):
     """An answer that is no use to try again."""
+
+
+async def _all(*works: Coroutine[Any, Any, Any]) -> list[Any]:
+    """Their results once all have ended; then the first error. None goes on behind the back of what comes next."""
+    found = await asyncio.gather(*works, return_exceptions=True)
+    for one in found:
+        if isinstance(one, BaseException):
+            raise one
+    return found
 
 
 def _seen(attempt: "asyncio.Task[httpx.Response]") -> None:
@@ -271,16 +280,18 @@ class Load:
             region = self._rng.choice(REGIONS)
             players = [f"duel{number}-{match}-{side}" for side in "ab"]
             try:
-                await asyncio.gather(*(self._queue(player, region) for player in players))
-                views = await asyncio.gather(*(self._in_game(player) for player in players))
+                await _all(*(self._queue(player, region) for player in players))
+                views = await _all(*(self._in_game(player) for player in players))
                 await self._pause(1, 5)
                 if all(views):
                     await self.lobby("POST", "/me/end-match", players[0], json={})
                     self._ledger.acknowledged["match ended"] += 1
             except Refused as refused:
                 self._ledger.refused[str(refused)[:80]] += 1
+            finally:
+                for player in players:
+                    self._ledger.lobbies.pop(player, None)
             for player in players:
-                self._ledger.lobbies.pop(player, None)
                 with suppress(Refused):
                     await self.lobby("DELETE", "/me", player)
             await self._pause(1, 3)
