@@ -13,6 +13,7 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from fleet.builds.zip_names import name_of
 from fleet.errors import FleetError
 from fleet.settings import UploadLimits
 
@@ -22,6 +23,8 @@ _CHUNK = 1 << 20
 _RATIO_FREE_BYTES = 16 * _MB
 # zipfile inflates in bounded steps; of bzip2 and LZMA it takes whatever a block yields into memory at once.
 _METHODS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}
+_DEFLATE64 = 9
+_LOCAL_HEADER = b"PK\x03\x04"
 _MAX_LINKS = 10_000
 _MAX_LINK_BYTES = 512
 _MAX_LINK_HOPS = 8
@@ -38,22 +41,25 @@ class ArchiveError(FleetError):
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One checked member. `kind`: file, folder or link (to `target`); `path` is relative, without `.` and `..`."""
+    """One checked member. `kind`: file, folder or link (to `target`); `path` is relative, without `.` and `..`.
+    `guessed`: the ZIP does not tell the code page of its name."""
 
     info: zipfile.ZipInfo
     path: PurePosixPath
     kind: str
     target: str = ""
+    guessed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What was unpacked; sizes in bytes."""
+    """What was unpacked; sizes in bytes. `mended`: files that got an execute bit; `guessed`: doubtful names."""
 
     files: int
     packed_bytes: int
     unpacked_bytes: int
     mended: tuple[str, ...]
+    guessed: tuple[str, ...]
 
 
 class _GuardedFile(io.FileIO):
@@ -88,11 +94,19 @@ def unpack(archive: Path, folder: Path, limits: UploadLimits) -> Manifest:
             entries = check(opened, packed, limits)
             return _unpack_all(opened, entries, folder, packed)
     except (zipfile.BadZipFile, zipfile.LargeZipFile, zlib.error, EOFError, struct.error, ValueError) as error:
-        raise ArchiveError(
-            f"The file is not a whole ZIP archive ({error}). It may have been cut off on the way: upload it again."
-        ) from error
+        raise ArchiveError(_not_whole(archive, error)) from error
     except (NotImplementedError, RuntimeError) as error:
         raise ArchiveError(f"The ZIP uses something that is not supported ({error}). Pack it plainly.") from error
+
+
+def _not_whole(archive: Path, error: Exception) -> str:
+    with archive.open("rb") as file:
+        begins = file.read(len(_LOCAL_HEADER)) == _LOCAL_HEADER
+    if begins and not zipfile.is_zipfile(archive):
+        return "The file is not a whole ZIP archive: it is truncated, its end is missing. Upload it again."
+    if begins:
+        return f"The file is not a whole ZIP archive: it is damaged ({error}). Pack it again, and upload it again."
+    return f"The file is not a whole ZIP archive ({error}). Upload the ZIP of your server build's folder."
 
 
 def check(opened: zipfile.ZipFile, packed: int, limits: UploadLimits) -> list[Entry]:
@@ -107,17 +121,28 @@ def check(opened: zipfile.ZipFile, packed: int, limits: UploadLimits) -> list[En
         raise ArchiveError(f"Unpacked it would take {total // _MB} MB; at most {limits.max_unpacked_mb} MB are taken.")
     if total > _RATIO_FREE_BYTES and total > packed * limits.max_ratio:
         raise ArchiveError(f"It would unpack to over {limits.max_ratio:g} times its size, as only a ZIP bomb does.")
-    entries = [_entry(opened, info, limits) for info in infos]
+    # Archivers of tar's family begin with an entry for the folder itself, "./".
+    entries = [_entry(opened, info, limits) for info in infos if not _is_top(info)]
     _check_overlap(infos)
     _check_names(entries)
     _check_links(entries)
     return entries
 
 
+def _is_top(info: zipfile.ZipInfo) -> bool:
+    return info.orig_filename.endswith("./") and not PurePosixPath(info.orig_filename).parts
+
+
 def _entry(opened: zipfile.ZipFile, info: zipfile.ZipInfo, limits: UploadLimits) -> Entry:
-    path = _safe_path(info, limits)
+    name, guessed = name_of(info)
+    path = _safe_path(name, limits)
     if info.flag_bits & 0x1:
         raise ArchiveError(f"'{info.filename}' is encrypted. Pack the build without a password.")
+    if info.compress_type == _DEFLATE64:
+        raise ArchiveError(
+            f"'{info.filename}' is packed by Deflate64, as Windows Explorer does with more than 2 GB. "
+            "Use another program, such as 7-Zip with the method Deflate."
+        )
     if info.compress_type not in _METHODS:
         raise ArchiveError(f"'{info.filename}' is packed by a method not taken here. Use ordinary ZIP (deflate).")
     if info.file_size > _RATIO_FREE_BYTES and info.file_size > max(1, info.compress_size) * limits.max_ratio:
@@ -125,16 +150,15 @@ def _entry(opened: zipfile.ZipFile, info: zipfile.ZipInfo, limits: UploadLimits)
     mode = info.external_attr >> 16 if info.create_system == 3 else 0
     kind = stat.S_IFMT(mode)
     if info.is_dir() or kind == stat.S_IFDIR:
-        return Entry(info, path, "folder")
+        return Entry(info, path, "folder", guessed=guessed)
     if kind == stat.S_IFLNK:
-        return Entry(info, path, "link", _link_target(opened, info))
+        return Entry(info, path, "link", _link_target(opened, info), guessed)
     if kind not in (0, stat.S_IFREG):
         raise ArchiveError(f"'{info.filename}' is a device, pipe or socket. Pack files, folders and links only.")
-    return Entry(info, path, "file")
+    return Entry(info, path, "file", guessed=guessed)
 
 
-def _safe_path(info: zipfile.ZipInfo, limits: UploadLimits) -> PurePosixPath:
-    name = info.orig_filename
+def _safe_path(name: str, limits: UploadLimits) -> PurePosixPath:
     shown = name[:100]
     if len(name.encode(errors="surrogatepass")) > limits.max_path_length:
         raise ArchiveError(f"The path '{shown}…' is longer than {limits.max_path_length} bytes.")
@@ -235,7 +259,8 @@ def _unpack_all(opened: zipfile.ZipFile, entries: list[Entry], folder: Path, pac
             mended.append(str(entry.path))
     for place, _, _ in os.walk(folder):
         os.chmod(place, 0o755)  # whatever the umask: games run as another user
-    return Manifest(files, packed, total, tuple(mended))
+    guessed = tuple(str(entry.path) for entry in entries if entry.guessed)
+    return Manifest(files, packed, total, tuple(mended), guessed)
 
 
 def _write_file(opened: zipfile.ZipFile, entry: Entry, target: Path) -> bool:

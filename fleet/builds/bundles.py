@@ -18,7 +18,7 @@ from typing import TextIO
 
 import structlog
 
-from fleet.builds.archive import ArchiveError, unpack
+from fleet.builds.archive import ArchiveError, Manifest, unpack
 from fleet.builds.artefacts import ArtefactStore, DiskStore, sha256_of
 from fleet.errors import Unavailable
 from fleet.settings import UploadLimits
@@ -96,8 +96,8 @@ def _local_archive(store: ArtefactStore, content_hash: str, bundles: Path) -> Ge
         fetched.unlink(missing_ok=True)
 
 
-def unpack_bundle(archive: Path, content_hash: str, bundles: Path, limits: UploadLimits) -> tuple[str, ...]:
-    """Unpack beside, then rename: a bundle is there whole or not at all. Returns the mended files. Hold the lock."""
+def unpack_bundle(archive: Path, content_hash: str, bundles: Path, limits: UploadLimits) -> Manifest:
+    """Unpack beside, then rename: a bundle is there whole or not at all. Hold the lock."""
     staging = _staging(bundles, content_hash)
     staging.mkdir(parents=True)
     try:
@@ -107,7 +107,7 @@ def unpack_bundle(archive: Path, content_hash: str, bundles: Path, limits: Uploa
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise
-    return manifest.mended
+    return manifest
 
 
 def _staging(bundles: Path, content_hash: str) -> Path:

@@ -10,6 +10,8 @@ DEFAULT_EXECUTABLE = "Server.x86_64"
 _MACHINES = {62: "x86_64", 183: "aarch64"}
 _MAX_WRAPPERS = 4
 _MAX_SHOWN = 5
+# What file managers leave beside the one folder that holds everything.
+_STRAYS = frozenset({"__MACOSX", ".DS_Store", "Thumbs.db", "desktop.ini"})
 
 
 def find_executable(tree: Path, wanted: str | None) -> tuple[str, str]:
@@ -27,11 +29,15 @@ def find_executable(tree: Path, wanted: str | None) -> tuple[str, str]:
             _check_runs_here(found, str(path))
             inside = root.relative_to(tree)
             return "" if inside == Path() else str(inside), str(path)
-        inner = [entry for entry in root.iterdir() if entry.name != "__MACOSX"]
+        inner = [entry for entry in root.iterdir() if not _is_stray(entry.name)]
         if len(inner) != 1 or not inner[0].is_dir() or inner[0].is_symlink():
             break
         root = inner[0]
     raise ArchiveError(_missing(tree, path))
+
+
+def _is_stray(name: str) -> bool:
+    return name in _STRAYS or name.startswith("._")
 
 
 def _missing(tree: Path, path: PurePosixPath) -> str:

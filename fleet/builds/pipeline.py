@@ -9,7 +9,7 @@ again, less and less often (`again_ms`), until `TRY_FOR_MS` after the first time
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,6 +21,7 @@ from sqlmodel import col, func, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from fleet.actors.tasks import SupervisedTasks
+from fleet.builds.archive import Manifest
 from fleet.builds.artefacts import drop_upload, sha256_of
 from fleet.builds.bundles import (
     archive_key,
@@ -193,10 +194,13 @@ async def _process_zip(store: Store, settings: FleetSettings, build: Build) -> N
     if upload.exists():
         content_hash = await _step(sha256_of, upload)
         await _record(store, build, content_hash=content_hash)
-        mended = await _step(_unpack, settings, upload, content_hash)
-        if mended:
-            shown = ", ".join(file[:60] for file in mended[:_SHOWN]) + (", …" if len(mended) > _SHOWN else "")
-            await _say(store, build, "info", f"{len(mended)} programs got the execute permission they lacked: {shown}")
+        unpacked = await _step(_unpack, settings, upload, content_hash)
+        if unpacked is not None and (mended := unpacked.mended):
+            text = f"{len(mended)} programs got the execute permission they lacked: {_some(mended)}"
+            await _say(store, build, "info", text)
+        if unpacked is not None and (guessed := unpacked.guessed):
+            text = f"{len(guessed)} names are not UTF-8 and were read as code page 437; the game may not find them"
+            await _say(store, build, "warning", f"{text}: {_some(guessed)}. Pack with UTF-8 names.")
         await _step(artefacts.put_file, archive_key(content_hash), upload)
     elif build.content_hash is None or not await _step(artefacts.exists, archive_key(build.content_hash)):
         raise FleetError("The uploaded ZIP is gone. Upload it again.")
@@ -225,12 +229,16 @@ async def _process_zip(store: Store, settings: FleetSettings, build: Build) -> N
         await collect(store, settings)
 
 
-def _unpack(settings: FleetSettings, upload: Path, content_hash: str) -> tuple[str, ...]:
-    """The bundle of this ZIP, made if it is not there; the files that were mended."""
+def _some(files: Sequence[str]) -> str:
+    return ", ".join(file[:60] for file in files[:_SHOWN]) + (", …" if len(files) > _SHOWN else "")
+
+
+def _unpack(settings: FleetSettings, upload: Path, content_hash: str) -> Manifest | None:
+    """Make the bundle of this ZIP; None if it is there."""
     sweep_staging(settings.bundles)
     with locked(settings.bundles, content_hash):
         if (settings.bundles / content_hash).is_dir():
-            return ()
+            return None
         return unpack_bundle(upload, content_hash, settings.bundles, settings.upload)
 
 
