@@ -14,14 +14,17 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from fleet.errors import FleetError
 from fleet.idempotency.service import IdempotencyService
 from fleet.limits.limiter import Gate
+from fleet.players.service import PlayerService
 from fleet.projects.model import Principal
 from fleet.telemetry.metrics import HttpMetrics
 from fleet.telemetry.request_id import accept_request_id, bind_request_id
 from serve_app.cors import cors_headers, may_call, preflight
-from serve_app.errors import error_response, unavailable
+from serve_app.errors import error_response, told, unavailable
 from serve_app.idempotency import HEADER, Idempotent, is_write
+from serve_app.identity import PLAYER, Identities
 from serve_app.limits import ADMIN, FREE, Gatekeeper
 from serve_app.read_cache import Kept, Key, ReadCache
 from serve_app.stream_query import Tickets, is_player_stream
@@ -40,7 +43,6 @@ _SAFE = [
 _HSTS = (b"strict-transport-security", b"max-age=31536000")
 _SCHEME = b"x-fleet-scheme"  # set by HAProxy alone, on what came by TLS (fleet/ops/haproxy_shim.py)
 _NOT_NAMED = "The project's allowed_origins do not have the web page that this client key was used from."
-_PLAYER = b"x-player-id"
 _LIVE = (b"wait_for", b"follow")  # reads that wait for what comes
 _STREAMS = ("/v3/events", "/me/events")  # paths of streams end so
 
@@ -55,11 +57,13 @@ class Edge:
         metrics: HttpMetrics,
         gatekeeper: Gatekeeper,
         idempotency: IdempotencyService,
+        players: PlayerService,
         tickets: Tickets,
         echo_id: bool,
     ) -> None:
         self.app = app
         self.idempotent = Idempotent(app, idempotency)
+        self.identities = Identities(players)
         self.cache = cache
         self.gatekeeper = gatekeeper
         self.tickets = tickets
@@ -139,7 +143,11 @@ class Edge:
         scope = exchange.scope
         key = _header(scope, HEADER)
         if key is not None and is_write(scope) and scope["path"] != UPLOAD_V2:
-            owner = exchange.owner()
+            try:
+                owner = await self.identities.owner(scope, exchange.gate, is_admin=exchange.is_admin)
+            except FleetError as error:  # who it is not, it is told, whatever was answered under this key before
+                await told(error)(scope, receive, exchange.send)
+                return
             if owner is not None:
                 await self.idempotent.serve(scope, receive, exchange.send, owner, key)
                 return
@@ -164,15 +172,6 @@ class _Exchange:
         self._started = time.perf_counter()
         self._headers: list[tuple[bytes, bytes]] = []
         self._body: bytes | None = None
-
-    def owner(self) -> str | None:
-        """Whose the Idempotency-Keys are that it sends; None if nobody's, and the app refuses it. Players share a
-        client key, and must not get each other's answers."""
-        if self.gate is not None:
-            player = _header(self.scope, _PLAYER)
-            owner = f"{self.gate.caller.project_id}:{self.gate.caller.kind}"
-            return owner if player is None else f"{owner}:{player.decode('latin-1')}"
-        return "admin:admin" if self.is_admin else None
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
@@ -224,7 +223,7 @@ def _cache_key(scope: Scope, api_key: bytes | None) -> Key | None:
     query = scope["query_string"]
     path = scope["path"]
     live = path.rstrip("/").endswith(_STREAMS) or is_player_stream(path) or any(word in query for word in _LIVE)
-    if api_key is None or scope["method"] != "GET" or live or _header(scope, _PLAYER) is not None:
+    if api_key is None or scope["method"] != "GET" or live or _header(scope, PLAYER) is not None:
         return None
     return api_key, path, query
 

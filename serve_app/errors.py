@@ -53,6 +53,11 @@ def error_response(status: int, error: str, detail: object, headers: dict[str, s
 
 def _fleet_error(_request: Request, error: Exception) -> Response:
     assert isinstance(error, FleetError)
+    return told(error)
+
+
+def told(error: FleetError) -> Response:
+    """The answer that says it."""
     detail: object = error.detail
     if isinstance(error, Unprocessable):
         loc = ["body", error.field] if error.field else ["body"]

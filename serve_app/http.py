@@ -113,6 +113,7 @@ def create_app(
         metrics=metrics,
         gatekeeper=gatekeeper,
         idempotency=context.idempotency,
+        players=context.players,
         tickets=context.tickets,
         echo_id=echo_request_id,
     )

@@ -19,6 +19,7 @@ from fleet.faults import crash_point
 from fleet.idempotency.service import LEASE_MS, MAX_BODY, RENEW_S, Answer, Ask, IdempotencyService, Mismatch, Turn
 from fleet.operation import operation
 from serve_app.errors import NAMES, error_response, unavailable
+from serve_app.identity import Owner
 
 log = structlog.get_logger(__name__)
 
@@ -29,6 +30,7 @@ RELEASE_S = 5.0  # for letting go of a key whose write failed; then its lease ru
 KEEP_S = 10.0  # for keeping the answer of a write that is done; its client waits for that
 _WRITES = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 _TOO_MANY = 429
+_NOT_YOU = frozenset({401, 403})  # no word on the write, and may be otherwise the next time
 
 
 def is_write(scope: Scope) -> bool:
@@ -43,8 +45,8 @@ class Idempotent:
         self._service = service
         self._tasks = SupervisedTasks("idempotency")
 
-    async def serve(self, scope: Scope, receive: Receive, send: Send, owner: str, key: bytes) -> None:
-        """Serve a write of `owner` (a project and kind of key, or an admin) that carries this key."""
+    async def serve(self, scope: Scope, receive: Receive, send: Send, owner: Owner, key: bytes) -> None:
+        """Serve a write of `owner`, who has been proven to be that, with this key."""
         try:
             body = await _whole(receive)
             response = await self._answer(scope, body, owner, key)
@@ -57,7 +59,7 @@ class Idempotent:
             response = found
         await response(scope, receive, send)
 
-    async def _answer(self, scope: Scope, body: bytes, owner: str, key: bytes) -> Response:
+    async def _answer(self, scope: Scope, body: bytes, owner: Owner, key: bytes) -> Response:
         if not 0 < len(key) <= MAX_KEY or not key.isascii() or not key.decode("ascii").isprintable():
             detail = f"An Idempotency-Key has 1 to {MAX_KEY} printable ASCII characters."
             return error_response(400, "Bad Idempotency-Key", detail)
@@ -99,18 +101,21 @@ class Idempotent:
             await lease.close()
         crash_point("idempotency.served")
         answer = Answer(caught.status, caught.headers, b"".join(caught.body))
-        if caught.status >= 500 or caught.status == _TOO_MANY or len(answer.body) > MAX_BODY:
+        if caught.status in _NOT_YOU:
+            # Nothing was done, unless by an earlier try: then the next one has to go on under its op_id.
+            await self._release(ask, turn, forget=not turn.repeated)
+        elif caught.status >= 500 or caught.status == _TOO_MANY or len(answer.body) > MAX_BODY:
             await self._release(ask, turn)
         else:
             await self._keep(ask, turn, answer)
             crash_point("idempotency.kept")
         return answer
 
-    async def _release(self, ask: Ask, turn: Turn) -> None:
+    async def _release(self, ask: Ask, turn: Turn, *, forget: bool = False) -> None:
         """Let the next try begin at once; where that cannot be written now, it may when the lease has run out."""
         try:
             async with asyncio.timeout(RELEASE_S):
-                await self._service.release(ask, turn)
+                await (self._service.forget if forget else self._service.release)(ask, turn)
         except Exception as error:
             log.warning("idempotency_not_released", op_id=turn.op_id, error=repr(error))
 
@@ -144,13 +149,18 @@ class _Caught:
             self.body.append(message.get("body", b""))
 
 
-def _ask(scope: Scope, body: bytes, owner: str, key: bytes) -> Ask:
-    said = hashlib.sha256()
-    for part in (scope["method"].encode(), scope["path"].encode(), scope["query_string"], body):
-        said.update(len(part).to_bytes(8))
-        said.update(part)
-    project, _, kind = owner.partition(":")
-    return Ask(project, hashlib.sha256(kind.encode() + b":" + key).hexdigest(), said.hexdigest())
+def _ask(scope: Scope, body: bytes, owner: Owner, key: bytes) -> Ask:
+    whose = _hash(*(part.encode() for part in owner.proof), key)
+    return Ask(owner.scope, whose, _hash(scope["method"].encode(), scope["path"].encode(), scope["query_string"], body))
+
+
+def _hash(*parts: bytes) -> str:
+    """Each with its length before it: no two lists of parts are one text, whatever ids and keys are made of."""
+    whole = hashlib.sha256()
+    for part in parts:
+        whole.update(len(part).to_bytes(8))
+        whole.update(part)
+    return whole.hexdigest()
 
 
 def _response(answer: Answer, more: dict[str, str]) -> Response:

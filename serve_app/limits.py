@@ -20,7 +20,8 @@ CLIENT_HEADER = "x-fleet-client"  # the address that HAProxy saw, set by it alon
 # These need no project's key; whoever sends one all the same is not counted.
 FREE = ("/api/health", "/health", "/metrics", "/api/doc", "/api/reference", "/upload/", "/api/admin/")
 ADMIN = "/api/admin/"
-_LOBBIES = ("/api/v3/lobbies", "/api/v2/lobbies", "/api/v2/matchmaker")
+# Paths where players act; every route that asks who plays is under one of them (test_policy.py).
+LOBBIES = ("/api/v3/lobbies", "/api/v2/lobbies", "/api/v2/matchmaker")
 _PLAYER = b"x-player-id"
 _CLIENT = CLIENT_HEADER.encode()
 _READS = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -49,7 +50,7 @@ class Gatekeeper:
             if gate is None:
                 return None, None
         write = scope["method"] not in _READS
-        if scope["path"].startswith(_LOBBIES):
+        if scope["path"].startswith(LOBBIES):
             return gate, await self._admit_player(gate, scope, write, extra)
         count = self._limiter.count(gate, write)
         return gate, await self._take(count, write, extra) if count.limit else None

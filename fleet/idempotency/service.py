@@ -111,6 +111,11 @@ class IdempotencyService:
         """There is no answer to keep: the next may carry it out again."""
         await self._set(ask, turn, lease_until=None, owner=None)
 
+    async def forget(self, ask: Ask, turn: Turn) -> None:
+        """It was refused before anything was done: as if it had never come."""
+        async with self._store.write() as session:
+            await session.exec(delete(Idempotency).where(*_row(ask), col(Idempotency.owner) == turn.owner))
+
     async def _set(self, ask: Ask, turn: Turn, **values: Any) -> None:
         async with self._store.write() as session:
             mine = (*_row(ask), col(Idempotency.owner) == turn.owner)
@@ -134,7 +139,8 @@ class IdempotencyService:
             until = (await session.exec(times.offset(count - 1).limit(1))).first()
         if until is None:
             return 0
-        return await self._delete(mine, col(Idempotency.created_at) <= until, col(Idempotency.status).is_not(None))
+        over = col(Idempotency.status).is_not(None) | col(Idempotency.lease_until).is_(None)
+        return await self._delete(mine, col(Idempotency.created_at) <= until, over)
 
     async def _delete(self, *which: Any) -> int:
         """In small transactions, so that no other writer waits long."""

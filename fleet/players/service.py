@@ -63,6 +63,17 @@ class PlayerService:
         if player_id not in proof.ids:
             raise not_this_player(player_id)
 
+    async def proven(self, caller: Principal, token: str) -> tuple[str, ...]:
+        """The ids of the player whom the token proves; none if it proves nobody, or the project believes its players.
+        `Unavailable` if that cannot be found out now."""
+        provider = None if caller.is_server else self._provider(caller)
+        if provider is None:
+            return ()
+        try:
+            return (await self._proof(caller.project_id, provider, token)).ids
+        except Unauthorized:
+            return ()
+
     async def close(self) -> None:
         await self._asking.close()
         await self._outside.close()
