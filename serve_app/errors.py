@@ -19,13 +19,19 @@ from starlette.responses import Response
 from fleet.errors import FleetError
 from fleet.servers.limits import Unprocessable
 from fleet.store.engine import DATABASE_UNAVAILABLE, OutcomeUnknown, may_pass
-from serve_app.json import json_response
+from serve_app.json import CALLED, JSON, json_response
 
 log = structlog.get_logger(__name__)
 
 RETRY_LATER = {"retry-after": "2"}
 _DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE})
-NAMES = {404: "Not found", 405: "Method not allowed", 413: "Payload too large", 400: "Bad request"}
+NAMES = {
+    404: "Not found",
+    405: "Method not allowed",
+    413: "Payload too large",
+    415: "Unsupported media type",
+    400: "Bad request",
+}
 
 # pydantic's error types, by the words in them, as the issue codes that clients of this API know.
 _CODES = (
@@ -90,11 +96,13 @@ def _methods_of(request: Request) -> set[str]:
     return found
 
 
-def _validation_error(_request: Request, error: Exception) -> Response:
+def _validation_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     issues: list[dict[str, Any]] = list(error.errors())
     if any(issue["type"] == "json_invalid" for issue in issues):
-        return error_response(400, "Invalid JSON", "The body is not valid JSON.")
+        called = request.scope.get(CALLED)
+        but = f" Its content-type is '{called[:100]}'; send JSON as {JSON}." if called else ""
+        return error_response(400, "Invalid JSON", f"The body is not valid JSON.{but}")
     detail = [
         {"loc": [_plain(part) for part in issue["loc"]], "msg": issue["msg"], "type": issue_code(issue["type"])}
         for issue in issues[:50]

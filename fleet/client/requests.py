@@ -14,7 +14,7 @@ class AuthConfig(TypedDict):
     and `web_api_key`.
     """
 
-    provider: NotRequired[Literal["none", "custom_jwt", "playfab", "steam"]]
+    provider: NotRequired[Literal["none", "custom_jwt", "playfab", "steam"] | None]
     secret: NotRequired[str | None]
     """
     custom_jwt: the shared key. Hidden in answers
@@ -62,12 +62,12 @@ class BudgetIn(TypedDict):
     In the prices' currency
     """
 
-    alerts: NotRequired[list[int]]
+    alerts: NotRequired[list[int] | None]
     """
     Percentages of the limit to be told of, once a month each
     """
 
-    hard_stop: NotRequired[bool]
+    hard_stop: NotRequired[bool | None]
     """
     Refuse new starts once the limit is reached
     """
@@ -83,16 +83,16 @@ class ClaimIn(TypedDict):
     A region id, e.g. `us-east`
     """
 
-    compute_size: NotRequired[str]
-    name: NotRequired[str]
-    version_tag: NotRequired[str]
+    compute_size: NotRequired[str | None]
+    name: NotRequired[str | None]
+    version_tag: NotRequired[str | None]
     """
     Name of the build
     """
 
     version: NotRequired[int | None]
     ttl: NotRequired[int | None]
-    auto_restart: NotRequired[bool]
+    auto_restart: NotRequired[bool | None]
     """
     Start again after a failure
     """
@@ -230,7 +230,7 @@ class PortIn(TypedDict):
     name: str
     internal_port: int
     protocol: Literal["udp", "tcp"]
-    tls_enabled: NotRequired[bool]
+    tls_enabled: NotRequired[bool | None]
 
 
 class ProjectChange(TypedDict):
@@ -247,7 +247,7 @@ class ProjectPort(TypedDict):
     name: str
     internal_port: int
     protocol: Literal["udp", "tcp"]
-    tls_enabled: NotRequired[bool]
+    tls_enabled: NotRequired[bool | None]
     id: NotRequired[str | None]
 
 
@@ -321,19 +321,19 @@ class StartIn(TypedDict):
     Command line of the game
     """
 
-    compute_size: NotRequired[str]
+    compute_size: NotRequired[str | None]
     """
     `micro` … `xlarge`, `dedicated-…`, `persistent-…`
     """
 
-    version_tag: NotRequired[str]
+    version_tag: NotRequired[str | None]
     """
     Name of the build
     """
 
     version: NotRequired[int | None]
     ttl: NotRequired[int | None]
-    auto_restart: NotRequired[bool]
+    auto_restart: NotRequired[bool | None]
     """
     Start again after a failure
     """
@@ -382,13 +382,13 @@ class UpdateIn(TypedDict):
 
 
 class WebhookChange(TypedDict):
-    url: NotRequired[str]
+    url: NotRequired[str | None]
     events: NotRequired[list[str] | None]
     """
     Kinds or types, e.g. `server`, `build.ready`; none: all
     """
 
-    enabled: NotRequired[bool]
+    enabled: NotRequired[bool | None]
 
 
 class WebhookIn(TypedDict):
@@ -398,7 +398,7 @@ class WebhookIn(TypedDict):
     Kinds or types, e.g. `server`, `build.ready`; none: all
     """
 
-    enabled: NotRequired[bool]
+    enabled: NotRequired[bool | None]
 
 
 class DockerImageIn(TypedDict):
@@ -407,19 +407,19 @@ class DockerImageIn(TypedDict):
     Image with its tag
     """
 
-    name: NotRequired[str]
+    name: NotRequired[str | None]
     executable_path: NotRequired[str | None]
     """
     Path inside the image
     """
 
     registry_credentials: NotRequired[RegistryCredentials | None]
-    writable: NotRequired[bool]
+    writable: NotRequired[bool | None]
     """
     The game may write into its own folder (an extension)
     """
 
-    ready_by: NotRequired[Literal["ports", "game"]]
+    ready_by: NotRequired[Literal["ports", "game"] | None]
     """
     When a server counts as running: once its ports are open, or once the game itself has said so as well (an extension; docs/game-contract.md)
     """

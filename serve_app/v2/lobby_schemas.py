@@ -1,8 +1,8 @@
 """What the old lobby service took and gave."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from fleet.lobbies.model import LobbyChange, LobbyView, NewLobby, State
 from fleet.lobbies.rules import MAX_SETTINGS, MAX_STATE
@@ -67,7 +67,7 @@ class LegacyQueueIn(BaseModel):
 
 
 class LegacyUpdateIn(BaseModel):
-    """Who asks, and any of what may change."""
+    """Who asks, and any of what may change. What belongs into `settings` is taken beside it, too."""
 
     requesterId: AnyPlayer
     host: AnyPlayer | None = None
@@ -76,6 +76,18 @@ class LegacyUpdateIn(BaseModel):
     playerState: dict[str, Any] | None = None
     targetPlayerId: AnyPlayer | None = Field(default=None, description="Whose state; the host may set others'")
     matchmaking: LegacyQueueIn | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _beside_settings(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        given = cast("dict[str, Any]", data)
+        beside = {name: given[name] for name in LegacySettingsIn.model_fields if name != "settings" and name in given}
+        inside: Any = given.get("settings")
+        if beside and (inside is None or isinstance(inside, dict)):
+            return given | {"settings": beside | cast("dict[str, Any]", inside or {})}
+        return given
 
     def state(self) -> State | None:
         return bounded(self.playerState, "playerState", MAX_STATE)

@@ -7,7 +7,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstr
 from fleet.servers.limits import MAX_TTL_S
 from fleet.servers.model import RestartRequest, StartRequest
 from fleet.store.tables import Server
-from serve_app.v3.common import Flag
+from serve_app.v3.common import Body, Flag
 from serve_app.v3.server_schemas import NetworkPort, Text, Ttl, Version, server_view
 
 
@@ -35,7 +35,7 @@ State = Literal["launching", "running", "stopped"]
 _LEFT_OUT = ("startup_args", "ttl", "started_at")
 
 
-class LegacyStartIn(BaseModel):
+class LegacyStartIn(Body):
     """`name` and `region` are needed."""
 
     model_config = ConfigDict(
@@ -65,7 +65,7 @@ class LegacyStartIn(BaseModel):
         )
 
 
-class LegacyRestartIn(BaseModel):
+class LegacyRestartIn(Body):
     """What to change; null, empty or left out means: as it is."""
 
     name: LegacyText = None

@@ -12,7 +12,7 @@ from fleet.billing.prices import MILLION
 from fleet.times import iso
 from serve_app.auth import Context, ServerKey
 from serve_app.json import StrictJsonRoute, json_response
-from serve_app.v3.common import NUMBER, Flag, errors
+from serve_app.v3.common import NUMBER, Body, Flag, errors
 
 router = APIRouter(prefix="/api/v3/projects/budget", route_class=StrictJsonRoute, tags=["Usage"])
 
@@ -25,7 +25,7 @@ _MONEY = {
 }
 
 
-class BudgetIn(BaseModel):
+class BudgetIn(Body):
     model_config = ConfigDict(extra="forbid")
     monthly_limit: Annotated[
         Decimal,

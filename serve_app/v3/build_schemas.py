@@ -7,7 +7,7 @@ from pydantic import BaseModel, Field, StringConstraints
 from fleet.builds.service import ReadyBy
 from fleet.store.tables import Build, BuildLog
 from fleet.times import iso
-from serve_app.v3.common import Flag
+from serve_app.v3.common import Body, Flag
 
 BuildName = Annotated[str, StringConstraints(min_length=1, max_length=128)]
 READY_BY_MEANS = (
@@ -46,7 +46,7 @@ class RegistryCredentials(BaseModel):
     password: Annotated[str, StringConstraints(min_length=1, max_length=4096)]
 
 
-class DockerImageIn(BaseModel):
+class DockerImageIn(Body):
     image_url: Annotated[str, StringConstraints(min_length=1, max_length=512)] = Field(
         description="Image with its tag", examples=["registry.example.com/my/game:1.4"]
     )

@@ -1,9 +1,12 @@
 """Schemas that every router documents."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 from fastapi.routing import APIRoute
-from pydantic import BaseModel, BeforeValidator, Field, Strict
+from pydantic import BaseModel, BeforeValidator, Field, GetJsonSchemaHandler, Strict, model_validator
+from pydantic.fields import FieldInfo
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 Responses = dict[int | str, dict[str, Any]]
 
@@ -17,6 +20,34 @@ def _number(value: object) -> object:
 # In JSON bodies: 0 and "no" are no booleans, true is no number. 3600.0 is 3600, as Godot sends it, and so is "3600".
 Flag = Annotated[bool, Strict()]
 NUMBER = BeforeValidator(_number)  # after the bounds, or the document would not name them
+
+
+class Body(BaseModel):
+    """A JSON body. Null for a field that has a default means the default: many serializers write all fields."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        given = cast("dict[str, Any]", data)
+        names = {key for name, field in cls.model_fields.items() if _has_default(field) for key in (name, field.alias)}
+        return {key: value for key, value in given.items() if value is not None or key not in names}
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        found = handler(core_schema)
+        properties = handler.resolve_ref_schema(found).get("properties", {})
+        for name, said in properties.items():
+            if said.get("default") is not None:
+                kept = {key: said.pop(key) for key in ("title", "description", "default") if key in said}
+                properties[name] = {"anyOf": [said, {"type": "null"}], **kept}
+        return found
+
+
+def _has_default(field: FieldInfo) -> bool:
+    """One that null could not mean."""
+    return not field.is_required() and field.get_default() is not None
 
 
 class ErrorOut(BaseModel):
@@ -49,6 +80,7 @@ _TEXTS = {
     409: "Not possible in the present state",
     410: "The position is too old: events after it are not kept any more",
     413: "The body, or a field of it, is too large",
+    415: "The body is compressed",
     429: "Too many requests; wait as Retry-After says",
     500: "A fault inside the fleet; the detail holds the request's id",
     503: "A part of the fleet does not answer now; try again",

@@ -8,7 +8,7 @@ from fleet.pools.config import PoolConfig
 from fleet.projects.settings import MAX_LOBBY_CONFIGS, MAX_ORIGINS, MAX_PORTS, SettingsChange, shown
 from fleet.store.tables import Project
 from fleet.times import iso
-from serve_app.v3.common import Flag
+from serve_app.v3.common import Body, Flag
 from serve_app.v3.server_schemas import LogOut, PortIn
 
 Short = Annotated[str, StringConstraints(min_length=1, max_length=8192)]
@@ -22,7 +22,7 @@ class ProjectPort(PortIn):
     id: Annotated[str, Field(max_length=128)] | None = None
 
 
-class AuthConfig(BaseModel):
+class AuthConfig(Body):
     """How player tokens are checked. `custom_jwt` needs `secret` or `jwks_url`, `playfab` `title_id`, `steam` `app_id`
     and `web_api_key`."""
 
@@ -40,7 +40,7 @@ class AuthConfig(BaseModel):
     web_api_key: Short | None = Field(default=None, description="steam. Hidden in answers")
 
 
-class SettingsIn(BaseModel):
+class SettingsIn(Body):
     """Any subset; each part that is given replaces what was there, whole. Null empties it."""
 
     model_config = ConfigDict(

@@ -10,7 +10,7 @@ from fleet.servers.limits import MAX_TTL_S, MIN_TTL_S
 from fleet.servers.model import StartRequest
 from fleet.store.tables import Server, ServerEvent
 from fleet.times import iso
-from serve_app.v3.common import NUMBER, Flag
+from serve_app.v3.common import NUMBER, Body, Flag
 
 Protocol = Literal["udp", "tcp"]
 Text = Annotated[str, StringConstraints(min_length=1, max_length=256)]
@@ -18,7 +18,7 @@ Ttl = Annotated[int, Field(ge=MIN_TTL_S, le=MAX_TTL_S, description="Seconds unti
 Version = Annotated[int, Field(ge=1, le=2**31 - 1, description="Pins one version; else the newest ready one"), NUMBER]
 
 
-class PortIn(BaseModel):
+class PortIn(Body):
     name: Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_.-]+$")]
     internal_port: Annotated[int, Field(ge=1, le=65535), NUMBER]
     protocol: Protocol
@@ -33,7 +33,7 @@ class PortIn(BaseModel):
         }
 
 
-class StartIn(BaseModel):
+class StartIn(Body):
     """`name` and `region` are needed, the rest has defaults."""
 
     model_config = ConfigDict(
@@ -69,7 +69,7 @@ class StartIn(BaseModel):
         )
 
 
-class ClaimIn(BaseModel):
+class ClaimIn(Body):
     """A warm server of a pool; nothing is started."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"region": "us-east", "compute_size": "small"}]})
@@ -87,7 +87,7 @@ class ClaimIn(BaseModel):
         return StartRequest(**self.model_dump())
 
 
-class RestartIn(BaseModel):
+class RestartIn(Body):
     """What to change; left out means: as it is."""
 
     name: Text | None = None
@@ -118,7 +118,7 @@ class RestartIn(BaseModel):
         return values
 
 
-class UpdateIn(BaseModel):
+class UpdateIn(Body):
     custom_data: dict[str, Any] | None = Field(default=None, description="Replaces what the server has")
 
 

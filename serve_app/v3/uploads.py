@@ -3,6 +3,7 @@
 from typing import Annotated
 
 from fastapi import APIRouter, Query
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -17,7 +18,7 @@ router = APIRouter(tags=["Builds"])
 @router.put(
     "/upload/{build_id}",
     response_model=UploadedOut,
-    responses=errors(400, 403, 404, 409, 413),
+    responses=errors(400, 403, 404, 409, 413, 415),
     summary="Upload the ZIP",
     openapi_extra={
         "requestBody": {
@@ -34,6 +35,8 @@ async def upload(
     signature: Annotated[str, Query(max_length=256, description="From the signed URL")],
 ) -> Response:
     """Any content type, no key: the signature in the URL is the permission. Processing begins by itself."""
+    if request.headers.get("content-encoding", "identity") != "identity":
+        raise HTTPException(415, "A compressed upload is not taken. A ZIP is compressed already: send it as it is.")
     build = await context.builds.receive_upload(build_id, expires, signature, request.stream())
     message = "The upload is complete; the build is being processed."
     return json_response({"status": "uploaded", "build_id": build.build_id, "message": message})

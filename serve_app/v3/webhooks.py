@@ -10,7 +10,7 @@ from fleet.store.tables import Webhook, WebhookDelivery
 from fleet.times import iso
 from serve_app.auth import Context, ServerKey
 from serve_app.json import StrictJsonRoute, json_response
-from serve_app.v3.common import Flag, errors
+from serve_app.v3.common import Body, Flag, errors
 
 router = APIRouter(prefix="/api/v3/webhooks", route_class=StrictJsonRoute, tags=["Events"])
 
@@ -22,14 +22,14 @@ Events = Annotated[
 DeliveryId = Annotated[int, Path(ge=1, le=2**63 - 1)]
 
 
-class WebhookIn(BaseModel):
+class WebhookIn(Body):
     model_config = ConfigDict(extra="forbid")
     url: Url
     events: Events = None
     enabled: Flag = True
 
 
-class WebhookChange(BaseModel):
+class WebhookChange(Body):
     model_config = ConfigDict(extra="forbid")
     url: Url = ""
     events: Events = None
