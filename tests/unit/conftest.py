@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 import structlog
 
-from tests.unit.api_kit import Api, open_api
+from fleet.store.engine import Store
+from tests.unit.api_kit import Api, make_schema, open_api
 
 
 @pytest.fixture
@@ -13,6 +14,16 @@ async def api(tmp_path: Path) -> AsyncIterator[Api]:
     opened = await open_api(tmp_path)
     yield opened
     await opened.close()
+
+
+@pytest.fixture
+async def stores(tmp_path: Path) -> AsyncIterator[list[Store]]:
+    """Doors of three processes to one database: only another connection's commits are heard."""
+    make_schema(tmp_path / "fleet.db")
+    opened = [Store(f"sqlite+aiosqlite:///{tmp_path}/fleet.db") for _ in range(3)]
+    yield opened
+    for store in opened:
+        await store.close()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -4,7 +4,6 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,20 +21,10 @@ from fleet.jobs import run_once
 from fleet.store.engine import Store
 from fleet.store.tables import WebhookDelivery
 from tests.receiver import receiver
-from tests.unit.api_kit import Api, make_schema
+from tests.unit.api_kit import Api
 from tests.unit.test_jobs import steal
 
 WAIT_S = 20
-
-
-@pytest.fixture
-async def stores(tmp_path: Path) -> Any:
-    """A writer's door and a reader's."""
-    make_schema(tmp_path / "fleet.db")
-    opened = [Store(f"sqlite+aiosqlite:///{tmp_path}/fleet.db") for _ in range(2)]
-    yield opened
-    for store in opened:
-        await store.close()
 
 
 async def happen(store: Store, number: int, project: str = "p") -> None:
@@ -52,7 +41,7 @@ def away(*_: object, **__: object) -> Any:
 
 async def test_a_reader_that_goes_away_while_it_joins_takes_no_other_with_it(stores: list[Store]) -> None:
     """Whoever asked in the same moment is live, and hears what comes."""
-    writer, reader = stores
+    writer, reader, _ = stores
     shared = Tail(reader)
     gone, stays = shared.subscribe("p"), shared.subscribe("p")
     gone.live_from.cancel()  # its reader was cancelled in this turn of the loop; `leave` runs in a later one
@@ -73,7 +62,7 @@ async def test_readers_miss_nothing_over_an_outage(
     """Whatever cannot be done for a while, reading goes on where it was."""
     monkeypatch.setattr(tail, "RETRY_S", 0.05)
     monkeypatch.setattr(tail, "_LOOK_S", 0.1)
-    writer, reader = stores
+    writer, reader, _ = stores
     shared = Tail(reader)
     async with asyncio.timeout(WAIT_S), aclosing(follow(reader, shared, "p", None, WAIT_S)) as coming:
         await anext(coming)
@@ -105,7 +94,7 @@ async def test_a_reader_whose_place_is_never_given_ends_in_time(
 
 
 async def test_the_next_reader_is_served_after_all_have_left(stores: list[Store]) -> None:
-    writer, reader = stores
+    writer, reader, _ = stores
     shared = Tail(reader)
     for number in range(3):
         async with asyncio.timeout(WAIT_S), aclosing(follow(reader, shared, "p", None, WAIT_S)) as coming:

@@ -4,7 +4,6 @@ import asyncio
 import json
 import random
 from contextlib import aclosing
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -24,19 +23,9 @@ from fleet.store.engine import Store
 from fleet.store.tables import Job, ProjectEvent, Server, ServerEvent
 from fleet.times import now_ms
 from tests.live_api import live
-from tests.unit.api_kit import Api, make_schema
+from tests.unit.api_kit import Api
 
 WAIT_S = 30
-
-
-@pytest.fixture
-async def stores(tmp_path: Path) -> Any:
-    """A writer's door and a reader's: only another connection's commits are heard."""
-    make_schema(tmp_path / "fleet.db")
-    opened = [Store(f"sqlite+aiosqlite:///{tmp_path}/fleet.db") for _ in range(2)]
-    yield opened
-    for store in opened:
-        await store.close()
 
 
 async def write(store: Store, project: str, number: int) -> None:
@@ -58,7 +47,7 @@ async def read(store: Store, tail: Tail, project: str, after: Cursor | None, cou
 
 
 async def test_readers_from_anywhere_get_each_event_once(stores: list[Store]) -> None:
-    writer, reader = stores
+    writer, reader, _ = stores
     tail = Tail(reader)
     chance = random.Random(7)
     total = 50
@@ -87,7 +76,7 @@ async def test_readers_from_anywhere_get_each_event_once(stores: list[Store]) ->
 
 
 async def test_a_stream_without_position_begins_now(stores: list[Store]) -> None:
-    writer, reader = stores
+    writer, reader, _ = stores
     tail = Tail(reader)
     await write(writer, "p", 1)
     async with asyncio.timeout(WAIT_S), aclosing(follow(reader, tail, "p", None, WAIT_S)) as coming:
@@ -102,7 +91,7 @@ async def test_a_stream_without_position_begins_now(stores: list[Store]) -> None
 
 
 async def test_a_slow_reader_is_let_go_and_holds_up_nobody(stores: list[Store]) -> None:
-    writer, reader = stores
+    writer, reader, _ = stores
     tail = Tail(reader, queue=5)
     async with asyncio.timeout(WAIT_S), aclosing(follow(reader, tail, "p", None, WAIT_S)) as slow:
         await anext(slow)
@@ -124,7 +113,7 @@ async def test_a_slow_reader_is_let_go_and_holds_up_nobody(stores: list[Store]) 
 
 
 async def test_a_reader_of_a_long_backlog_is_not_slow(stores: list[Store]) -> None:
-    writer, reader = stores
+    writer, reader, _ = stores
     tail = Tail(reader, queue=5)
     for number in range(30):
         await write(writer, "p", number)

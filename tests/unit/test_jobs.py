@@ -1,8 +1,6 @@
 """Jobs: one replica at a time, taken over after a crash, never two effects."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 from sqlalchemy import update
@@ -15,19 +13,8 @@ from fleet.errors import Fenced
 from fleet.jobs import Lease, position_of, run_leased, run_once
 from fleet.store.engine import Store
 from fleet.store.tables import Job
-from tests.unit.api_kit import make_schema
 
 WAIT_S = 20
-
-
-@pytest.fixture
-async def stores(tmp_path: Path) -> AsyncIterator[list[Store]]:
-    """Three replicas' doors to one database."""
-    make_schema(tmp_path / "fleet.db")
-    opened = [Store(f"sqlite+aiosqlite:///{tmp_path}/fleet.db") for _ in range(3)]
-    yield opened
-    for store in opened:
-        await store.close()
 
 
 async def steal(store: Store, name: str) -> None:
