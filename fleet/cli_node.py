@@ -53,12 +53,17 @@ def join_command(address: Address, region: Regions = None, node_ip: NodeIp = Non
 @node.command("run")
 def run_command(address: Address, region: Regions = None, node_ip: NodeIp = None) -> None:
     """Join and stay joined, in the foreground (for systemd): again after every restart of the head."""
-    from fleet.ops.node import join, keep_joined, stop_on_signals
+    from fleet.ops.node import join, keep_joined, known_by_head, stop_on_signals
     from fleet.ops.processes import end_supervised
 
     home, settings = _open()
     stop = stop_on_signals()
-    keep_joined(lambda: join(home, settings, address, region or [], node_ip, _step), home, stop)
+    keep_joined(
+        lambda: join(home, settings, address, region or [], node_ip, _step),
+        lambda: known_by_head(home, settings, address),
+        home,
+        stop,
+    )
     end_supervised(home, grace_s=3.0)  # games go on: the next run adopts them
 
 

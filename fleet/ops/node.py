@@ -19,9 +19,10 @@ import structlog
 
 from fleet.node.tls_proxy import end_all_proxies
 from fleet.ops.engine import ensure_engine
-from fleet.ops.head import OBJECT_STORE_BYTES, START_TIMEOUT_S, child_environment, ray_environment, tail
+from fleet.ops.head import OBJECT_STORE_BYTES, START_TIMEOUT_S, child_environment, ray_environment, tail, token_file
 from fleet.ops.home import Home, OpsError, free_ports, make_run_dir, read_json, write_private
 from fleet.ops.left_games import stop_left_games
+from fleet.ops.membership import is_known
 from fleet.ops.processes import command_of, end_supervised, held, supervised, wait_ended
 from fleet.settings import FleetSettings
 from fleet.times import keep_clock
@@ -29,6 +30,8 @@ from fleet.times import keep_clock
 log = structlog.get_logger(__name__)
 Report = Callable[[str], None]
 RAYLET = "raylet"
+# The head is asked so often whether it knows this node; after so many times "no" the node joins anew.
+ASK_EVERY_S, UNKNOWN_LIMIT = 10.0, 3
 BACKOFF_FIRST_S, BACKOFF_MAX_S, STABLE_S = 2.0, 60.0, 120.0
 _RESOURCE = re.compile(r"node:([a-z0-9-]+)(:[a-z0-9-]+)?")
 
@@ -104,27 +107,48 @@ def leave(home: Home, settings: FleetSettings, report: Report) -> bool:
     return bool(ended or stopped)
 
 
-def keep_joined(rejoin: Callable[[], None], home: Home, stop: threading.Event) -> None:
-    """Join, and join again whenever Ray here has ended (the head went, or started anew), until told to stop."""
+def known_by_head(home: Home, settings: FleetSettings, address: str) -> bool | None:
+    """Whether the head counts this node as alive; None if it cannot be asked."""
+    try:
+        token = token_file(home, settings).read_text().strip()
+    except OSError:
+        return None
+    return is_known(address, token, home.run_dir / "ray")
+
+
+def keep_joined(
+    rejoin: Callable[[], None], known: Callable[[], bool | None], home: Home, stop: threading.Event
+) -> None:
+    """Join, and join again whenever Ray here has ended (the head went, or started anew), or the head says of this node
+    that it does not know it (`known`), until told to stop."""
     wait_s = 0.0
     while not stop.wait(wait_s):
         began = time.monotonic()
         try:
             rejoin()
-            _until_ended(home, stop)
+            _until_left(home, known, stop)
         except OpsError as error:
             log.error("join_failed", error=error.detail)
         lasted = time.monotonic() - began
         wait_s = BACKOFF_FIRST_S if lasted > STABLE_S else min(max(BACKOFF_FIRST_S, wait_s * 2), BACKOFF_MAX_S)
 
 
-def _until_ended(home: Home, stop: threading.Event) -> None:
+def _until_left(home: Home, known: Callable[[], bool | None], stop: threading.Event) -> None:
+    """Until this machine's raylet has ended, or belongs to no cluster any more."""
     raylet = next((pid for pid in supervised(home) if Path(command_of(pid).split(" ", 1)[0]).name == RAYLET), None)
     if raylet is None:
         return
+    unknown, asked = 0, time.monotonic()
     with held(raylet) as fd:
         while fd is not None and not stop.is_set() and wait_ended([fd], 1.0):
             keep_clock(home.path)
+            if time.monotonic() - asked < ASK_EVERY_S:
+                continue
+            unknown = unknown + 1 if known() is False else 0
+            asked = time.monotonic()
+            if unknown >= UNKNOWN_LIMIT:
+                log.error("node_unknown_to_head", raylet=raylet, times=unknown)
+                return
 
 
 def stop_on_signals() -> threading.Event:
