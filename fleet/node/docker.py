@@ -23,7 +23,7 @@ from fleet.errors import Conflict, NotFound
 from fleet.node.base_image import ensure_base_image
 from fleet.node.docker_doors import open_door
 from fleet.node.docker_exits import ExitWatch
-from fleet.node.docker_logs import read_lines, read_page, read_tail
+from fleet.node.docker_logs import follow_lines, read_page, read_tail
 from fleet.node.docker_net import GameNetworks
 from fleet.node.docker_networks import DockerNetworks
 from fleet.node.docker_orphans import OrphanHunt
@@ -344,7 +344,7 @@ class DockerRuntime:
         return await read_page(self._engine, self._name(key), after, since_ms, limit)
 
     def follow(self, key: RunKey, after: str | None) -> AsyncIterator[LogLine]:
-        return read_lines(self._engine, self._name(key), after, None, follow=True)
+        return follow_lines(self._engine, self._name(key), after)
 
     async def tail(self, key: RunKey) -> str:
         return await read_tail(self._engine, self._name(key))

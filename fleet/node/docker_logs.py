@@ -91,6 +91,20 @@ async def read_lines(
             raise EngineUnavailable(error.message) from error
 
 
+async def follow_lines(engine: Engine, name: str, after: str | None) -> AsyncGenerator[LogLine]:
+    """Lines after that token, until the container ends. Of one that has ended its log is read, not followed: an engine
+    that was away when it ended never ends the stream."""
+    try:
+        found = await engine.call("GET", f"/containers/{name}/json")
+    except EngineError as error:
+        if error.status != 404:
+            raise EngineUnavailable(error.message) from error
+        return
+    async with aclosing(read_lines(engine, name, after, None, follow=found["State"]["Running"])) as lines:
+        async for line in lines:
+            yield line
+
+
 async def _parsed(answer: aiohttp.ClientResponse, parser: FrameParser) -> AsyncGenerator[LogLine]:
     async for data in answer.content.iter_any():
         for line in parser.feed(data):
