@@ -27,6 +27,13 @@ class UploadLimits(BaseModel):
     url_ttl_s: int = 300
 
 
+class PipelineSettings(BaseModel):
+    """How many builds are processed at the same time, each by a process on the head."""
+
+    at_once: int = Field(default=4, ge=1, description="a quarter is for projects that have none under way")
+    at_once_per_project: int = Field(default=2, ge=1)
+
+
 class ServerLimits(BaseModel):
     """What a start request may ask for."""
 
@@ -68,6 +75,21 @@ class RateLimits(BaseModel):
     lobby_writes_per_s: int = Field(default=1000, ge=0)
     lobby_writes_per_address_per_s: int = Field(default=100, ge=0, description="of one address, on lobbies of one key")
     unknown_keys_per_minute: int = Field(default=60, ge=0, description="that one address may try")
+
+
+class ShareLimits(BaseModel):
+    """How much a project may have at once, over all replicas. A project's plan may say otherwise (`shares`)."""
+
+    log_streams: int = Field(default=100, ge=1, description="open `follow=true` streams")
+    log_streams_per_key: int = Field(default=50, ge=1)
+    log_reads: int = Field(default=32, ge=1, description="pages of logs, and usage, that are being read")
+    event_streams: int = Field(default=50, ge=1, description="open `/events` streams")
+    event_streams_per_key: int = Field(default=25, ge=1)
+    player_streams: int = Field(default=3000, ge=1, description="of its players, on their lobbies")
+    waits: int = Field(default=500, ge=1, description="requests that wait for a status (`wait_for`)")
+    uploads: int = Field(default=8, ge=1, description="ZIPs on their way here")
+    exports: int = Field(default=2, ge=1, description="downloads of its export")
+    builds: int = Field(default=100, ge=1, description="builds that are uploaded, processed or wait for that")
 
 
 class PoolSettings(BaseModel):
@@ -118,9 +140,7 @@ class Scaling(BaseModel):
 class EventSettings(BaseModel):
     """What `/api/v3/events` gives."""
 
-    max_streams: int = Field(default=50, ge=1, description="open at once per project and replica")
     max_stream_s: float = Field(default=3600.0, gt=0, description="then a stream ends, and its reader comes again")
-    max_player_streams: int = Field(default=1500, ge=1, description="of a project's players, per replica")
     queue: int = Field(default=2000, ge=1000, description="events that a reader may be behind before it is let go")
 
 
@@ -132,7 +152,8 @@ class WebhookSettings(BaseModel):
     timeout_s: float = Field(default=10.0, gt=0, description="for one attempt")
     retry_first_s: float = Field(default=5.0, gt=0, description="before the second attempt; then three times as long")
     at_once: int = Field(default=4, ge=1, description="sends under way for one webhook")
-    at_once_in_all: int = Field(default=64, ge=1)
+    at_once_per_project: int = Field(default=16, ge=1, description="sends under way for all webhooks of a project")
+    at_once_in_all: int = Field(default=64, ge=2, description="a quarter is for projects that have none under way")
     max_per_project: int = Field(default=20, ge=0)
 
     @property
@@ -230,6 +251,8 @@ class FleetSettings(BaseSettings):
     bundle_limits: BundleLimits = BundleLimits()
     pools: PoolSettings = PoolSettings()
     limits: RateLimits = RateLimits()
+    shares: ShareLimits = ShareLimits()
+    pipeline: PipelineSettings = PipelineSettings()
     events: EventSettings = EventSettings()
     webhooks: WebhookSettings = WebhookSettings()
     lobbies: LobbySettings = LobbySettings()

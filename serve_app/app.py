@@ -7,6 +7,7 @@ from fleet.builds.service import BuildService
 from fleet.catalog import load_catalog
 from fleet.limits.door import windows_of_this_node
 from fleet.limits.limiter import open_limiter
+from fleet.limits.shares import open_shares
 from fleet.limits.windows import counts_folder
 from fleet.lobbies.client import KeeperClient
 from fleet.lobbies.names import keeper_name
@@ -28,7 +29,8 @@ def open_context(settings: FleetSettings) -> AppContext:
     """The services of a real replica: the database of the settings, the region managers of this Ray cluster."""
     store = Store(settings.database)
     keepers = KeeperClient(store, settings.lobbies.shards)
-    return AppContext.make(settings, store, load_catalog(), BuildService(store, settings), RegionClient(store), keepers)
+    builds, shares = BuildService(store, settings), open_shares(settings, counts_folder(settings.home))
+    return AppContext.make(settings, store, load_catalog(), builds, RegionClient(store), keepers, shares)
 
 
 @serve.deployment(

@@ -17,6 +17,7 @@ from fleet.events.tail import Tail
 from fleet.events.targets import guarded_socket
 from fleet.events.webhooks import WebhookService
 from fleet.idempotency.service import IdempotencyService
+from fleet.limits.shares import Shares, open_shares
 from fleet.lobbies.lobbies import Keepers, Lobbies, NoKeepers
 from fleet.lobbies.service import LobbyFeed, LobbyService
 from fleet.lobbies.watch import Watch
@@ -67,6 +68,7 @@ class AppContext:
     tickets: Tickets
     webhooks: WebhookService
     dispatcher: Dispatcher
+    shares: Shares
     keepers: Keepers
     lobbies: LobbyService
     lobby_feed: LobbyFeed
@@ -80,6 +82,7 @@ class AppContext:
         builds: BuildService,
         regions: Regions,
         keepers: Keepers | None = None,
+        shares: Shares | None = None,
     ) -> "AppContext":
         keepers = keepers or NoKeepers()
         plans = plan_book(settings.plans_config)
@@ -101,10 +104,10 @@ class AppContext:
             servers=servers,
             regions=regions,
             pools=pools,
-            tail=Tail(store, queue=settings.events.queue, max_streams=settings.events.max_streams),
+            tail=Tail(store, queue=settings.events.queue),
             idempotency=IdempotencyService(store, Sealer(settings.home, "idempotency").cipher()),
             players=PlayerService(Sealer(settings.home, "auth"), guarded_socket(settings.webhooks.networks)),
-            player_streams=PlayerStreams(settings.events.max_player_streams),
+            player_streams=PlayerStreams(),
             tickets=Tickets(settings.home),
             webhooks=WebhookService(store, Sealer(settings.home, "webhook"), settings.webhooks),
             dispatcher=Dispatcher(store, Sealer(settings.home, "webhook"), settings.webhooks),
@@ -114,6 +117,7 @@ class AppContext:
             ending=ending,
             admin=AdminService(store, projects, plans, ending, told),
             admin_keys=AdminKeys(settings.home),
+            shares=shares or open_shares(settings),
             keepers=keepers,
             lobbies=Lobbies(store, keepers),
             lobby_feed=Watch(keepers.command, keepers.poll, keepers.shard_of),

@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from fleet.errors import FleetError
+from fleet.errors import FleetError, TooMany
 from fleet.servers.limits import Unprocessable
 from fleet.store.engine import DATABASE_UNAVAILABLE, OutcomeUnknown, may_pass
 from serve_app.json import CALLED, JSON, json_response
@@ -68,7 +68,14 @@ def told(error: FleetError) -> Response:
     if isinstance(error, Unprocessable):
         loc = ["body", error.field] if error.field else ["body"]
         detail = [{"loc": loc, "msg": error.detail, "type": "custom"}]
-    return error_response(error.status, error.error, detail, RETRY_LATER if error.status == 503 else None)
+    return error_response(error.status, error.error, detail, _retry(error))
+
+
+def _retry(error: FleetError) -> dict[str, str] | None:
+    """When it is worth while to ask again, if ever."""
+    if error.status == 429:
+        return {"retry-after": str(TooMany.retry_s)}
+    return RETRY_LATER if error.status == 503 else None
 
 
 def _http_error(request: Request, error: Exception) -> Response:

@@ -1,13 +1,11 @@
-"""Who has a stream open in this process: a few per player, and a bounded number per project.
+"""Who has a stream open in this process: a few per player. How many a project's players have: `fleet/limits/shares.py`.
 
 A player who comes again is let in, and the oldest stream of theirs ends: it is most likely a connection that broke
 without a word, and would count as a sign of life.
 """
 
 import asyncio
-from collections import Counter, defaultdict
-
-from fleet.events.tail import TooManyStreams
+from collections import defaultdict
 
 PER_PLAYER = 3
 _Player = tuple[str, str, str]  # project, config, player
@@ -32,17 +30,8 @@ class OpenStream:
 
 
 class PlayerStreams:
-    def __init__(self, per_project: int) -> None:
-        self._per_project = per_project
-        self._counts = Counter[str]()
+    def __init__(self) -> None:
         self._open: defaultdict[_Player, list[OpenStream]] = defaultdict(list)
-
-    def check_room(self, project_id: str) -> None:
-        """`TooManyStreams` if the project has as many here as it may."""
-        if self._counts[project_id] >= self._per_project:
-            raise TooManyStreams(
-                f"The project's players have {self._per_project} streams open here. Poll, and send heartbeats."
-            )
 
     def enter(self, player: _Player, most_s: float) -> OpenStream:
         streams = self._open[player]
@@ -50,7 +39,6 @@ class PlayerStreams:
             streams[0].end()
         one = OpenStream(most_s)
         streams.append(one)
-        self._counts[player[0]] += 1
         return one
 
     def leave(self, player: _Player, one: OpenStream) -> None:
@@ -58,6 +46,3 @@ class PlayerStreams:
         streams.remove(one)
         if not streams:
             del self._open[player]
-        self._counts[player[0]] -= 1
-        if not self._counts[player[0]]:
-            del self._counts[player[0]]

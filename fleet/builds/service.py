@@ -18,15 +18,16 @@ from fleet.builds.collect import collect
 from fleet.builds.executable import DEFAULT_EXECUTABLE
 from fleet.builds.pipeline import BEGUN_AGAIN, note, submit
 from fleet.builds.secrets import hide_credentials, sign_upload, verify_upload
-from fleet.errors import BadRequest, Conflict, FleetError, NotFound
+from fleet.errors import BadRequest, Conflict, FleetError, NotFound, TooMany
 from fleet.events.journal import build_event
+from fleet.limits.shares import limit_of
 from fleet.operation import made_before, new_id, repeatable
 from fleet.projects.scope import count_of, owned
 from fleet.ray_calls import ray_call
 from fleet.sealing import fleet_secret
 from fleet.settings import FleetSettings
 from fleet.store.engine import Store
-from fleet.store.tables import Build, BuildLog
+from fleet.store.tables import Build, BuildLog, Project
 from fleet.times import now_ms
 
 log = structlog.get_logger(__name__)
@@ -130,6 +131,7 @@ class BuildService:
             if repeatable() and (made := await session.get(Build, build.build_id)) is not None:
                 return made  # by an earlier try of this write
             mine = (col(Build.project_id) == build.project_id, col(Build.name) == build.name)
+            await self._check_room(session, build.project_id)
             last = (await session.exec(select(func.max(Build.version)).where(*mine))).one()
             build.version = (last or 0) + 1
             session.add(build)
@@ -137,12 +139,30 @@ class BuildService:
                 session.add(build_event(build, "processing"))
         return build
 
+    async def _check_room(self, session: AsyncSession, project_id: str) -> None:
+        """`TooMany` if the project has as many builds under way as it may."""
+        project = await session.get(Project, project_id)
+        limit = limit_of(self._settings, project.plan if project else "", "builds")
+        busy = owned(Build, project_id).where(col(Build.status).in_(("uploading", "processing")))
+        if (number := (await session.exec(count_of(busy))).one()) >= limit:
+            raise TooMany(f"The project has {number} builds that are uploaded or processed. Wait for one to end.")
+
     # Uploading --------------------------------------------------------------------------------------------------
 
     async def receive_upload(self, build_id: str, expires: int, signature: str, chunks: AsyncIterator[bytes]) -> Build:
         """Take the ZIP's bytes and begin processing. A transfer that breaks off changes nothing: PUT again."""
         verify_upload(fleet_secret(self._settings.home), build_id, expires, signature, time.time())
         return await self._take_upload(build_id, chunks)
+
+    async def owner_of(self, build_id: str, expires: int, signature: str) -> tuple[str, str]:
+        """Project and plan of the build that this link uploads. Forbidden for a link that is none of ours."""
+        verify_upload(fleet_secret(self._settings.home), build_id, expires, signature, time.time())
+        query = select(Project.id, Project.plan).join(Build, col(Build.project_id) == col(Project.id))
+        async with self._store.read() as session:
+            found = (await session.exec(query.where(col(Build.build_id) == build_id))).first()
+        if found is None:
+            raise NotFound("There is no such build.", error="Build not found")
+        return found
 
     async def upload(self, project_id: str, name: str, chunks: AsyncIterator[bytes]) -> Build:
         """A new version from bytes that the caller's own request brings. If they break off, it will fail."""
@@ -230,6 +250,8 @@ class BuildService:
     async def _restart(self, build: Build, status: str) -> None:
         values = {"status": "processing", "error": None, "lease_until": None}
         async with self._store.write() as session:
+            if status == "failed":
+                await self._check_room(session, build.project_id)
             found = (col(Build.build_id) == build.build_id, col(Build.status) == status)
             if (await session.exec(update(Build).where(*found).values(values))).rowcount:
                 note(session, build.build_id, "info", BEGUN_AGAIN)

@@ -12,7 +12,6 @@ import asyncio
 from collections import deque
 
 from fleet.actors.tasks import SupervisedTasks, first_done
-from fleet.errors import FleetError
 from fleet.events.model import Cursor, Event
 from fleet.events.read import horizon, read_page
 from fleet.store.engine import Store
@@ -20,11 +19,6 @@ from fleet.store.engine import Store
 _LOOK_S = 5.0
 READ_S = 60.0  # one read of what is new; then it is begun again from where it was
 RETRY_S = 5.0  # between two attempts at most, while the journals cannot be read
-
-
-class TooManyStreams(FleetError):
-    status = 429
-    error = "Too many streams"
 
 
 class Subscription:
@@ -60,12 +54,11 @@ class Subscription:
 
 
 class Tail:
-    """`max_streams` bounds the readers of one project in this process."""
+    """`queue`: how many events a reader may be behind."""
 
-    def __init__(self, store: Store, *, queue: int = 1000, max_streams: int = 50) -> None:
+    def __init__(self, store: Store, *, queue: int = 1000) -> None:
         self._store = store
         self._queue = queue
-        self._max_streams = max_streams
         self._waiting: list[Subscription] = []
         self._live: set[Subscription] = set()
         self._joined = asyncio.Event()
@@ -73,15 +66,8 @@ class Tail:
         self._tasks = SupervisedTasks("tail")
         self._running = False
 
-    def check_room(self, project_id: str) -> None:
-        """`TooManyStreams` if the project has as many readers here as it may."""
-        readers = sum(one.project_id == project_id for one in (*self._live, *self._waiting))
-        if readers >= self._max_streams:
-            raise TooManyStreams(f"The project has {readers} event streams open here; close one, or filter in one.")
-
     def subscribe(self, project_id: str) -> Subscription:
         """Live from when its `live_from` is known. `leave` it."""
-        self.check_room(project_id)
         one = Subscription(project_id, self._queue)
         self._waiting.append(one)
         self._joined.set()

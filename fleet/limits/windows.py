@@ -12,21 +12,18 @@ newest cell, and a ring of times. A limit above CELLS is counted in cells of sev
 are found by tag in a set of eight; the one that was used least lately makes room for a new tag.
 """
 
-import fcntl
 import hashlib
-import mmap
-import os
 import time
-import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
+
+from fleet.limits.shared_file import SharedFile
 
 CELLS = 256
 _HEADER = 4  # tag, head, tail, left
 _WORDS = _HEADER + CELLS
 _WAYS = 8
-_LOCK_TRIES = 2000
 _KNOWN = 20_000
 _MEMORY = Path("/dev/shm")
 
@@ -61,13 +58,8 @@ class SharedWindows:
         self._window = window_s
         self._clock = clock
         self._sets = slots // _WAYS
-        size = slots * _WORDS * 8
-        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._fd = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        weakref.finalize(self, os.close, self._fd)
-        if os.fstat(self._fd).st_size != size:
-            os.ftruncate(self._fd, size)  # with holes: only slots in use take room
-        self._map = memoryview(mmap.mmap(self._fd, size))
+        self._file = SharedFile(file, slots * _WORDS * 8)
+        self._map = self._file.map
         self._ints = self._map.cast("Q")
         self._times = self._map.cast("d")
         self._where: dict[int, int] = {}
@@ -82,24 +74,8 @@ class SharedWindows:
     def take(self, tag: int, limit: int, most: int = 1) -> Taken:
         """Up to `most` at once; 0 only looks."""
         which = tag % self._sets
-        locked = self._lock(which)
-        try:
-            now = self._clock()
-            return self._take(self._slot(tag, which), limit, most, now)
-        finally:
-            if locked:
-                fcntl.lockf(self._fd, fcntl.LOCK_UN, 1, which)
-
-    def _lock(self, which: int) -> bool:
-        """False after a tenth of a second: whoever holds it has been stopped, and counting may then be a little off."""
-        for _ in range(_LOCK_TRIES):
-            try:
-                fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, which)
-            except OSError:
-                time.sleep(0.00005)  # the holder needs microseconds
-            else:
-                return True
-        return False
+        with self._file.locked(which):
+            return self._take(self._slot(tag, which), limit, most, self._clock())
 
     def _slot(self, tag: int, which: int) -> int:
         """Where the slot of the tag begins, made if there is none."""

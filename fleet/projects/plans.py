@@ -6,7 +6,7 @@ to what comes next and touches nothing that runs.
 
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import structlog
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from fleet.catalog import CONFIGS, ComputeSize
 from fleet.config_files import BadConfig, ConfigFile, Invalid, KnownDefinitions, kept_file, section, validated
 from fleet.errors import Conflict, Forbidden, Unavailable
+from fleet.limits.names import ShareName
 from fleet.pools.config import PoolConfig
 
 log = structlog.get_logger(__name__)
@@ -37,6 +38,9 @@ class Plan(BaseModel):
     writes_per_s: int | None = Field(default=None, ge=0)
     lobby_reads_per_s: int | None = Field(default=None, ge=0, description="of all players of a key together")
     lobby_writes_per_s: int | None = Field(default=None, ge=0)
+    shares: dict[ShareName, Annotated[int, Field(ge=1)]] = Field(
+        default_factory=dict[ShareName, int], description="how much at once, in place of FLEET_SHARES__…"
+    )
 
     def has_size(self, size: str) -> bool:
         return self.sizes is None or size in self.sizes

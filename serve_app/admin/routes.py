@@ -30,6 +30,7 @@ from serve_app.admin.schemas import (
 )
 from serve_app.auth import Context, context_of
 from serve_app.json import StrictJsonRoute, json_response
+from serve_app.shares import HeldFile
 from serve_app.v3.common import errors
 
 _header = APIKeyHeader(
@@ -152,8 +153,9 @@ async def export_of_project(project_id: ProjectId, admin: AdminKey, context: Con
     path = context.ending.export_of(project_id)
     if not path.exists():
         raise NotFound("There is no export of this project (yet).", error="No export")
+    place = context.shares.take(project_id, "", "exports")
     await context.admin.exported(admin, project_id)
-    return FileResponse(path, media_type="application/zip", filename=path.name)
+    return HeldFile(place, path, media_type="application/zip", filename=path.name)
 
 
 @router.get(

@@ -14,6 +14,7 @@ from serve_app.auth import Context, ServerKey
 from serve_app.context import AppContext
 from serve_app.edge import keep_answer
 from serve_app.json import json_response
+from serve_app.shares import held
 from serve_app.v2.build_schemas import (
     LegacyBuildFoundOut,
     LegacyBuildListOut,
@@ -90,9 +91,10 @@ async def legacy_upload(
     name: Annotated[BuildName, Query(description="Name of the build")] = "default",
 ) -> Response:
     """The ZIP in the form field `file`. It streams through to disk; processing begins by itself."""
-    part = FilePart(request.headers.get("content-type", ""), request.stream())
-    await part.open()
-    build = await context.builds.upload(caller.project_id, name, part.chunks())
+    with held(request, caller, "uploads"):
+        part = FilePart(request.headers.get("content-type", ""), request.stream())
+        await part.open()
+        build = await context.builds.upload(caller.project_id, name, part.chunks())
     return json_response(
         {
             "build_id": build.build_id,

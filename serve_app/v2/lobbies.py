@@ -192,7 +192,7 @@ async def legacy_lobby_events(
 ) -> Response:
     """`connected`, `lobby:updated`, `lobby:deleted`. The open stream is the player's sign of life."""
     await desk.in_lobby(config, id, player_id)
-    stream = LobbyStream(desk.context, desk.project_id, config, player_id, timeout_s)
+    stream = LobbyStream(desk.context, desk.caller, config, player_id, timeout_s)
     seconds = desk.config(config).timeout
 
     async def rendered(events: AsyncGenerator[LobbyEvent]) -> AsyncGenerator[bytes]:

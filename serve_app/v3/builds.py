@@ -9,8 +9,10 @@ from starlette.responses import Response
 from fleet.builds.executable import DEFAULT_EXECUTABLE
 from fleet.builds.service import ReadyBy
 from serve_app.auth import Context, ServerKey
+from serve_app.context import AppContext
 from serve_app.edge import keep_answer
 from serve_app.json import StrictJsonRoute, json_response
+from serve_app.shares import held, while_there
 from serve_app.v3.build_schemas import (
     READY_BY_MEANS,
     AcceptedOut,
@@ -147,11 +149,18 @@ async def get_build(
 ) -> Response:
     """One build. Its status ends as `ready` or `failed`; `wait_for=ready` waits for that."""
     if wait_for:
-        build = await context.builds.settled(caller.project_id, build_id, max_wait)
+        await context.builds.get(caller.project_id, build_id)  # of this project, before anything waits
+        with held(request, caller, "waits"):
+            await while_there(request, _settled(context, caller.project_id, build_id, max_wait))
+        build = await context.builds.get(caller.project_id, build_id)
     else:
         build = await context.builds.get(caller.project_id, build_id)
         keep_answer(request, caller)
     return json_response(build_view(build))
+
+
+async def _settled(context: AppContext, project_id: str, build_id: str, most_s: float) -> None:
+    await context.builds.settled(project_id, build_id, most_s)
 
 
 @router.get("/{build_id}/logs", response_model=BuildLogsOut, responses=errors(401, 403, 404), summary="Log of a build")

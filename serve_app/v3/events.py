@@ -11,6 +11,7 @@ from typing import Annotated
 
 import structlog
 from fastapi import APIRouter, Header, Query
+from starlette.requests import Request
 from starlette.responses import Response
 
 from fleet.events.kept import check_kept
@@ -18,6 +19,7 @@ from fleet.events.model import Cursor, EventFilter
 from fleet.events.stream import follow
 from serve_app.auth import Context, ServerKey
 from serve_app.context import AppContext
+from serve_app.shares import hold
 from serve_app.v3.common import errors
 from serve_app.v3.sse import EVENT_SCHEMA, OPEN, event_stream, message
 
@@ -40,6 +42,7 @@ Words = Annotated[list[str] | None, Query(max_length=64)]
     summary="Everything that happens in the project",
 )
 async def events(
+    request: Request,
     caller: ServerKey,
     context: Context,
     kind: Words = None,
@@ -58,10 +61,10 @@ async def events(
     wanted = EventFilter.of(_words(kind) + _words(type), include_pool=include_pool)
     position = last_event_id or after
     start = Cursor.parse(position) if position else None
-    context.tail.check_room(caller.project_id)
     if start is not None:
         await check_kept(context.store, start)
-    return event_stream(_stream(context, caller.project_id, start, wanted, timeout_s))
+    place = hold(request, caller, "event_streams")
+    return event_stream(_stream(context, caller.project_id, start, wanted, timeout_s), hold=place)
 
 
 def _words(given: list[str] | None) -> list[str]:

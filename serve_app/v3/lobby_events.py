@@ -24,6 +24,7 @@ from starlette.responses import Response
 
 from fleet.errors import FleetError
 from fleet.lobbies.model import LobbyEvent, LobbyView
+from fleet.projects.model import Principal
 from fleet.times import iso
 from serve_app.auth import Context
 from serve_app.context import AppContext
@@ -70,7 +71,7 @@ async def my_events(
 
     Browsers' EventSource, which sends no headers, gets a `ticket` from `events-token`, or puts `api-key` (a client
     key), `player-id` and `player-token` into the query."""
-    stream = LobbyStream(context, player.project_id, config, player.id, timeout_s)
+    stream = LobbyStream(context, player.caller, config, player.id, timeout_s)
     return await stream.response(last_event_id or after, _rendered_all)
 
 
@@ -93,17 +94,22 @@ async def events_token(
 class LobbyStream:
     """One player's stream, from its opening to its end."""
 
-    def __init__(self, context: AppContext, project_id: str, config: str, player_id: str, most_s: float) -> None:
+    def __init__(self, context: AppContext, caller: Principal, config: str, player_id: str, most_s: float) -> None:
         self._context = context
-        self._who = (project_id, config, player_id)
+        self._caller = caller
+        self._who = (caller.project_id, config, player_id)
         self._most_s = min(most_s, context.settings.events.max_stream_s)
 
     async def response(self, last_event_id: str | None, render: Render) -> Response:
         """The stream; a player without a lobby hears so before it begins."""
-        self._context.player_streams.check_room(self._who[0])
+        place = self._context.shares.take(self._caller.project_id, self._caller.plan, "player_streams")
         coming = self._context.lobby_feed.follow(*self._who, last_event_id)
-        first = await anext(coming)
-        return event_stream(render(self._events(first, coming)), ping_s=PING_S, ping=PING)
+        try:
+            first = await anext(coming)
+        except BaseException:
+            place.release()
+            raise
+        return event_stream(render(self._events(first, coming)), ping_s=PING_S, ping=PING, hold=place)
 
     async def _events(self, first: LobbyEvent, coming: AsyncGenerator[LobbyEvent]) -> AsyncGenerator[LobbyEvent]:
         place = self._context.player_streams.enter(self._who, self._most_s)

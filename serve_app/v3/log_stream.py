@@ -19,6 +19,7 @@ from fleet.projects.model import Principal
 from fleet.servers.service import ServerService
 from fleet.store.tables import Server
 from fleet.times import iso
+from serve_app.shares import held, hold
 from serve_app.v3.log_position import decode_token, encode_token
 from serve_app.v3.server_schemas import log_view
 from serve_app.v3.sse import OPEN, event_stream, message
@@ -43,11 +44,13 @@ async def follow_response(
     server = await servers.get(caller, instance_id)
     backlog: list[LogLine] = []
     if since_ms is not None:
-        _, page = await servers.logs(caller, instance_id, None, since_ms, MAX_BACKLOG)
+        with held(request, caller, "log_reads"):
+            _, page = await servers.logs(caller, instance_id, None, since_ms, MAX_BACKLOG)
         backlog = page.lines
         after = backlog[-1].token if backlog else None
+    place = hold(request, caller, "log_streams")
     batches = _since(servers.follow(server, after), since_ms)
-    return event_stream(_events(server, backlog, batches))
+    return event_stream(_events(server, backlog, batches), hold=place)
 
 
 async def _events(

@@ -3,10 +3,12 @@
 from typing import Annotated
 
 from fastapi import APIRouter, Query
+from starlette.requests import Request
 from starlette.responses import Response
 
 from serve_app.auth import Context, ServerKey
 from serve_app.json import StrictJsonRoute, json_response
+from serve_app.shares import held
 from serve_app.v3.common import errors
 from serve_app.v3.log_position import encode_position, parse_end, parse_project_position
 from serve_app.v3.project_schemas import PoolListOut, PoolOut, ProjectLogOut, SettingsIn, SettingsOut, settings_view
@@ -48,6 +50,7 @@ async def change_settings(body: SettingsIn, caller: ServerKey, context: Context)
     summary="Logs of all servers of the project",
 )
 async def project_logs(
+    request: Request,
     caller: ServerKey,
     context: Context,
     start_time: Annotated[
@@ -63,7 +66,8 @@ async def project_logs(
 ) -> Response:
     """Lines of every server that was alive then, in the order of time, also of those that have stopped since."""
     start = parse_project_position(start_time)
-    lines, rest = await context.servers.project_logs(caller, start, parse_end(end_time), limit)
+    with held(request, caller, "log_reads"):
+        lines, rest = await context.servers.project_logs(caller, start, parse_end(end_time), limit)
     shown = [log_view(line, server) | {"server_name": server.name} for server, line in lines]
     return json_response({"logs": shown, "next_token": encode_position(rest) if rest else None})
 

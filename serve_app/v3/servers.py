@@ -6,10 +6,13 @@ from fastapi import APIRouter, Query
 from starlette.requests import Request
 from starlette.responses import Response
 
+from fleet.projects.model import Principal
 from fleet.servers.model import ListQuery, RestartRequest
-from serve_app.auth import AnyKey, Context, ServerKey
+from fleet.store.tables import Server
+from serve_app.auth import AnyKey, Context, ServerKey, context_of
 from serve_app.edge import keep_answer
 from serve_app.json import StrictJsonRoute, json_response
+from serve_app.shares import held, while_there
 from serve_app.v3.common import errors, links
 from serve_app.v3.log_position import encode_token, parse_position
 from serve_app.v3.log_stream import follow_response
@@ -82,14 +85,32 @@ async def list_servers(
     summary="Start a server",
 )
 async def start_server(
-    body: StartIn, caller: AnyKey, context: Context, wait_for: WaitFor = None, max_wait: MaxWait = 30
+    request: Request,
+    body: StartIn,
+    caller: AnyKey,
+    context: Context,
+    wait_for: WaitFor = None,
+    max_wait: MaxWait = 30,
 ) -> Response:
     """Start a build in a region. With a warm pool the answer is a running server (`start_kind` hot), in milliseconds.
     Otherwise it is `launching`: the ports are known already, though the game may not listen yet."""
-    server = await context.servers.start(caller, body.request())
-    if wait_for:
-        server = await context.servers.wait(caller, server, wait_for, max_wait)
-    return json_response(server_view(server), 201)
+    if not wait_for:
+        return json_response(server_view(await context.servers.start(caller, body.request())), 201)
+    with held(request, caller, "waits"):  # before the start: a refusal changes nothing
+        server = await context.servers.start(caller, body.request())
+        return json_response(server_view(await _waited(request, caller, server, wait_for, max_wait)), 201)
+
+
+async def _waited(request: Request, caller: Principal, server: Server, status: str, most_s: float) -> Server:
+    """The server as it is once it has that status, at the end of the wait, or when nobody listens any more."""
+    servers, found = context_of(request).servers, server
+
+    async def wait() -> None:
+        nonlocal found
+        found = await servers.wait(caller, server, status, most_s)
+
+    await while_there(request, wait())
+    return found
 
 
 @router.post(
@@ -115,7 +136,8 @@ async def get_server(
     """One server, whatever its status."""
     server = await context.servers.get(caller, instance_id)
     if wait_for:
-        server = await context.servers.wait(caller, server, wait_for, max_wait)
+        with held(request, caller, "waits"):
+            server = await _waited(request, caller, server, wait_for, max_wait)
     else:
         keep_answer(request, caller)
     return json_response(server_view(server))
@@ -217,7 +239,8 @@ async def server_logs(
     after, since_ms = parse_position(start_time)
     if follow:
         return await follow_response(request, context.servers, caller, instance_id, after, since_ms)
-    server, page = await context.servers.logs(caller, instance_id, after, since_ms, limit)
+    with held(request, caller, "log_reads"):
+        server, page = await context.servers.logs(caller, instance_id, after, since_ms, limit)
     return json_response(
         {
             "logs": [log_view(line, server) for line in page.lines],
@@ -235,6 +258,7 @@ async def server_logs(
     summary="CPU, memory, network and connections of a server over time",
 )
 async def server_metrics(
+    request: Request,
     instance_id: str,
     caller: ServerKey,
     context: Context,
@@ -242,7 +266,8 @@ async def server_metrics(
     step: Literal["15s", "30s", "60s", "300s"] = "60s",
 ) -> Response:
     """Of the server's present run; empty for a server that has none."""
-    seen = await context.servers.usage(caller, instance_id, PERIODS[period], int(step[:-1]))
+    with held(request, caller, "log_reads"):
+        seen = await context.servers.usage(caller, instance_id, PERIODS[period], int(step[:-1]))
     return json_response(
         {
             "instance_id": instance_id,

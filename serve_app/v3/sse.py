@@ -5,10 +5,14 @@ half a minute is let go: it comes back with the id of what it saw last.
 """
 
 from collections.abc import AsyncIterator
+from typing import Any
 
 import orjson
 from sse_starlette.event import ServerSentEvent
 from sse_starlette.sse import EventSourceResponse
+from starlette.types import Receive, Scope, Send
+
+from fleet.limits.shares import Hold
 
 PING_S = 15
 SEND_TIMEOUT_S = 30.0
@@ -21,15 +25,30 @@ COMMENT = ServerSentEvent(comment="ping", sep="\n")
 OPEN = b": open\n\n"  # so that the client hears at once that it is heard
 
 
+class _HeldStream(EventSourceResponse):
+    def __init__(self, hold: Hold, content: AsyncIterator[bytes], **how: Any) -> None:
+        super().__init__(content, **how)
+        self._hold = hold
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._hold.release()
+
+
 def event_stream(
     content: AsyncIterator[bytes],
     *,
     ping_s: float = PING_S,
     ping: ServerSentEvent | None = None,
+    hold: Hold,
 ) -> EventSourceResponse:
-    """`ping`: what goes out every `ping_s`, in place of the comment."""
+    """`ping`: what goes out every `ping_s`, in place of the comment. `hold` is released when the stream has ended,
+    however: also where its client goes away before it has begun."""
     said = ping or COMMENT
-    return EventSourceResponse(
+    return _HeldStream(
+        hold,
         content,
         headers={"cache-control": "no-store"},
         sep="\n",

@@ -37,6 +37,8 @@ async def upload(
     """Any content type, no key: the signature in the URL is the permission. Processing begins by itself."""
     if request.headers.get("content-encoding", "identity") != "identity":
         raise HTTPException(415, "A compressed upload is not taken. A ZIP is compressed already: send it as it is.")
-    build = await context.builds.receive_upload(build_id, expires, signature, request.stream())
+    project_id, plan = await context.builds.owner_of(build_id, expires, signature)
+    with context.shares.held(project_id, plan, "uploads"):
+        build = await context.builds.receive_upload(build_id, expires, signature, request.stream())
     message = "The upload is complete; the build is being processed."
     return json_response({"status": "uploaded", "build_id": build.build_id, "message": message})

@@ -156,7 +156,6 @@ async def test_pings_are_events_of_their_own(
 
 async def test_a_player_has_few_streams_and_the_oldest_goes(api: Api, client: httpx.AsyncClient) -> None:
     await create(api, "anna")
-    streams = api.app.state.context.player_streams
     async with opened(client, "anna") as oldest:
         await oldest.next()
         async with opened(client, "anna") as second, opened(client, "anna") as third, opened(client, "anna") as fourth:
@@ -166,7 +165,7 @@ async def test_a_player_has_few_streams_and_the_oldest_goes(api: Api, client: ht
             await lobby(api, "PATCH", "/me", "anna", {"state": {"x": 1}})
             for stream in (second, third, fourth):
                 assert (await stream.next())[0] == "lobby_updated"
-        streams._per_project = 0
+        api.settings.shares.player_streams = 1
         full = await client.get(f"{PATH}/me/events", headers={"x-player-id": "anna"})
         assert full.status_code == 429
     assert player_streams.PER_PLAYER == 3

@@ -16,7 +16,7 @@ from fleet.events.journal import project_event
 from fleet.events.model import Cursor, Event, EventFilter, Position
 from fleet.events.read import since_about
 from fleet.events.stream import follow
-from fleet.events.tail import Tail, TooManyStreams
+from fleet.events.tail import Tail
 from fleet.projects.service import create_project
 from fleet.region.books import Books
 from fleet.store.engine import Store
@@ -131,17 +131,6 @@ async def test_a_reader_of_a_long_backlog_is_not_slow(stores: list[Store]) -> No
                 break
     await tail.close()
     assert found == list(range(60))
-
-
-async def test_streams_are_counted_per_project(stores: list[Store]) -> None:
-    tail = Tail(stores[0], max_streams=2)
-    places = [tail.subscribe("p") for _ in range(2)]
-    tail.subscribe("other")
-    with pytest.raises(TooManyStreams):
-        tail.subscribe("p")
-    tail.leave(places[0])
-    tail.subscribe("p")
-    await tail.close()
 
 
 def test_positions_are_read_back_and_nothing_else_is() -> None:
@@ -266,11 +255,11 @@ async def test_bad_calls_of_the_stream(api: Api) -> None:
 
 
 async def test_too_many_streams_are_refused(api: Api) -> None:
-    tail = api.app.state.context.tail
-    for _ in range(api.settings.events.max_streams):
-        tail.subscribe(api.project.project_id)
+    shares = api.app.state.context.shares
+    places = [shares.take(api.project.project_id, "pro", "event_streams") for _ in range(50)]
     answer = await api.call("GET", "/api/v3/events")
-    await tail.close()
+    assert answer.headers["retry-after"] == "2"
+    assert len(places) == shares.count(api.project.project_id, "event_streams")
     assert (answer.status_code, answer.json()["error"]) == (429, "Too many streams")
 
 
