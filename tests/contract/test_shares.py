@@ -137,10 +137,12 @@ async def test_streams_of_logs_are_counted_over_replicas_and_freed_when_the_clie
     key = {"api-key": api.project.server_key}
     async with live(api.app, key) as http, AsyncExitStack() as streams:
         opened: list[httpx.Response] = []
+        parts: list[AsyncIterator[bytes]] = []  # kept: the end of one closes its stream
         for _ in range(2):
             answer = await streams.enter_async_context(http.stream("GET", path))
             assert answer.status_code == 200
-            await anext(answer.aiter_bytes())
+            parts.append(answer.aiter_bytes())
+            await anext(parts[-1])
             opened.append(answer)
         other = await second(api)
         refused(await other.call("GET", path), "Too many streams")  # of this key
