@@ -82,7 +82,7 @@ class ShareLimits(BaseModel):
 
     log_streams: int = Field(default=100, ge=1, description="open `follow=true` streams")
     log_streams_per_key: int = Field(default=50, ge=1)
-    log_reads: int = Field(default=32, ge=1, description="pages of logs, and usage, that are being read")
+    log_reads: int = Field(default=16, ge=1, description="pages of logs, and usage, that are being read")
     event_streams: int = Field(default=50, ge=1, description="open `/events` streams")
     event_streams_per_key: int = Field(default=25, ge=1)
     player_streams: int = Field(default=3000, ge=1, description="of its players, on their lobbies")

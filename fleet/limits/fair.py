@@ -79,6 +79,17 @@ class FairQueue(Generic[Item]):
             self._lines[owner] = line
         return item
 
+    def take_some(self, most: int, of_one: int) -> list[Item]:
+        """Up to `most`, and while several owners wait at most `of_one` of each."""
+        alone, taken, of = len(self._lines) == 1, list[Item](), Counter[str]()
+        while self._lines and len(taken) < most:
+            owner = next(iter(self._lines))
+            if not alone and of[owner] >= of_one:
+                break  # and so has everybody else who waits still: they are served in rounds
+            of[owner] += 1
+            taken.append(self.take())
+        return taken
+
 
 class FairGate:
     """Places of one process. Who finds none waits, at most `wait_s` (None: as long as the caller likes) and with at

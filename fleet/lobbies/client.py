@@ -14,6 +14,7 @@ import structlog
 from ray.exceptions import RayActorError, RayError, RayTaskError
 from sqlmodel import col, select
 
+from fleet.actors.lanes import CALLS
 from fleet.errors import FleetError, Unavailable
 from fleet.lobbies.calls import Answer, Command, Poll, Polled
 from fleet.lobbies.keeper import LobbyKeeper
@@ -32,7 +33,7 @@ RECOVER_S = 60.0
 
 def keeper(shard: int) -> Any:
     """The shard's actor, made if there is none."""
-    return on_head(LobbyKeeper, keeper_name(shard), shard, repeats=False, max_concurrency=10_000)
+    return on_head(LobbyKeeper, keeper_name(shard), shard, repeats=False, max_concurrency=CALLS)
 
 
 class KeeperClient:
@@ -70,7 +71,7 @@ class KeeperClient:
         shard = self.shard_of(command.project_id)
         queue = self._queues.get(shard)
         if queue is None:
-            queue = self._queues[shard] = Coalescer(partial(self._send, shard))
+            queue = self._queues[shard] = Coalescer(partial(self._send, shard), _project_of)
         answer = await queue.ask(command)
         if isinstance(answer, FleetError):
             raise answer
@@ -112,6 +113,10 @@ class KeeperClient:
                 self._handles.pop(shard, None)
                 raise _Died(text) from error
             raise Unavailable(text, error="Lobbies unavailable") from error
+
+
+def _project_of(command: Command) -> str:
+    return command.project_id
 
 
 class _Died(Unavailable):

@@ -17,6 +17,7 @@ from prometheus_client import Metric
 from sqlmodel import literal, select
 
 from fleet.actors.health import process_health
+from fleet.actors.lanes import HEALTH, LANES, WATCH, Lanes
 from fleet.actors.startup import Startup
 from fleet.actors.tasks import SupervisedTasks
 from fleet.actors.watchdog import Watchdog
@@ -135,24 +136,28 @@ class Keeper:
             await self._store.close()
 
 
-@ray.remote
+@ray.remote(concurrency_groups=LANES)
 class LobbyKeeper:
     """Calls are not repeated by Ray: replicas do that, and say so (`Command.again`)."""
 
     async def __init__(self, shard: int) -> None:
+        self._lanes = Lanes()
         self._keeper = Keeper(shard)
 
     async def commands(self, commands: list[Command]) -> list[Answer]:
         return await self._keeper.commands(commands)
 
+    @ray.method(concurrency_group=WATCH)
     async def poll(self, poll: Poll) -> Polled:
-        return await self._keeper.poll(poll)
+        return await self._lanes.run(lambda: self._keeper.poll(poll))
 
+    @ray.method(concurrency_group=HEALTH)
     async def metrics(self) -> list[Metric]:
-        return await self._keeper.metrics()
+        return await self._lanes.run(self._keeper.metrics)
 
+    @ray.method(concurrency_group=HEALTH)
     async def status(self) -> dict[str, Any]:
-        return await self._keeper.status()
+        return await self._lanes.run(self._keeper.status)
 
     async def pid(self) -> int:
         """For tests that kill it."""

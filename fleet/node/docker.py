@@ -48,6 +48,7 @@ from fleet.node.executable import bundle_folder, check_executable, executable_of
 from fleet.node.game_api import GameApi
 from fleet.node.images import BuildImages
 from fleet.node.isolation import Isolation
+from fleet.node.launches import launch_gate
 from fleet.node.runtime import (
     BuildRef,
     EngineUnavailable,
@@ -70,9 +71,6 @@ from fleet.node.words import Heard, Word
 log = structlog.get_logger(__name__)
 _PAUSE_AGAIN_S = (0.02, 0.1, 0.5)  # the engine's books of who is paused may lag behind what it has just done
 
-# The engine's network set-up does not scale: more at once only makes each slower.
-LAUNCHES_AT_ONCE = 4
-
 
 class DockerRuntime:
     """Runtime (see `fleet.node.runtime`) on the Docker engine of this machine."""
@@ -86,7 +84,7 @@ class DockerRuntime:
         self._labels = fleet_filter(place.fleet_id, place.region)
         self.networks = DockerNetworks(self._engine, place)
         self._watch = ExitWatch(self._engine, place.fleet_id, self._labels, self.networks, self)
-        self._launches = asyncio.Semaphore(LAUNCHES_AT_ONCE)
+        self._launches = launch_gate()
         self._locks: dict[RunKey, asyncio.Lock] = {}
         self._under_way: SingleFlight[RunKey, None] = SingleFlight()
         self._hunt = OrphanHunt(self._engine, place.fleet_id, place.servers_dir, self.networks)
@@ -149,7 +147,7 @@ class DockerRuntime:
 
     async def launch(self, spec: LaunchSpec) -> None:
         image = await self._image(spec.build)
-        async with self._launches:
+        async with self._launches.place(spec.project_id):
             # The engine carries out a start whose caller has gone, so a cancelled launch is seen through, and
             # `stop` waits for it: otherwise it would find nothing to stop, and the server would run for ever.
             await self._under_way.do(spec.key, lambda: self._carry_out(spec, image))

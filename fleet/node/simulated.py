@@ -21,6 +21,7 @@ import orjson
 import structlog
 
 from fleet.errors import Conflict, NotFound
+from fleet.node.launches import launch_gate
 from fleet.node.log_tokens import Counter, format_ns, page
 from fleet.node.runtime import (
     BuildRef,
@@ -42,7 +43,6 @@ from fleet.times import now_ms
 log = structlog.get_logger(__name__)
 
 NAME = "simulated"
-AT_ONCE = 4  # as many containers as the real engine is given to create at once
 MOST_LINES = 50
 _SPARE_ROWS = 500
 
@@ -193,7 +193,7 @@ class SimulatedRuntime:
         self._changed: dict[RunKey, asyncio.Event] = {}
         self._ends: asyncio.Queue[RunKey] = asyncio.Queue()
         self._reported: set[RunKey] = set()
-        self._creating = asyncio.Semaphore(AT_ONCE)
+        self._creating = launch_gate()
 
     async def start(self) -> None:
         log.warning(SIMULATED, region=self._region, node=self._node)
@@ -216,7 +216,7 @@ class SimulatedRuntime:
     # Launching --------------------------------------------------------------------------------------------------
 
     async def launch(self, spec: LaunchSpec) -> None:
-        async with self._creating:
+        async with self._creating.place(spec.project_id):
             run = self._runs.get(spec.key)
             if run is None:
                 taken = self._taken(spec.ports)

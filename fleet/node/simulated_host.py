@@ -6,12 +6,14 @@ An agent's process takes 50-90 MB, so hundreds of simulated nodes share a few. A
 
 import os
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import ray
 import structlog
 
+from fleet.actors.lanes import HEALTH, LANES, LOGS, WATCH, Lanes
 from fleet.actors.single_flight import SingleFlight
 from fleet.actors.startup import Startup
 from fleet.actors.tasks import SupervisedTasks
@@ -29,15 +31,18 @@ from fleet.telemetry.logs import setup_logging
 log = structlog.get_logger(__name__)
 
 
+# As the methods of `NodeAgent` say.
+_LANE_OF = {"poll": WATCH, "logs": LOGS, "wait_logs": LOGS, "usage": LOGS}
 # Nothing runs there, so there is nothing to look at.
 _NO_HABITS = NodeSettings(health_every_s=0, warm_networks=0, usage_every_s=0, reconcile_every_s=60)
 
 
-@ray.remote
+@ray.remote(concurrency_groups=LANES)
 class SimulatedHost:
     """Opens a node when it is first spoken to."""
 
     async def __init__(self, region: str, share: NodeShare) -> None:
+        self._lanes = Lanes()
         self._region = region
         self._share = share
         self._agents: dict[int, Agent] = {}
@@ -55,11 +60,16 @@ class SimulatedHost:
         self._tasks.every("sweep_logs", self._archive.sweep, SWEEP_S, limit_s=SWEEP_LIMIT_S, at_once=True)
         log.warning(SIMULATED, region=self._region, pid=os.getpid())
 
+    @ray.method(concurrency_group=HEALTH)
     async def alive(self) -> None:
         """A sign of life."""
+        await self._lanes.run(_nothing)
 
     async def call(self, number: int, method: str, *arguments: Any) -> Any:
-        """What a region asks of node `number`."""
+        """What a region asks of node `number`, in the lane that its caller names."""
+        return await self._lanes.run(partial(self._call, number, method, *arguments))
+
+    async def _call(self, number: int, method: str, *arguments: Any) -> Any:
         await self._startup.ready()
         agent = self._agents.get(number) or await self._opening.do(number, lambda: self._open(number), for_all=True)
         return await getattr(agent, method)(*arguments)
@@ -85,6 +95,10 @@ class SimulatedHost:
         await node.start()
         agent = self._agents[number] = Agent(node, self._archive)
         return agent
+
+
+async def _nothing() -> None:
+    return None
 
 
 async def _nothing_to_fetch(_build: BuildRef) -> None:
@@ -117,7 +131,9 @@ class _Method:
         self._call = (number, method)
 
     def remote(self, *arguments: Any) -> Any:
-        return self._host.call.remote(*self._call, *arguments)
+        lane = _LANE_OF.get(self._call[1])
+        call = self._host.call if lane is None else self._host.call.options(concurrency_group=lane)
+        return call.remote(*self._call, *arguments)
 
 
 def simulated_nodes(home: Path, region: str) -> list[int]:

@@ -19,6 +19,7 @@ import structlog
 from ray._private import state as ray_state
 from ray.exceptions import RayError
 
+from fleet.actors.lanes import CALLS
 from fleet.actors.single_flight import SingleFlight
 from fleet.node.agent import NodeAgent
 from fleet.node.facts import FleetFacts, facts_of
@@ -113,6 +114,7 @@ class RayAgents:
             max_restarts=-1,
             max_task_retries=0,
             num_cpus=0,
+            max_concurrency=CALLS,
             resources={self._resources[node_class]: 1},
         )
         return name, AskedAgent(lambda: options.remote(self._region, self._shares[node_class], self._facts))
@@ -213,7 +215,9 @@ class SimulatedAgents:
         index, place = divmod(number, _PER_CLASS)
         node_class = list(self._shares)[index]
         name = host_name(self._region, index * _PER_CLASS + place // self._per_process)
-        host = on_head(SimulatedHost, name, self._region, self._shares[node_class], repeats=False)
+        host = on_head(
+            SimulatedHost, name, self._region, self._shares[node_class], repeats=False, max_concurrency=CALLS
+        )
         return agent_name(self._region, node_class, number), SimulatedAgent(host, number)
 
     def give_back(self, handle: Any) -> None:

@@ -14,6 +14,7 @@ from sqlalchemy import Text
 from sqlalchemy import cast as cast_to
 from sqlmodel import col, select
 
+from fleet.actors.lanes import CALLS
 from fleet.actors.single_flight import SingleFlight
 from fleet.errors import FleetError, Unavailable
 from fleet.node.runtime import LogLine, RunKey
@@ -40,7 +41,7 @@ _LOOK_UP_S = 10.0
 
 def manager(region: str) -> Any:
     """The region's actor, made if there is none. Ray repeats its calls after a crash: they are idempotent."""
-    return on_head(RegionManager, manager_name(region), region, repeats=True)
+    return on_head(RegionManager, manager_name(region), region, repeats=True, max_concurrency=CALLS)
 
 
 class RegionClient:
@@ -86,7 +87,7 @@ class RegionClient:
         """A warm server, marked as the caller's and on disk; None if there is none and the start must go cold."""
         queue = self._claims.get(region)
         if queue is None:
-            queue = self._claims[region] = Coalescer(partial(self._call, region, "claim"))
+            queue = self._claims[region] = Coalescer(partial(self._call, region, "claim"), _project_of)
         row = await queue.ask(call)
         return row_of(Server, row) if row is not None else None
 
@@ -243,6 +244,10 @@ class RegionClient:
                 "you repeat it.",
                 error="Region unavailable",
             ) from error
+
+
+def _project_of(call: ClaimCall) -> str:
+    return call.project_id
 
 
 def _split(token: str | None) -> tuple[int, str | None]:

@@ -49,6 +49,13 @@ class Commands:
         if (check := getattr(self._commits, "check", None)) is not None:
             check()
 
+    def project_of(self, method: str, arguments: tuple[Any, ...]) -> str:
+        """Whose command it is; "" for a server that is not live."""
+        if method == "start":
+            return str(arguments[0]["project_id"])
+        server = self._books.live.get(arguments[0])
+        return server.project_id if server is not None else ""
+
     # Servers ----------------------------------------------------------------------------------------------------
 
     async def start(self, values: dict[str, Any]) -> dict[str, Any]:

@@ -18,10 +18,12 @@ import structlog
 from prometheus_client import Metric
 
 from fleet.actors.health import process_health
+from fleet.actors.lanes import HEALTH, LANES, LOGS, WATCH, Lanes
 from fleet.actors.startup import Startup
 from fleet.actors.tasks import SupervisedTasks
 from fleet.actors.watchdog import Watchdog
 from fleet.errors import BadRequest
+from fleet.limits.fair import FairGate, Places
 from fleet.node.runtime import LogLine, RunKey
 from fleet.pools.claim import ClaimCall
 from fleet.region.commands import Commands
@@ -36,15 +38,20 @@ from fleet.telemetry.request_id import bind_request_id
 
 log = structlog.get_logger(__name__)
 
+# Commands under way for one project, and for all. A start may wait 12 s for room.
+COMMANDS = Places(1024, 128, 256)
+COMMANDS_WAIT, COMMANDS_WAIT_S = 512, 30.0  # more of the same project, and how long they wait
 OF_REQUESTS = frozenset({"start", "update", "ready", "restart", "stop"})
 
 
-@ray.remote
+@ray.remote(concurrency_groups=LANES)
 class RegionManager:
     """The region's door: whoever comes before it is up waits a little, then hears what is missing (503)."""
 
     async def __init__(self, region: str) -> None:
         self._region = region
+        self._lanes = Lanes()
+        self._gate = FairGate("commands", COMMANDS, queue=COMMANDS_WAIT, wait_s=COMMANDS_WAIT_S)
         self._tasks = SupervisedTasks("region", region=region)
         self._startup = Startup(f"Region {region}", self._tasks)
         self._settings: FleetSettings | None = None
@@ -91,7 +98,9 @@ class RegionManager:
         bind_request_id(request_id)
         if method not in OF_REQUESTS:
             raise BadRequest(f"There is no command '{method}'.")
-        return await getattr(await self._up(), method)(*arguments)
+        commands = await self._up()
+        async with self._gate.place(commands.project_of(method, arguments)):
+            return await getattr(commands, method)(*arguments)
 
     async def claim(self, calls: list[ClaimCall]) -> list[dict[str, Any] | None]:
         return await (await self._up()).claim(calls)
@@ -114,19 +123,35 @@ class RegionManager:
     async def drain(self, node_id: str, draining: bool, until: int | None = None) -> None:
         await (await self._up()).drain(node_id, draining, until)
 
+    @ray.method(concurrency_group=WATCH)
     async def reached(self, who: str, wants: list[Want], timeout_s: float) -> list[str]:
-        return await (await self._up()).reached(who, wants, timeout_s)
+        return await self._in_lane("reached", who, wants, timeout_s)
 
+    @ray.method(concurrency_group=LOGS)
     async def logs(self, key: RunKey, after: str | None, since_ms: int | None, limit: int) -> list[LogLine]:
-        return await (await self._up()).logs(key, after, since_ms, limit)
+        return await self._in_lane("logs", key, after, since_ms, limit)
 
+    @ray.method(concurrency_group=LOGS)
     async def wait_logs(self, key: RunKey, after: str | None, timeout_s: float) -> tuple[list[LogLine], bool]:
-        return await (await self._up()).wait_logs(key, after, timeout_s)
+        return await self._in_lane("wait_logs", key, after, timeout_s)
 
+    @ray.method(concurrency_group=LOGS)
     async def usage(self, key: RunKey, period_s: int, step_s: int) -> dict[str, Any] | None:
-        return await (await self._up()).usage(key, period_s, step_s)
+        return await self._in_lane("usage", key, period_s, step_s)
 
+    async def _in_lane(self, method: str, *arguments: Any) -> Any:
+        """One of the calls that have a concurrency group of their own, in the actor's loop."""
+
+        async def work() -> Any:
+            return await getattr(await self._up(), method)(*arguments)
+
+        return await self._lanes.run(work)
+
+    @ray.method(concurrency_group=HEALTH)
     async def status(self) -> dict[str, Any]:
+        return await self._lanes.run(self._status)
+
+    async def _status(self) -> dict[str, Any]:
         """For operators, at any time: epoch, nodes with what they hold, live servers, commits. `missing`: what it waits
         for before it is up, else None; `failing`: what fails without end."""
         failing = {one.task: {"for_s": round(one.for_s), "error": one.error} for one in process_health.failing()}
@@ -144,8 +169,12 @@ class RegionManager:
         repair_ms = round(self._reconciler.repair_s * 1000, 2)
         return self._reconciler.parts.report.status() | {"repair_ms": repair_ms} | health
 
+    @ray.method(concurrency_group=HEALTH)
     async def metrics(self) -> list[Metric]:
         """What this manager counts, for the API replica that answers a scrape."""
+        return await self._lanes.run(self._metrics)
+
+    async def _metrics(self) -> list[Metric]:
         if self._reconciler is None or not self._startup.done:
             return health_families(self._region, {}, up=False)
         return await self._reconciler.parts.metrics.collect_aside()

@@ -64,6 +64,21 @@ def test_a_queue_goes_round_and_keeps_each_owners_order(owners: list[str]) -> No
         queue.take()
 
 
+@given(st.lists(OWNERS, max_size=60), st.integers(1, 20), st.integers(1, 5))
+def test_a_batch_holds_no_more_of_one_than_its_share(owners: list[str], most: int, of_one: int) -> None:
+    queue = FairQueue[str]()
+    for owner in owners:
+        queue.put(owner, owner)
+    while len(queue):
+        waiting = Counter({owner: queue.waiting(owner) for owner in set(owners)})
+        batch = Counter(queue.take_some(most, of_one))
+        assert 1 <= batch.total() <= most
+        if len(+waiting) > 1:
+            assert max(batch.values()) <= of_one
+        else:
+            assert batch.total() == min(most, waiting.total())
+
+
 @given(st.integers(1, 6), st.integers(1, 6), st.lists(st.tuples(OWNERS, st.booleans()), max_size=40))
 def test_a_gate_gives_each_place_back_whatever_becomes_of_who_waits(
     every: int, each: int, steps: list[tuple[str, bool]]
