@@ -15,7 +15,8 @@ from ray.serve.schema import ApplicationStatus
 from ray.serve.scripts import cli as serve_cli
 
 POLL_S = 0.1
-BROKEN = (ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.UNHEALTHY)
+# Serve says so also while it replaces replicas that have died, which takes long on a busy machine.
+UNHEALTHY_S = 45.0
 
 
 def deploy(config: str) -> None:
@@ -24,12 +25,18 @@ def deploy(config: str) -> None:
 
 
 def wait_running() -> str | None:
-    """Wait for every application; None when all run, else Serve's message about the one that failed."""
+    """Wait for every application; None when all run, else Serve's message about the one that failed, or that has been
+    unhealthy for `UNHEALTHY_S`."""
+    unhealthy_since: float | None = None
     while True:
         applications = serve.status().applications
-        broken = [app for app in applications.values() if app.status in BROKEN]
-        if broken:
-            return broken[0].message
+        failed = [app for app in applications.values() if app.status == ApplicationStatus.DEPLOY_FAILED]
+        if failed:
+            return failed[0].message
+        unhealthy = [app for app in applications.values() if app.status == ApplicationStatus.UNHEALTHY]
+        unhealthy_since = (unhealthy_since or time.monotonic()) if unhealthy else None
+        if unhealthy_since is not None and time.monotonic() - unhealthy_since > UNHEALTHY_S:
+            return unhealthy[0].message
         if applications and all(app.status == ApplicationStatus.RUNNING for app in applications.values()):
             return None
         time.sleep(POLL_S)

@@ -21,7 +21,7 @@ REFUSED_WITHIN_S = 10.0
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What was seen of each, one after another on one fleet."""
-    if problem := sandbox.unwanted():
+    if problem := sandbox.missing():
         pytest.skip(f"no storm: {problem}")
     target = Path(tmp_path_factory.mktemp("outages")) / "seen.json"
     command = [sys.executable, "-m", "tests.chaos.storm.outages", str(target), *SCENARIOS]

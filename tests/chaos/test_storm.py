@@ -43,7 +43,7 @@ def test_a_schedule_is_its_seeds() -> None:
 @pytest.mark.timeout(900)
 def test_a_short_storm_loses_nothing(tmp_path: Path) -> None:
     """Nothing lost, nothing twice, nothing leaked, and every wave well within the bounds that docs promise."""
-    if problem := sandbox.unwanted():
+    if problem := sandbox.missing():
         pytest.skip(f"no storm: {problem}")
     seed = os.environ.get("FLEET_STORM_SEED") or str(secrets.randbelow(1_000_000))
     print(f"FLEET_STORM_SEED={seed} repeats this")

@@ -27,11 +27,6 @@ ENGINE_START_S = 60.0
 _CONFIG = '{"userland-proxy": false, "live-restore": true, "icc": false}'
 
 
-def unwanted() -> str | None:
-    """Why a test should not storm: storms still find what is open (docs/chaos.md), so `make test` leaves them out."""
-    return missing() if os.environ.get("FLEET_STORM") == "1" else "FLEET_STORM=1 asks for it"
-
-
 def missing() -> str | None:
     """Why there can be no machines of our own here."""
     if os.geteuid() != 0:
