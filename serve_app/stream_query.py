@@ -5,7 +5,6 @@ may be seen in a proxy's log. `?api-key=…&player-id=…&player-token=…` is f
 key, which is public anyway, may stand there. Both become headers here, before anybody looks at them.
 """
 
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import parse_qsl
@@ -17,6 +16,7 @@ from starlette.types import Scope
 
 from fleet.projects.service import PREFIX
 from fleet.sealing import Sealer
+from fleet.times import now_ms
 from serve_app.errors import error_response
 
 TICKET_S = 3600
@@ -52,12 +52,12 @@ class Tickets:
 
     def issue(self, ticket: Ticket, now: float | None = None) -> tuple[str, float]:
         """The sealed ticket, and until when it is good."""
-        now = time.time() if now is None else now
+        now = now_ms() / 1000 if now is None else now
         text = orjson.dumps([ticket.api_key, ticket.config, ticket.player_id])
         return self._sealer.cipher().encrypt_at_time(text, int(now)).decode(), int(now) + TICKET_S
 
     def read(self, sealed: str, now: float | None = None) -> Ticket | None:
-        now = time.time() if now is None else now
+        now = now_ms() / 1000 if now is None else now
         if len(sealed) > MAX_TICKET or not sealed.isascii():
             return None
         try:

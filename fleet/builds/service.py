@@ -151,7 +151,7 @@ class BuildService:
 
     async def receive_upload(self, build_id: str, expires: int, signature: str, chunks: AsyncIterator[bytes]) -> Build:
         """Take the ZIP's bytes and begin processing. A transfer that breaks off changes nothing: PUT again."""
-        verify_upload(fleet_secret(self._settings.home), build_id, expires, signature, time.time())
+        verify_upload(fleet_secret(self._settings.home), build_id, expires, signature, now_ms() / 1000)
         return await self._take_upload(build_id, chunks)
 
     async def owner_of(self, build_id: str, expires: int, signature: str) -> tuple[str, str]:

@@ -6,7 +6,6 @@ They are beside the database rather than in it, so that who can write rows canno
 import hmac
 import json
 import secrets
-import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import structlog
 from fleet.errors import Unauthorized
 from fleet.private_file import write_private
 from fleet.projects.service import MAX_KEY_LENGTH, hash_key, hint_of
+from fleet.times import now_ms
 
 log = structlog.get_logger(__name__)
 
@@ -47,7 +47,7 @@ class AdminKeys:
         """The hint of the key, to name who acts; `Unauthorized` if it is none of ours."""
         if not key:
             raise Unauthorized("Send the fleet's admin key in the 'admin-key' header.", error="Missing admin key")
-        digest, now, found = hash_key(key[:MAX_KEY_LENGTH]), time.time(), ""
+        digest, now, found = hash_key(key[:MAX_KEY_LENGTH]), now_ms() / 1000, ""
         for known in self.keys():  # all of them, in constant time: how long it takes tells nothing
             same = hmac.compare_digest(known.hash, digest)
             found = known.hint if same and known.holds(now) and len(key) <= MAX_KEY_LENGTH else found
@@ -73,7 +73,7 @@ class AdminKeys:
 
     def rotate(self, overlap_s: int) -> str:
         """Another key. Those that there are go on for so long."""
-        now = int(time.time())
+        now = now_ms() // 1000
         ends = [replace(old, expires_at=min(old.expires_at or now + overlap_s, now + overlap_s)) for old in self.keys()]
         key = PREFIX + secrets.token_urlsafe(32)
         kept = [old for old in ends if old.holds(now)]

@@ -2,6 +2,7 @@
 
 import asyncio
 import stat
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -70,6 +71,16 @@ async def test_a_transfer_that_breaks_off_changes_nothing_and_may_be_repeated(bu
     assert builds.submitted == [build.build_id]
     with pytest.raises(Conflict):
         await builds.service.receive_upload(*builds.link(build), stream(b"again"))
+
+
+async def test_a_link_holds_for_its_time_though_the_clock_was_set_ahead(
+    builds: Builds, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build = await builds.service.request_upload(builds.project, "a", None)
+    ahead = time.time() + builds.settings.upload.url_ttl_s + 3600
+    monkeypatch.setattr(time, "time", lambda: ahead)
+    await builds.service.receive_upload(*builds.link(build), stream(b"whole"))
+    assert builds.submitted == [build.build_id]
 
 
 async def test_a_cancelled_transfer_leaves_nothing(builds: Builds) -> None:

@@ -169,8 +169,11 @@ class Load:
             await self._gate.wait()
             with suppress(httpx.TransportError):
                 async with httpx.AsyncClient(trust_env=False, timeout=TRY_S) as http:
-                    if (await http.put(link["upload_url"], content=games.demo_zip())).status_code < 500:
+                    answer = await http.put(link["upload_url"], content=games.demo_zip())
+                    if answer.status_code < 400 or answer.status_code == 409:  # it has it already
                         break
+                    if answer.status_code < 500:
+                        raise Refused(f"PUT of {name}: {answer.status_code} {answer.text[:300]}")
             await asyncio.sleep(0.5)
         end = time.monotonic() + GIVE_UP_S
         while (seen := await self.send("GET", f"/builds/{link['build_id']}"))["status"] not in ("ready", "failed"):
