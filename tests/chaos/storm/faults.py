@@ -159,6 +159,8 @@ class Faults:
     async def _database_restarts(self, fault: Fault) -> tuple[str, Undo | None]:
         """As if it had crashed. It is started by this very thread, with which it would end."""
         assert self._world.postgres is not None
+        for pid in self._world.postgres.pids:  # one that hangs would end only once it is thawed, and be away then
+            _send(pid, signal.SIGCONT)
         self._world.postgres.halt(signal.SIGQUIT)
         self._world.postgres.start()
         return "postgres", None
