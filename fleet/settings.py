@@ -30,7 +30,7 @@ class UploadLimits(BaseModel):
 class PipelineSettings(BaseModel):
     """How many builds are processed at the same time, each by a process on the head."""
 
-    at_once: int = Field(default=4, ge=1, description="a quarter is for projects that have none under way")
+    at_once: int = Field(default=4, ge=1, description="in all; a quarter for projects that have none under way")
     at_once_per_project: int = Field(default=2, ge=1)
 
 
@@ -153,7 +153,7 @@ class WebhookSettings(BaseModel):
     retry_first_s: float = Field(default=5.0, gt=0, description="before the second attempt; then three times as long")
     at_once: int = Field(default=4, ge=1, description="sends under way for one webhook")
     at_once_per_project: int = Field(default=16, ge=1, description="sends under way for all webhooks of a project")
-    at_once_in_all: int = Field(default=64, ge=2, description="a quarter is for projects that have none under way")
+    at_once_in_all: int = Field(default=64, ge=2, description="in all; a quarter for projects that have none under way")
     max_per_project: int = Field(default=20, ge=0)
 
     @property

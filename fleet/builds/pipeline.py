@@ -37,6 +37,7 @@ from fleet.builds.executable import find_executable
 from fleet.builds.images import has_engine, resolve_image
 from fleet.builds.object_store import open_artefacts
 from fleet.builds.secrets import registry_credentials
+from fleet.builds.turns import LEASE_MS, may_begin, next_builds
 from fleet.errors import FleetError, Unavailable
 from fleet.events.journal import build_event
 from fleet.region.names import HEAD
@@ -50,7 +51,6 @@ from fleet.times import now_ms
 log = structlog.get_logger(__name__)
 Found = TypeVar("Found")
 
-LEASE_MS = 15_000
 STEP_S = 6 * 3600.0  # one step on files or the artefact store; a copy without progress ends much sooner
 AGAIN_FIRST_MS, AGAIN_MOST_MS = 5_000, 300_000
 TRY_FOR_MS = 3_600_000
@@ -68,7 +68,7 @@ async def run_pipeline(build_id: str, settings: FleetSettings) -> None:
     """Bring one build to `ready` or `failed`; for a deleted one, collect what nothing needs any more."""
     store = Store(settings.database)
     try:
-        async with _lease(store, build_id) as mine:
+        async with _lease(store, settings, build_id) as mine:
             # Read under the lease: the run before this one may have written until it ended.
             async with store.read() as session:
                 build = await session.get(Build, build_id)
@@ -81,14 +81,14 @@ async def run_pipeline(build_id: str, settings: FleetSettings) -> None:
 
 
 @asynccontextmanager
-async def _lease(store: Store, build_id: str) -> AsyncGenerator[bool]:
+async def _lease(store: Store, settings: FleetSettings, build_id: str) -> AsyncGenerator[bool]:
     """True while this run owns the build, renewed in the background."""
-    if not (await _take_lease(store, build_id, renewal=False) or await _take_over(store, build_id)):
+    if not (await _take_lease(store, settings, build_id) or await _take_over(store, settings, build_id)):
         yield False
         return
 
     async def renew() -> None:
-        await _take_lease(store, build_id, renewal=True)
+        await _take_lease(store, None, build_id)
 
     # A renewal that fails is tried again soon, and a lost lease only lets another run repeat this one.
     tasks = SupervisedTasks("pipeline", build_id=build_id)
@@ -99,7 +99,7 @@ async def _lease(store: Store, build_id: str) -> AsyncGenerator[bool]:
         await tasks.close()
 
 
-async def _take_over(store: Store, build_id: str) -> bool:
+async def _take_over(store: Store, settings: FleetSettings, build_id: str) -> bool:
     """Wait for the end of another run's lease, once: if it was killed, nobody has renewed it by then. Not where the
     next attempt is due later (`_fault`): `BuildService.recover` begins it."""
     async with store.read() as session:
@@ -110,16 +110,19 @@ async def _take_over(store: Store, build_id: str) -> bool:
     if left_ms > LEASE_MS:
         return False
     await asyncio.sleep(max(0, left_ms + 1) / 1000)
-    return await _take_lease(store, build_id, renewal=False)
+    return await _take_lease(store, settings, build_id)
 
 
-async def _take_lease(store: Store, build_id: str, *, renewal: bool) -> bool:
-    """False if another run holds the build, or it is not in processing any more."""
+async def _take_lease(store: Store, settings: FleetSettings | None, build_id: str) -> bool:
+    """False if another run holds the build, it is not in processing any more, or others have all places (`turns.py`).
+    Without `settings`: renew it."""
     now = now_ms()
     query = update(Build).where(col(Build.build_id) == build_id, col(Build.status) == "processing")
-    if not renewal:
+    if settings is not None:
         query = query.where(col(Build.lease_until).is_(None) | (col(Build.lease_until) < now))
     async with store.write() as session:
+        if settings is not None and not await may_begin(session, settings.pipeline, build_id, now):
+            return False
         result = await session.exec(query.values(lease_until=now + LEASE_MS))
         return bool(result.rowcount)
 
@@ -291,7 +294,19 @@ def process_build(build_id: str) -> None:
     settings = get_settings()
     setup_logging("pipeline", settings.home)
     asyncio.run(run_pipeline(build_id, settings))
+    for waiting in asyncio.run(_next(settings)):
+        submit(waiting)
     tell_regions("builds_changed", build_id)  # pools of this build begin to take it at once
+
+
+async def _next(settings: FleetSettings) -> list[str]:
+    """Builds whose turn it is now that this run has ended."""
+    store = Store(settings.database)
+    try:
+        async with store.read() as session:
+            return await next_builds(session, settings.pipeline, now_ms())
+    finally:
+        await store.close()
 
 
 def submit(build_id: str) -> None:

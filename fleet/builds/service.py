@@ -1,6 +1,7 @@
 """Builds for the API replicas: asked for, uploaded, processed, listed, deleted. All scoped to the caller's project."""
 
 import asyncio
+import builtins
 import re
 import time
 from collections.abc import AsyncIterator, Callable
@@ -18,6 +19,7 @@ from fleet.builds.collect import collect
 from fleet.builds.executable import DEFAULT_EXECUTABLE
 from fleet.builds.pipeline import BEGUN_AGAIN, note, submit
 from fleet.builds.secrets import hide_credentials, sign_upload, verify_upload
+from fleet.builds.turns import next_builds
 from fleet.errors import BadRequest, Conflict, FleetError, NotFound, TooMany
 from fleet.events.journal import build_event
 from fleet.limits.shares import limit_of
@@ -108,8 +110,12 @@ class BuildService:
         await self._begin(build.build_id)
         return build
 
-    async def _begin(self, build_id: str) -> None:
+    async def _begin(self, build_id: str, *, waits: bool = True) -> None:
+        """Begin its pipeline, if that `waits` for no turn, or it is its turn. Else the run that ends next begins it."""
         try:
+            if waits and build_id not in await self._next_builds():
+                log.info("build_waits", build_id=build_id)
+                return
             await ray_call("the start of a build's pipeline", partial(self._submit, build_id), SUBMIT_S)
         except Exception as error:  # the caller's work is committed, and `recover` begins what this could not
             log.warning("pipeline_not_begun", build_id=build_id, error=repr(error))
@@ -324,7 +330,7 @@ class BuildService:
                 raise NotFound(f"There is no build '{build_id[:64]}' in this project.", error="Build not found")
             build.status, build.updated_at = "deleted", now_ms()
             session.add(build_event(build, "deleted"))
-        await self._begin(build_id)  # for a deleted build the pipeline collects garbage
+        await self._begin(build_id, waits=False)  # for a deleted build the pipeline collects garbage
 
     async def expire_uploads(self) -> int:
         """Builds whose link ran out without an upload have failed; how many."""
@@ -354,15 +360,19 @@ class BuildService:
         return True
 
     async def recover(self) -> int:
-        """Submit builds whose pipeline was lost with its process; how many. Now and then, collect garbage."""
-        async with self._store.read() as session:
-            builds = await unattended(session, now_ms())
+        """Submit builds whose turn it is and that no run holds, such as those whose process was lost; how many. Now and
+        then, collect garbage."""
+        builds = await self._next_builds()
         for build_id in builds:
-            await self._begin(build_id)
+            await self._begin(build_id, waits=False)
         if time.monotonic() >= self._collect_at:  # a server's end, which frees its build, is not told to us
             await collect(self._store, self._settings)
             self._collect_at = time.monotonic() + _COLLECT_EVERY_S
         return len(builds)
+
+    async def _next_builds(self) -> builtins.list[str]:
+        async with self._store.read() as session:
+            return await next_builds(session, self._settings.pipeline, now_ms())
 
     # Last, since inside the class its name hides the built-in type.
     async def list(self, project_id: str, name: str | None, limit: int, offset: int) -> tuple[list[Build], int]:
@@ -384,10 +394,3 @@ async def _next(chunks: AsyncIterator[bytes]) -> bytes | None:
     except TimeoutError:
         text = f"The upload made no progress for {CHUNK_S:.0f} s. PUT it again while the link is valid."
         raise BadRequest(text, error="Upload interrupted", status=408) from None
-
-
-async def unattended(session: AsyncSession, now: int) -> list[str]:
-    """Ids of builds in processing that no pipeline run holds."""
-    free = col(Build.lease_until).is_(None) | (col(Build.lease_until) < now)
-    rows = await session.exec(select(Build.build_id).where(col(Build.status) == "processing", free))
-    return list(rows.all())

@@ -1,17 +1,16 @@
 """Sends what is queued for webhooks. One replica at a time does it, for as long as it has the job.
 
-Strategy: each webhook has a few sends under way at most, and places that become free go to the projects with the fewest
-(`share`), so what is slow or dead of one project delays another's by one timeout at most. What is under way is only in
+Strategy: each webhook and each project have a few sends under way at most, places that become free go to the projects
+with the fewest, and a quarter of them only to those that have none (`next_turns`): what is slow or dead of one project,
+or of many, delays no other's. What is under way is only in
 memory: a row stays `pending` until its answer is written down, so after a crash it is sent again (at least once;
 receivers know repeats by `webhook-id`). An answer that cannot be written down now is kept and written later, by this
 replica also in its next round: a database that is away makes no receiver hear the same over and over.
 """
 
 import asyncio
-import heapq
 import random
 from collections import Counter, defaultdict, deque
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
@@ -29,6 +28,7 @@ from fleet.events.feed import feed
 from fleet.events.targets import ForbiddenTarget, guarded_socket
 from fleet.faults import crash_point
 from fleet.jobs import Lease
+from fleet.limits.fair import Places, next_turns
 from fleet.sealing import Sealer
 from fleet.settings import WebhookSettings
 from fleet.store.engine import Store
@@ -71,19 +71,6 @@ class _Outcome:
         return values | {"next_at": self.at + self.wait_ms}
 
 
-def share(under_way: Mapping[str, int], due: Mapping[str, int], free: int) -> list[str]:
-    """Whose turn it is, so many times: always the project's with the fewest sends under way that has one due."""
-    waiting = [(under_way.get(project, 0), project, count) for project, count in due.items() if count > 0]
-    heapq.heapify(waiting)
-    turns: list[str] = []
-    while waiting and len(turns) < free:
-        busy, project, count = heapq.heappop(waiting)
-        turns.append(project)
-        if count > 1:
-            heapq.heappush(waiting, (busy + 1, project, count - 1))
-    return turns
-
-
 class Dispatcher:
     """`work` is the job's."""
 
@@ -91,6 +78,8 @@ class Dispatcher:
         self._store = store
         self._sealer = sealer
         self._settings = settings
+        every = settings.at_once_in_all
+        self._places = Places(every, settings.at_once_per_project, every // 4)
         self._under_way: dict[int, Webhook] = {}
         self._unwritten: dict[int, _Outcome] = {}
         self._tasks = SupervisedTasks("webhooks")
@@ -137,7 +126,7 @@ class Dispatcher:
                     found = (await session.exec(self._due_of(hook, room))).all()
                     due[hook.project_id].extend((hook, sent) for sent in found)
         under_way = Counter(hook.project_id for hook in self._under_way.values())
-        for project in share(under_way, {project: len(found) for project, found in due.items()}, free):
+        for project in next_turns(self._places, under_way, {project: len(found) for project, found in due.items()}):
             hook, sent = due[project].popleft()
             self._begin(http, hook, sent)
         return bool(hooks)

@@ -8,14 +8,18 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sqlalchemy import update
+from sqlmodel import col
 
 from fleet.builds import pipeline, service
 from fleet.builds.artefacts import DiskStore
 from fleet.builds.bundles import CONFIG_TARGET, ensure_bundle, locked, sweep_staging
 from fleet.builds.collect import collect
 from fleet.builds.pipeline import run_pipeline
+from fleet.builds.turns import may_begin, next_builds
 from fleet.errors import Unavailable
 from fleet.settings import FleetSettings
+from fleet.store.tables import Build, Project
 from fleet.times import now_ms
 from tests.games import Files, make_zip
 from tests.unit.builds_kit import GAME, NOTHING, Builds, open_builds, prepare
@@ -252,3 +256,40 @@ def test_only_staging_of_the_dead_is_swept(tmp_path: Path) -> None:
         assert sweep_staging(tmp_path) == 1
         assert (dead.exists(), living.exists()) == (False, True)
     assert sweep_staging(tmp_path) == 1
+
+
+async def test_builds_of_one_project_wait_for_a_place_and_leave_room_for_others(builds: Builds) -> None:
+    """A project has two places of four, and one is for whoever has none; what waits is begun in turns."""
+    async with builds.store.write() as session:
+        for name in ("flood", "busy", "new"):
+            session.add(Project(id=name, name=name, plan="pro", created_at=1, updated_at=1))
+            await session.flush()
+            for number in range(4):
+                made = {"build_id": f"{name}-{number}", "project_id": name, "name": "b", "version": number + 1}
+                about = {"status": "processing", "build_type": "zip", "created_at": number}
+                session.add(Build(**made, **about))
+    settings, now = builds.settings.pipeline, now_ms()
+
+    async def turns() -> list[str]:
+        async with builds.store.read() as session:
+            return await next_builds(session, settings, now)
+
+    async def hold(build_id: str, until: int | None) -> None:
+        async with builds.store.write() as session:
+            await session.exec(update(Build).where(col(Build.build_id) == build_id).values(lease_until=until))
+
+    assert await turns() == ["busy-0", "flood-0", "new-0"]
+    for number in range(2):
+        await hold(f"flood-{number}", now + 10_000)
+    assert await turns() == ["busy-0", "new-0"]
+    await hold("busy-0", now + 10_000)
+    assert await turns() == ["new-0"]
+    async with builds.store.write() as session:
+        assert not await may_begin(session, settings, "flood-2", now)
+        assert not await may_begin(session, settings, "busy-1", now)
+        assert await may_begin(session, settings, "new-0", now)
+    # A run that is submitted out of turn ends without having touched the build.
+    await run_pipeline("flood-2", builds.settings)
+    assert (await builds.service.get("flood", "flood-2")).status == "processing"
+    await hold("flood-0", now + 200_000)  # its next attempt is due later, so it holds no place
+    assert await turns() == ["new-0"]

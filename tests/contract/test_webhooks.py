@@ -355,3 +355,24 @@ async def test_bad_webhooks(hooks: Api) -> None:
         await make(hooks, "https://studio.example")
     answer = await hooks.call("POST", PATH, json={"url": "https://studio.example"})
     assert (answer.status_code, answer.json()["error"]) == (409, "Too many webhooks")
+
+
+async def test_one_project_with_many_slow_receivers_delays_no_other(hooks: Api) -> None:
+    """Its webhooks could have more sends under way than there are places; the other is heard at once all the same."""
+    limits = hooks.settings.webhooks
+    limits.at_once_in_all, limits.at_once_per_project, limits.timeout_s = 8, 6, 60
+    async with receiver() as slow, receiver() as mine:
+        slow.hold = asyncio.Event()
+        for _ in range(4):
+            await make(hooks, slow.url, key=hooks.other.server_key)
+        await make(hooks, mine.url)
+        async with dispatching(hooks):
+            for number in range(8):
+                await happen(hooks, number, hooks.other.project_id)
+            await slow.has(6)
+            async with asyncio.timeout(10):
+                await happen(hooks, 100)
+                await mine.has(1)
+            assert len(slow.got) == 6
+            slow.hold.set()
+            await slow.has(4 * 8)

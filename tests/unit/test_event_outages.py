@@ -7,13 +7,11 @@ from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from sqlalchemy.exc import OperationalError
 from sqlmodel import select
 
 from fleet.events import dispatch, feed, tail
-from fleet.events.dispatch import Dispatcher, share
+from fleet.events.dispatch import Dispatcher
 from fleet.events.journal import project_event
 from fleet.events.stream import follow
 from fleet.events.tail import Tail
@@ -239,24 +237,6 @@ async def test_what_cannot_be_queued_for_one_webhook_is_queued_for_the_others(
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         assert mine.got == []
-
-
-@given(
-    under_way=st.dictionaries(st.sampled_from("abcde"), st.integers(0, 20)),
-    due=st.dictionaries(st.sampled_from("abcde"), st.integers(0, 20)),
-    free=st.integers(0, 64),
-)
-def test_places_go_to_the_projects_with_the_fewest_sends(
-    under_way: dict[str, int], due: dict[str, int], free: int
-) -> None:
-    turns = share(under_way, due, free)
-    given_to = Counter(turns)
-    assert len(turns) == min(free, sum(due.values()))
-    assert all(given_to[project] <= count for project, count in due.items())
-    for project, count in due.items():
-        if given_to[project] < count:  # it wanted more: nobody else got a place while having more than it
-            mine = under_way.get(project, 0) + given_to[project]
-            assert all(under_way.get(other, 0) + n <= mine + 1 for other, n in given_to.items())
 
 
 async def test_a_stream_of_logs_that_breaks_says_so(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
