@@ -22,7 +22,7 @@ from serve_app.context import AppContext
 from serve_app.health import ReplicaHealth
 from serve_app.http import create_app
 
-MAX_ONGOING = 2000
+MAX_ONGOING = 4000  # a project has about 2,000 streams and waits at once at most (docs/limits.md)
 
 
 def open_context(settings: FleetSettings) -> AppContext:

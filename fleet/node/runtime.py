@@ -73,6 +73,7 @@ class BuildRef:
     writable: bool = False
     unpacked_bytes: int = 0
     ready_by: str | None = None
+    project_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)

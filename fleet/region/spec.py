@@ -62,6 +62,7 @@ def build_ref(build: Build, credentials: dict[str, str] | None) -> BuildRef:
         writable=build.writable,
         unpacked_bytes=build.unpacked_bytes or 0,
         ready_by=build.ready_by,
+        project_id=build.project_id,
     )
 
 
