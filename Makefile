@@ -7,7 +7,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 TESTS ?= tests
 
-.PHONY: help demo up down test audit client lint format bench-api bench-edge bench-launch bench-commit bench-history bench-scale bench-claim bench-match lock migrations-check chaos soak
+.PHONY: help demo up down test audit client lint format bench-api bench-edge bench-fair bench-launch bench-commit bench-history bench-scale bench-claim bench-match lock migrations-check chaos soak
 
 help:  ## What can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -59,6 +59,9 @@ bench-api: $(STAMP)  ## Requests per second and latencies of the API
 
 bench-edge: $(STAMP)  ## What the API's layers cost, noisy neighbours, long lists (--quick: ARGS=--quick)
 	@$(BIN)/python -m bench.edge $(ARGS)
+
+bench-fair: $(STAMP)  ## What a neighbour at 20 times its limits costs another project (ARGS=--quick)
+	@$(BIN)/python -m bench.fair $(ARGS)
 
 bench-launch: $(STAMP)  ## Time from a start request to a running game
 	@$(MANY) $(BIN)/fleet up && $(BIN)/python -m bench.launch
