@@ -24,7 +24,7 @@ from fleet.pools.claim import ClaimCall
 from fleet.projects.model import NewProject
 from fleet.projects.service import create_project
 from fleet.servers.model import LogPage, RestartChanges, UsageSeries
-from fleet.settings import FleetSettings, LobbySettings, RateLimits
+from fleet.settings import FleetSettings, LobbySettings, PipelineSettings, RateLimits
 from fleet.store.engine import Store
 from fleet.store.tables import Build, Server, ServerEvent
 from fleet.times import now_ms
@@ -302,7 +302,10 @@ async def open_api(
     """An app of its own in `folder`, with two projects and one ready build in each; default: over SQLite."""
     before = frozenset(threading.enumerate())
     lobbies = LobbySettings(hold_s=0.3, host_grace_s=0.3, stats_s=0.3)
-    settings = FleetSettings(home=folder, database_url=database_url, plans_config=plans, lobbies=lobbies, limits=limits)
+    many = PipelineSettings(at_once=1000, at_once_per_project=1000)  # nothing processes builds here: none may wait
+    settings = FleetSettings(
+        home=folder, database_url=database_url, plans_config=plans, lobbies=lobbies, limits=limits, pipeline=many
+    )
     (folder / "fleet-id").write_text("unit")
     furnished = await _furnished_database(folder / "fleet.db") if database_url is None else None
     store = Store(settings.database)
