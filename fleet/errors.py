@@ -52,19 +52,19 @@ class PayloadTooLarge(FleetError):
     error = "Payload too large"
 
 
-class TooMany(FleetError):
-    """More of something at once than a project may have; what it has under way ends sooner or later."""
-
-    status = 429
-    error = "Too many at once"
-    retry_s = 2
-
-
 class Unavailable(FleetError):
     """A part of the fleet does not answer now; trying again is right."""
 
     status = 503
     error = "Temporarily unavailable"
+
+
+class TooMany(Unavailable):
+    """More of something at once than a project may have; what it has under way ends sooner or later."""
+
+    status = 429
+    error = "Too many at once"
+    retry_s = 2
 
 
 class Fenced(FleetError):

@@ -13,7 +13,7 @@ from typing import Literal
 import structlog
 
 from fleet.actors.tasks import SupervisedTasks
-from fleet.errors import FleetError
+from fleet.errors import FleetError, TooMany
 from fleet.faults import crash_point
 from fleet.lobbies.books import Books
 from fleet.lobbies.effects import Effect
@@ -150,7 +150,7 @@ class Stage:
 
     async def _refused(self, match: Match, error: FleetError) -> bool:
         """Whether to try again: elsewhere if the region has no room, there if its answer is unknown."""
-        if error.status >= 500:
+        if _passes(error):
             return await self._broke(match, error.detail)
         full = error.status == 409
         if full and self._games.next_region(match.id, now_ms()):
@@ -214,10 +214,15 @@ class Stage:
             try:
                 await self._world.tell(self._projects.principal(match.project_id), match, data)
             except FleetError as error:
-                if error.status >= 500:
+                if _passes(error):
                     self._untold.add(match_id)
                     raise
                 log.warning("game_not_told", match=match_id, error=error.detail)
             except Exception:
                 self._untold.add(match_id)
                 raise
+
+
+def _passes(error: FleetError) -> bool:
+    """Whether the same may succeed later: what does not answer, or has too much of this project under way."""
+    return error.status >= 500 or isinstance(error, TooMany)

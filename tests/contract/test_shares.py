@@ -16,6 +16,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fleet.errors import TooMany
 from fleet.limits.limiter import tag_of
 from fleet.limits.places import SharedPlaces
 from fleet.limits.shares import open_shares
@@ -25,6 +26,7 @@ from serve_app.context import AppContext
 from serve_app.http import create_app
 from tests.live_api import live
 from tests.unit.api_kit import Api, open_api
+from tests.unit.club import CONFIG, Club
 from tests.waiting import soon
 
 HOLDER = """
@@ -196,3 +198,24 @@ async def test_uploads_and_builds_are_limited(api: Api) -> None:
     refused(await api.client.put(again, content=b"PK"), "Too many at once")
     place.release()
     assert (await api.client.put(again, content=b"PK")).status_code == 200
+
+
+async def test_a_match_waits_for_its_turn_where_its_project_has_too_much_under_way(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await api.app.state.context.projects.change_settings(api.project.project_id, {"lobby_configs": [CONFIG]})
+    club = Club(api)
+    start, refusals = api.regions.start, [TooMany("The project has 128 commands under way.")] * 2
+
+    async def busy(row: Server) -> Server:
+        if refusals:
+            raise refusals.pop()
+        return await start(row)
+
+    monkeypatch.setattr(api.regions, "start", busy)
+    for player in ("ann", "bob"):
+        await club.lobby(player)
+        await club.do("start_matchmaking", player, "duel")
+    await club.sees("ann", "in_game")
+    assert not refusals
+    assert not await club.told("match_failed")
