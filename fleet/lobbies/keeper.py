@@ -11,13 +11,12 @@ import os
 from contextlib import suppress
 from typing import Any
 
-import ray
 import structlog
 from prometheus_client import Metric
 from sqlmodel import literal, select
 
 from fleet.actors.health import process_health
-from fleet.actors.lanes import HEALTH, LANES, WATCH, Lanes
+from fleet.actors.lanes import HEALTH, WATCH, Lanes, in_lanes, lane
 from fleet.actors.startup import Startup
 from fleet.actors.tasks import SupervisedTasks
 from fleet.actors.watchdog import Watchdog
@@ -136,7 +135,7 @@ class Keeper:
             await self._store.close()
 
 
-@ray.remote(concurrency_groups=LANES)
+@in_lanes
 class LobbyKeeper:
     """Calls are not repeated by Ray: replicas do that, and say so (`Command.again`)."""
 
@@ -147,15 +146,15 @@ class LobbyKeeper:
     async def commands(self, commands: list[Command]) -> list[Answer]:
         return await self._keeper.commands(commands)
 
-    @ray.method(concurrency_group=WATCH)
+    @lane(WATCH)
     async def poll(self, poll: Poll) -> Polled:
         return await self._lanes.run(lambda: self._keeper.poll(poll))
 
-    @ray.method(concurrency_group=HEALTH)
+    @lane(HEALTH)
     async def metrics(self) -> list[Metric]:
         return await self._lanes.run(self._keeper.metrics)
 
-    @ray.method(concurrency_group=HEALTH)
+    @lane(HEALTH)
     async def status(self) -> dict[str, Any]:
         return await self._lanes.run(self._keeper.status)
 

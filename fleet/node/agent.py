@@ -18,7 +18,7 @@ import ray
 import ray.util
 import structlog
 
-from fleet.actors.lanes import HEALTH, LANES, LOGS, WATCH, Lanes
+from fleet.actors.lanes import HEALTH, LOGS, WATCH, Lanes, in_lanes, lane
 from fleet.actors.startup import Startup
 from fleet.actors.tasks import SupervisedTasks
 from fleet.actors.watchdog import Watchdog
@@ -247,7 +247,7 @@ class StartingAgent(Agent):
             await super().close()
 
 
-@ray.remote(concurrency_groups=LANES)
+@in_lanes
 class NodeAgent(StartingAgent):
     """One per leased node. Detached and restarted by Ray; after a restart it adopts what runs."""
 
@@ -256,23 +256,23 @@ class NodeAgent(StartingAgent):
         self._lanes = Lanes()
         self.begin()
 
-    @ray.method(concurrency_group=HEALTH)
+    @lane(HEALTH)
     async def alive(self) -> None:
         await self._lanes.run(super().alive)
 
-    @ray.method(concurrency_group=WATCH)
+    @lane(WATCH)
     async def poll(self, epoch: int, boot_id: str, after: int, timeout_s: float) -> Page | None:
         return await self._lanes.run(partial(super().poll, epoch, boot_id, after, timeout_s))
 
-    @ray.method(concurrency_group=LOGS)
+    @lane(LOGS)
     async def logs(self, key: RunKey, after: str | None, since_ms: int | None, limit: int) -> list[LogLine]:
         return await self._lanes.run(partial(super().logs, key, after, since_ms, limit))
 
-    @ray.method(concurrency_group=LOGS)
+    @lane(LOGS)
     async def wait_logs(self, key: RunKey, after: str | None, timeout_s: float) -> tuple[list[LogLine], bool]:
         return await self._lanes.run(partial(super().wait_logs, key, after, timeout_s))
 
-    @ray.method(concurrency_group=LOGS)
+    @lane(LOGS)
     async def usage(self, key: RunKey, period_s: int, step_s: int) -> dict[str, Any]:
         return await self._lanes.run(partial(super().usage, key, period_s, step_s))
 

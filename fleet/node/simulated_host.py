@@ -10,10 +10,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import ray
 import structlog
 
-from fleet.actors.lanes import HEALTH, LANES, LOGS, WATCH, Lanes
+from fleet.actors.lanes import HEALTH, LOGS, WATCH, Lanes, in_lanes, lane
 from fleet.actors.single_flight import SingleFlight
 from fleet.actors.startup import Startup
 from fleet.actors.tasks import SupervisedTasks
@@ -37,7 +36,7 @@ _LANE_OF = {"poll": WATCH, "logs": LOGS, "wait_logs": LOGS, "usage": LOGS}
 _NO_HABITS = NodeSettings(health_every_s=0, warm_networks=0, usage_every_s=0, reconcile_every_s=60)
 
 
-@ray.remote(concurrency_groups=LANES)
+@in_lanes
 class SimulatedHost:
     """Opens a node when it is first spoken to."""
 
@@ -60,7 +59,7 @@ class SimulatedHost:
         self._tasks.every("sweep_logs", self._archive.sweep, SWEEP_S, limit_s=SWEEP_LIMIT_S, at_once=True)
         log.warning(SIMULATED, region=self._region, pid=os.getpid())
 
-    @ray.method(concurrency_group=HEALTH)
+    @lane(HEALTH)
     async def alive(self) -> None:
         """A sign of life."""
         await self._lanes.run(_nothing)

@@ -13,12 +13,11 @@ runs, and plans everything. What it needs for that may be away: it tries again u
 import os
 from typing import Any
 
-import ray
 import structlog
 from prometheus_client import Metric
 
 from fleet.actors.health import process_health
-from fleet.actors.lanes import HEALTH, LANES, LOGS, WATCH, Lanes
+from fleet.actors.lanes import HEALTH, LOGS, WATCH, Lanes, in_lanes, lane
 from fleet.actors.startup import Startup
 from fleet.actors.tasks import SupervisedTasks
 from fleet.actors.watchdog import Watchdog
@@ -44,7 +43,7 @@ COMMANDS_WAIT, COMMANDS_WAIT_S = 512, 30.0  # more of the same project, and how 
 OF_REQUESTS = frozenset({"start", "update", "ready", "restart", "stop"})
 
 
-@ray.remote(concurrency_groups=LANES)
+@in_lanes
 class RegionManager:
     """The region's door: whoever comes before it is up waits a little, then hears what is missing (503)."""
 
@@ -123,19 +122,19 @@ class RegionManager:
     async def drain(self, node_id: str, draining: bool, until: int | None = None) -> None:
         await (await self._up()).drain(node_id, draining, until)
 
-    @ray.method(concurrency_group=WATCH)
+    @lane(WATCH)
     async def reached(self, who: str, wants: list[Want], timeout_s: float) -> list[str]:
         return await self._in_lane("reached", who, wants, timeout_s)
 
-    @ray.method(concurrency_group=LOGS)
+    @lane(LOGS)
     async def logs(self, key: RunKey, after: str | None, since_ms: int | None, limit: int) -> list[LogLine]:
         return await self._in_lane("logs", key, after, since_ms, limit)
 
-    @ray.method(concurrency_group=LOGS)
+    @lane(LOGS)
     async def wait_logs(self, key: RunKey, after: str | None, timeout_s: float) -> tuple[list[LogLine], bool]:
         return await self._in_lane("wait_logs", key, after, timeout_s)
 
-    @ray.method(concurrency_group=LOGS)
+    @lane(LOGS)
     async def usage(self, key: RunKey, period_s: int, step_s: int) -> dict[str, Any] | None:
         return await self._in_lane("usage", key, period_s, step_s)
 
@@ -147,7 +146,7 @@ class RegionManager:
 
         return await self._lanes.run(work)
 
-    @ray.method(concurrency_group=HEALTH)
+    @lane(HEALTH)
     async def status(self) -> dict[str, Any]:
         return await self._lanes.run(self._status)
 
@@ -169,7 +168,7 @@ class RegionManager:
         repair_ms = round(self._reconciler.repair_s * 1000, 2)
         return self._reconciler.parts.report.status() | {"repair_ms": repair_ms} | health
 
-    @ray.method(concurrency_group=HEALTH)
+    @lane(HEALTH)
     async def metrics(self) -> list[Metric]:
         """What this manager counts, for the API replica that answers a scrape."""
         return await self._lanes.run(self._metrics)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import ray
 
-from fleet.actors.lanes import HEALTH, LANES, LOGS, WATCH, Lanes
+from fleet.actors.lanes import HEALTH, LANES, LOGS, WATCH, Lanes, lane
 from fleet.lobbies.keeper import LobbyKeeper
 from fleet.node.agent import NodeAgent
 from fleet.node.simulated_host import SimulatedHost
@@ -45,7 +45,7 @@ class Waiting:
         self._thread = threading.get_ident()
         self.waits = 0
 
-    @ray.method(concurrency_group=WATCH)
+    @lane(WATCH)
     async def wait(self, seconds: float) -> bool:
         return await self._lanes.run(lambda: self._wait(seconds))
 
@@ -60,7 +60,7 @@ class Waiting:
     async def quick(self) -> int:
         return self.waits
 
-    @ray.method(concurrency_group=HEALTH)
+    @lane(HEALTH)
     async def alive(self) -> int:
         return await self._lanes.run(self.quick)
 
