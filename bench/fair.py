@@ -55,6 +55,9 @@ PLAN: dict[str, Any] = {
 SHARES: dict[str, int] = PLAN["shares"]
 OPS = ("start", "claim", "lobby call", "match")
 GOAL = 1.5
+CALL_S = 20.0
+OPEN = 300
+AGAIN_S = 5.0  # between two tries of one that wants a stream, a wait, an upload
 SLOW_S = 5.0  # the neighbour's receiver of webhooks
 
 
@@ -63,19 +66,26 @@ class Client:
 
     def __init__(self, http: aiohttp.ClientSession, url: str, key: str) -> None:
         self._http, self._url, self._key = http, url, key
-        self.seen = Counter[int]()
+        self.seen = Counter[str]()
 
     async def call(self, method: str, path: str, body: Any = None, player: str | None = None) -> tuple[int, Any]:
+        """Status and JSON; status 0 if there is no answer within `CALL_S`."""
         headers = {"api-key": self._key} | ({"x-player-id": player} if player else {})
-        async with self._http.request(method, f"{self._url}/api/v3{path}", json=body, headers=headers) as answer:
-            self.seen[answer.status] += 1
-            text = await answer.read()
+        try:
+            async with self._http.request(method, f"{self._url}/api/v3{path}", json=body, headers=headers) as answer:
+                text = await answer.read()
+        except (aiohttp.ClientError, TimeoutError):
+            self.seen["none"] += 1
+            return 0, None
+        self.seen[str(answer.status)] += 1
         return answer.status, json.loads(text) if text else None
 
     async def hold(self, path: str, most_s: float) -> None:
         """A stream that is read until it ends."""
-        async with self._http.get(f"{self._url}/api/v3{path}", headers={"api-key": self._key}) as answer:
-            self.seen[answer.status] += 1
+        lasts = aiohttp.ClientTimeout(total=None, sock_connect=CALL_S)
+        headers = {"api-key": self._key}
+        async with self._http.get(f"{self._url}/api/v3{path}", headers=headers, timeout=lasts) as answer:
+            self.seen[str(answer.status)] += 1
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(most_s):
                     await answer.read()
@@ -83,20 +93,21 @@ class Client:
 
 def session() -> aiohttp.ClientSession:
     connector = aiohttp.TCPConnector(limit=0)
-    return aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=60))
+    return aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=CALL_S))
 
 
 async def paced(per_s: float, until: float, work: Callable[[int], Awaitable[object]]) -> None:
-    """Open loop: begun when it is due, whether or not what came before has been answered."""
+    """Open loop: begun when it is due, whether or not what came before has been answered; but `OPEN` at once."""
     tasks, number, due = set[asyncio.Task[object]](), 0, time.perf_counter()
     while due < until:
         await asyncio.sleep(max(0.0, due - time.perf_counter()))
-        task = asyncio.ensure_future(work(number))
-        tasks.add(task)
-        task.add_done_callback(tasks.discard)
+        if len(tasks) < OPEN:
+            task = asyncio.ensure_future(work(number))
+            tasks.add(task)
+            task.add_done_callback(tasks.discard)
         number, due = number + 1, due + 1 / per_s
     if tasks:
-        _, late = await asyncio.wait(tasks, timeout=30)
+        _, late = await asyncio.wait(tasks, timeout=CALL_S)
         for task in late:
             task.cancel()
         await asyncio.gather(*late, return_exceptions=True)
@@ -195,7 +206,7 @@ class Noise:
             "uploads and builds": self._uploads(),
         }
         await asyncio.gather(*parts.values())
-        told["answers"] = {str(status): count for status, count in sorted(self._client.seen.items())}
+        told["answers"] = dict(sorted(self._client.seen.items()))
         return told
 
     async def _flood(self, _what: str, limit: int, work: Callable[[int], Awaitable[object]]) -> None:
@@ -219,13 +230,13 @@ class Noise:
         await self._client.call(method, f"/lobbies/duels{path}", body, player)
 
     async def _many(self, limit: int, path: str) -> None:
-        """So many at once, each opened again a second after it was refused or ended."""
+        """So many at once, each opened again some seconds after it was refused or ended."""
 
         async def one() -> None:
             while (left := self._until - time.perf_counter()) > 0:
                 with contextlib.suppress(aiohttp.ClientError, TimeoutError):
                     await self._client.hold(path, left)
-                await asyncio.sleep(1.0)
+                await asyncio.sleep(AGAIN_S)
 
         await asyncio.gather(*(one() for _ in range(limit * TIMES)))
 
@@ -241,8 +252,8 @@ class Noise:
                 if status == 201:
                     with contextlib.suppress(aiohttp.ClientError, TimeoutError):
                         async with self._http.put(link["upload_url"], data=slow()) as answer:
-                            self._client.seen[answer.status] += 1
-                await asyncio.sleep(1.0)
+                            self._client.seen[str(answer.status)] += 1
+                await asyncio.sleep(AGAIN_S)
 
         await asyncio.gather(*(one() for _ in range(SHARES["uploads"] * TIMES)))
 
@@ -303,8 +314,12 @@ async def measure(fleet: OwnFleet, noisy: str, seconds: float, rounds: int) -> t
             noise = await asyncio.create_subprocess_exec(*command, cwd=ROOT, stdout=subprocess.PIPE)
             await asyncio.sleep(5.0)  # until it has opened what it may
             await sides["together"].run(seconds)
-            out, _ = await asyncio.wait_for(noise.communicate(), 90)
-            told.append(json.loads(out))
+            try:
+                out, _ = await asyncio.wait_for(noise.communicate(), 45)
+                told.append(json.loads(out))
+            except TimeoutError:
+                noise.kill()
+                await noise.wait()
             await asyncio.sleep(5.0)
     await runner.cleanup()
     return sides, told
@@ -316,7 +331,7 @@ def percentile(values: list[float], share: float) -> float:
 
 
 def main(options: argparse.Namespace) -> None:
-    seconds, rounds = (10.0, 1) if options.quick else (25.0, 3)
+    seconds, rounds = (10.0, 1) if options.quick else (20.0, 3)
     with tempfile.TemporaryDirectory(prefix="fleet-bench-fair-") as folder:
         plans = Path(folder) / "plans.yaml"
         plans.write_text(yaml.safe_dump({"plans": {"pro": {}, "free": {}, "noisy": PLAN}}))
