@@ -7,6 +7,7 @@ with the same number is another.
 """
 
 import os
+import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -38,11 +39,15 @@ class SharedPlaces:
         sets: int = 512,
         me: Process | None = None,
         started: Callable[[int], int] = started_at,
+        believed_s: float = 1.0,
     ) -> None:
+        """`believed_s`: that a process lives is looked up no more often, since each refusal asks it."""
         self._sets = sets
         self._file = SharedFile(file, sets * _WAYS * _WORDS * 8)
         self._ints = self._file.map.cast("Q")
         self._started = started
+        self._believed_s = believed_s
+        self._alive_until: dict[Process, float] = {}
         self._me = me or (os.getpid(), started(os.getpid()))
         self._mine = Counter[int]()
 
@@ -101,14 +106,22 @@ class SharedPlaces:
 
     def _bury(self, rows: range) -> int:
         """Free the rows of processes that are gone; how many."""
-        freed, alive = 0, dict[Process, bool]()
+        freed = 0
         for at in rows:
             who = self._ints[at + 1], self._ints[at + 2]
             if self._ints[at] == 0 or who == self._me:
                 continue
-            if who not in alive:
-                alive[who] = self._started(who[0]) == who[1]
-            if not alive[who]:
+            if not self._lives(who):
                 self._ints[at] = self._ints[at + 1] = self._ints[at + 2] = self._ints[at + 3] = 0
                 freed += 1
         return freed
+
+    def _lives(self, who: Process) -> bool:
+        now = time.monotonic()
+        if self._alive_until.get(who, 0.0) > now:
+            return True
+        if self._started(who[0]) == who[1]:
+            self._alive_until[who] = now + self._believed_s
+            return True
+        self._alive_until.pop(who, None)
+        return False

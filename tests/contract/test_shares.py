@@ -41,7 +41,7 @@ time.sleep(60)
 
 def test_processes_share_places_and_a_killed_one_gives_its_own_back(tmp_path: Path) -> None:
     command = [sys.executable, "-c", HOLDER, str(tmp_path / "p")]
-    places = SharedPlaces(tmp_path / "p")
+    places = SharedPlaces(tmp_path / "p", believed_s=0)
     assert [places.enter(7, 5) for _ in range(2)] == [None, None]
     with subprocess.Popen([*command, "9"], stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None
@@ -68,7 +68,7 @@ def test_places_are_those_of_the_living(
     starts = {pid: 1 for pid in (10, 11, 12)}
 
     def opened(pid: int) -> SharedPlaces:
-        return SharedPlaces(file, sets=1, me=(pid, starts[pid]), started=lambda other: starts[other])
+        return SharedPlaces(file, sets=1, me=(pid, starts[pid]), started=lambda other: starts[other], believed_s=0)
 
     tables = {pid: opened(pid) for pid in starts}
     model: dict[int, list[int]] = {pid: [] for pid in starts}
