@@ -162,7 +162,7 @@ class BuildService:
 
     async def owner_of(self, build_id: str, expires: int, signature: str) -> tuple[str, str]:
         """Project and plan of the build that this link uploads. Forbidden for a link that is none of ours."""
-        verify_upload(fleet_secret(self._settings.home), build_id, expires, signature, time.time())
+        verify_upload(fleet_secret(self._settings.home), build_id, expires, signature, now_ms() / 1000)
         query = select(Project.id, Project.plan).join(Build, col(Build.project_id) == col(Project.id))
         async with self._store.read() as session:
             found = (await session.exec(query.where(col(Build.build_id) == build_id))).first()
