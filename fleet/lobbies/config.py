@@ -15,7 +15,7 @@ from fleet.catalog import load_catalog
 from fleet.errors import FleetError
 from fleet.lobbies.codes import InviteCodeConfig
 from fleet.lobbies.rules import MAX_PLAYERS
-from fleet.matchmaking.config import ModeConfig, parse_modes
+from fleet.matchmaking import ModeConfig, parse_modes
 from fleet.projects.model import PortConfig
 from fleet.servers.limits import Unprocessable, check_ports
 from fleet.settings import ServerLimits
@@ -80,7 +80,7 @@ class LobbyConfig(_Data):
 
     @cached_property
     def modes(self) -> dict[str, ModeConfig]:
-        return parse_modes({"matchmaking": self.matchmaking})
+        return parse_modes({"matchmaking": self.matchmaking}, stored=True)
 
     @property
     def silence_ms(self) -> int:

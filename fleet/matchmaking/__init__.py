@@ -5,10 +5,11 @@
 whose queue is next; `ratings.py` skill; `check.py` an independent checker. docs/matchmaking.md tells the whole.
 """
 
-from fleet.matchmaking.config import ModeConfig, parse_lobby_configs, parse_mode, parse_modes
+from fleet.matchmaking.config import ModeConfig
 from fleet.matchmaking.loop import MatchLoop, Sweep
 from fleet.matchmaking.matcher import Matcher, match
 from fleet.matchmaking.model import Found, OpenMatch, Player, Quality, Team, Ticket
+from fleet.matchmaking.parse import parse_lobby_configs, parse_mode, parse_modes
 from fleet.matchmaking.ratings import Rating, chances, rated
 from fleet.matchmaking.tickets import Member, ticket_of
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from fleet.matchmaking.budget import nearest
 from fleet.matchmaking.entry import Entry, Terms, shared
 from fleet.matchmaking.model import Found, Quality, Team
 from fleet.matchmaking.objective import LATENCY, LATENCY_MS, SPREAD, gain, widest_window
@@ -12,7 +13,6 @@ from fleet.matchmaking.teams import Split, split
 
 FULL_ENOUGH = 1e-9
 PER_MS = LATENCY / LATENCY_MS
-NEAREST = 128  # tickets around an anchor that are weighed; fewer for small matches
 UNREACHED_MS = 1_000.0
 
 
@@ -45,7 +45,7 @@ class Assembler:
         self.full = terms.mode.shape.players
         self.least = terms.mode.shape.least_players
         self.may_be_partial = terms.mode.shape.may_be_partial
-        self.nearest = max(min(NEAREST, max(24, 8 * self.full)), 2 * self.full)
+        self.nearest = nearest(self.full)
         self.per_value = SPREAD / widest if (widest := widest_window(terms.mode)) else 0.0
 
     def gather(self, anchor: Entry, candidates: Iterable[Entry], now: float) -> list[Entry]:

@@ -7,7 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
-from typing import Any
+from typing import Any, cast
 
 from fleet.matchmaking.config import ModeConfig
 from fleet.matchmaking.expressions import holds
@@ -136,13 +136,17 @@ def _dropped(rule: EqualsRule | NotEqualsRule | ExpressionRule, waited: Sequence
 
 def _seen(ticket: Ticket, now: float) -> dict[str, Any]:
     return {
-        **ticket.fields,
+        **{name: _as_json(value) for name, value in ticket.fields.items()},
         "size": ticket.size,
         "waited": now - ticket.created_at,
         "skill": _mean_mu(ticket),
         "players": [player.player_id for player in ticket.players],
         "regions": list(ticket.players[0].regions),
     }
+
+
+def _as_json(value: Any) -> Any:
+    return list(cast("tuple[str]", value)) if isinstance(value, tuple) else value
 
 
 def _common(

@@ -5,20 +5,18 @@ What the API page tells is kept to; where it is silent the field is our choice (
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Annotated, Any, Self, cast
 
-from pydantic import Field, StringConstraints, ValidationError, model_validator
+from pydantic import Field, StringConstraints, model_validator
 
 from fleet.matchmaking.rules import Data, DifferenceRule, EqualsRule, RegionRule, Rule, Seconds, SkillRule
 from fleet.matchmaking.shape import Shape, TeamShape
-from fleet.servers.limits import Unprocessable
 
 MAX_PLAYERS = 200
 MAX_ROLES = 8
 MAX_RULES = 20
-MAX_MODES = 50
 
 Count = Annotated[int, Field(ge=1, le=MAX_PLAYERS)]
 RoleName = Annotated[str, StringConstraints(min_length=1, max_length=40)]
@@ -167,48 +165,3 @@ def _check_roles(roles: Roles) -> None:
     for role in roles:
         if role.lower() in (FILL, SPECTATOR):
             raise ValueError(f"'{role}' is what a player may wish, not a role of a team")
-
-
-def parse_mode(given: object, path: str = "mode") -> ModeConfig:
-    """A mode from its JSON; Unprocessable with the path of the first fault."""
-    try:
-        return ModeConfig.model_validate(given)
-    except ValidationError as error:
-        raise _fault(error, path) from None
-
-
-def parse_modes(lobby_config: Mapping[str, Any], path: str = "lobby_configs") -> dict[str, ModeConfig]:
-    """All modes of one lobby config by name; none if it has no matchmaking."""
-    matchmaking = _mapping(lobby_config.get("matchmaking"), f"{path}.matchmaking")
-    modes = _mapping(matchmaking.get("modes"), f"{path}.matchmaking.modes")
-    if len(modes) > MAX_MODES:
-        raise Unprocessable(f"{path}.matchmaking.modes: at most {MAX_MODES} modes, not {len(modes)}.", field=path)
-    return {name: parse_mode(mode, f"{path}.matchmaking.modes.{name}") for name, mode in modes.items()}
-
-
-def parse_lobby_configs(configs: Sequence[Mapping[str, Any]]) -> None:
-    """Check every mode of a project's setting `lobby_configs`."""
-    for number, config in enumerate(configs):
-        parse_modes(config, f"lobby_configs.{number}")
-
-
-def _mapping(given: object, path: str) -> Mapping[str, Any]:
-    if given is None:
-        return {}
-    if not isinstance(given, Mapping):
-        raise Unprocessable(f"{path} should be an object.", field=path)
-    return cast(Mapping[str, Any], given)
-
-
-def _fault(error: ValidationError, path: str) -> Unprocessable:
-    first = error.errors(include_url=False, include_input=False)[0]
-    kinds = {"difference", "skill", "equals", "not_equals", "overlap", "region", "expression"}
-    # A rule's type is in pydantic's path, but not in the caller's JSON.
-    steps = [
-        str(step)
-        for place, step in enumerate(first["loc"])
-        if not (step in kinds and place and isinstance(first["loc"][place - 1], int))
-    ]
-    where = ".".join([path, *steps])
-    text = first["msg"].removeprefix("Value error, ")
-    return Unprocessable(f"{where}: {text}.", field=where)

@@ -38,6 +38,7 @@ class Entry:
         "overlaps",
         "players",
         "reach",
+        "seen",
         "shard",
         "size",
         "ticket",
@@ -68,6 +69,9 @@ class Entry:
         self.mu = 0.0
         self.variance = 0.0
         self.shard: tuple[Any, ...] = ()
+        self.seen: tuple[dict[str, Any], bool] | None = (
+            None  # what expressions see of it, and whether that is in bounds
+        )
         self.masks: list[int] = []
         self.alive = True  # free to be matched
         self.listed = False  # among its shard's items

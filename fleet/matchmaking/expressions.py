@@ -1,68 +1,137 @@
-"""CEL expressions of rules: checked when a config is saved, evaluated for two lobbies. No I/O, no loops but one.
+"""CEL expressions of rules: compiled, estimated when a config is saved, evaluated for two lobbies. No I/O.
 
-The library interprets CEL in Rust without side effects. What could run long is kept out: the text is short, the values
-are small, and of the macros that loop (all, exists, map, filter) one may be used, so time grows no worse than linearly.
+The library (Google's, in C++) has no side effects, and stops an evaluation after 10,000 rounds of loops. That bound is
+the second wall. The first is the estimate (`cost.py`): what could cost more is refused when it is saved, and never run
+where it was saved by an older version. It holds for values within the bounds that it was made for; so those are
+checked too (`fits`) before anything runs.
 """
 
-import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
+
+from fleet.matchmaking import syntax
+from fleet.matchmaking.cost import Bound, Refused, estimate
+from fleet.matchmaking.syntax import Call, Listing, Loop, Name, Node, Select, UnknownSyntax
 
 if TYPE_CHECKING:
-    import cel
+    from cel_expr_python import cel
 
 MAX_TEXT = 500
-MAX_NESTING = 20
-LOOPS = re.compile(r"\.\s*(all|exists|exists_one|existsOne|map|filter)\s*\(")
-NAMES = frozenset({"a", "b"})
+BASE = 30  # steps of an evaluation that does nothing
+LOBBIES = ("a", "b")
 
 
 class BadExpression(ValueError):
     """The text is no expression we evaluate; the message says why."""
 
 
-def checked(text: str) -> None:
-    """Raise unless the text is an expression over `a` and `b` that is cheap to evaluate."""
-    if len(text) > MAX_TEXT:
-        raise BadExpression(f"an expression has at most {MAX_TEXT} characters")
-    if _depth(text) > MAX_NESTING:
-        raise BadExpression(f"brackets nest at most {MAX_NESTING} deep")
-    loops = LOOPS.findall(text)
-    if len(loops) > 1:
-        raise BadExpression(f"one of all, exists, map and filter may be used, not {len(loops)}")
-    foreign = _foreign(_compiled(text), looping=bool(loops))
-    if foreign:
-        raise BadExpression(f"unknown name '{foreign[0]}': an expression sees the lobbies 'a' and 'b'")
+class OverBound(Exception):
+    """An evaluation that the library stopped."""
 
 
-def _depth(text: str) -> int:
-    deepest = depth = 0
-    for char in text:
-        depth += (char in "([{") - (char in ")]}")
-        deepest = max(deepest, depth)
-    return deepest
+@dataclass(frozen=True, slots=True)
+class Program:
+    """`steps`: the most that one evaluation costs. `used`: the fields of lobbies that it looks at; None: any."""
+
+    steps: int
+    used: frozenset[str] | None
+    _compiled: "cel.Expression"
+
+    def holds(self, a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
+        """Whether it is true of two lobbies. One that fails on them (a field is missing) is not. OverBound."""
+        return _holds(self._compiled, a, b)
 
 
-def _foreign(program: "cel.Program", *, looping: bool) -> list[str]:
-    names = sorted(set(program.variables()) - NAMES)
-    # A loop's own variable is told among the names.
-    return names[1:] if looping else names
-
-
-@lru_cache(maxsize=256)
-def _compiled(text: str) -> "cel.Program":
-    import cel  # slow to import: it brings its command line
-
+def prepared(text: str, lobby: Bound) -> Program:
+    """The expression for lobbies within that bound; BadExpression if it is none, or if its cost cannot be told."""
+    compiled, tree = _parsed(text)
+    used = frozenset(_used(tree))
+    named = None if "" in used else used
+    seen = sum(1 + bound.weight for name, bound in lobby.fields.items() if named is None or name in named)
     try:
-        return cel.compile(text)
-    except ValueError as error:
-        raise BadExpression(f"not a CEL expression: {' '.join(str(error).split())[:200]}") from None
+        steps = estimate(tree, dict.fromkeys(LOBBIES, lobby)).steps
+    except Refused as error:
+        raise BadExpression(str(error)) from None
+    return Program(BASE + steps + len(LOBBIES) * seen, named, compiled)
 
 
 def holds(text: str, a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
-    """Whether the expression is true of two lobbies. One that fails on them (a field is missing) is not."""
+    """As `Program.holds`, without any bound but the library's; for checks of what has been matched."""
+    return _holds(_parsed(text)[0], a, b)
+
+
+def fits(value: object, bound: Bound) -> bool:
+    """Whether a value is as small as it was estimated for."""
+    if isinstance(value, str):
+        return len(value) <= bound.chars
+    if isinstance(value, list | tuple):
+        several = cast("list[object]", value)
+        return len(several) <= bound.count and all(fits(one, bound.element) for one in several)
+    return value is None or isinstance(value, bool | int | float)
+
+
+@lru_cache(maxsize=256)
+def _parsed(text: str) -> tuple["cel.Expression", Node]:
+    if len(text) > MAX_TEXT:
+        raise BadExpression(f"an expression has at most {MAX_TEXT} characters")
     try:
-        return _compiled(text).execute({"a": dict(a), "b": dict(b)}) is True
-    except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError):
+        # Unchecked: what lobbies have is known when they queue, and comparing whole numbers with others is fine.
+        compiled = _environment().compile(text, disable_check=True)
+        return compiled, syntax.parsed(compiled.serialize())
+    except (RuntimeError, UnicodeError) as error:
+        raise BadExpression(f"not a CEL expression: {_reason(str(error))}") from None
+    except (UnknownSyntax, RecursionError) as error:
+        raise BadExpression(f"this CEL is not taken here: {error}") from None
+
+
+@lru_cache(maxsize=1)
+def _environment() -> "cel.Env":
+    from cel_expr_python import cel  # slow to import: only who evaluates expressions loads it
+
+    lobby = cel.Type.Map(cel.Type.STRING, cel.Type.DYN)
+    return cel.NewEnv(variables=dict.fromkeys(LOBBIES, lobby))
+
+
+def _holds(compiled: "cel.Expression", a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
+    try:
+        return compiled.eval(data={"a": a, "b": b}).value() is True
+    except RuntimeError as error:  # what fails within the expression is a value, and not this
+        if "budget" in str(error):
+            raise OverBound("an evaluation took 10,000 rounds of loops, which is the limit") from None
         return False
+    except (TypeError, ValueError):  # values that are none of CEL's
+        return False
+
+
+def _reason(message: str) -> str:
+    """The first sentence of the library's message, without the picture of the place."""
+    first = message.split("\n", 1)[0].split("ERROR: <input>:")[-1].removeprefix("INVALID_ARGUMENT: ")
+    return f"at {first[:200]}" if first[:1].isdigit() else first[:200]
+
+
+def _used(node: Node) -> Iterator[str]:
+    """Names of fields of the lobbies; an empty one for a lobby as a whole."""
+    match node:
+        case Select(operand=Name(name=name), field=field) if name in LOBBIES:
+            yield field
+        case Name(name=name) if name in LOBBIES:
+            yield ""
+        case _:
+            for one in _parts(node):
+                yield from _used(one)
+
+
+def _parts(node: Node) -> tuple[Node, ...]:
+    match node:
+        case Select(operand=operand):
+            return (operand,)
+        case Call(arguments=several) | Listing(items=several):
+            return several
+        case syntax.Mapping(entries=entries):
+            return tuple(one for entry in entries for one in entry)
+        case Loop():
+            return node.range, node.initial, node.condition, node.step, node.result
+        case _:
+            return ()

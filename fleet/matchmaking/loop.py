@@ -17,6 +17,7 @@ from time import perf_counter
 from fleet.matchmaking.config import ModeConfig
 from fleet.matchmaking.matcher import Clock, Matcher
 from fleet.matchmaking.model import Found, OpenMatch, Ticket
+from fleet.matchmaking.pairs import Faults
 
 _EVERY = 64  # changes between two looks at the clock
 
@@ -29,6 +30,7 @@ class Sweep:
         self._changes = changes
         self._given_up = False
         self.found: list[Found] = []
+        self.faults: Faults = {}
         self.done = False
 
     def run(self, now: float, budget_s: float, clock: Clock = perf_counter, *, search: bool = True) -> None:
@@ -40,6 +42,7 @@ class Sweep:
 
         if self._side.take_in(self._changes, lambda: bounded() >= ends):
             self.found = self._side.matcher.sweep(now, ends - clock(), bounded, search=search)
+            self.faults = self._side.matcher.faults()
         self.done = True
 
     def give_up(self) -> None:
@@ -170,6 +173,11 @@ class MatchLoop:
                 self.remove(ticket_id)
             found.append(one)
         return found
+
+    def faults(self) -> Faults:
+        """Rules that counted as not met in attempts since the last call though nobody knows, and why. A sweep has its
+        own."""
+        return self._arrivals.faults()
 
     def untried(self) -> list[str]:
         """Tickets whose match did not hold, since the last call."""

@@ -11,11 +11,12 @@ from typing import Any
 
 from fleet.matchmaking.assemble import Assembler, Made
 from fleet.matchmaking.backfill import Running
+from fleet.matchmaking.budget import ARRIVAL, LOOK
 from fleet.matchmaking.config import ModeConfig
 from fleet.matchmaking.entry import Entry, Terms
 from fleet.matchmaking.index import Shard
 from fleet.matchmaking.model import Found, OpenMatch, Ticket
-from fleet.matchmaking.pairs import Pairs
+from fleet.matchmaking.pairs import ALL_RULES, Faults, Pairs
 from fleet.matchmaking.regions import RegionBook
 from fleet.matchmaking.roles import Placer
 from fleet.matchmaking.rules import RegionRule
@@ -91,6 +92,7 @@ class Matcher:
             return None
         shard = self._shards[entry.shard]
         entry = shard.eldest_twin(entry)
+        self.assembler.pairs.begin(ARRIVAL)
         placed = self._placed(entry, now)
         if placed is not None:
             return placed
@@ -117,6 +119,16 @@ class Matcher:
         for shard in shards:
             shard.tidy()
         return found
+
+    def faults(self) -> Faults:
+        """Rules that counted as not met since the last call though nobody knows, and why."""
+        faults = self.assembler.pairs.faults()
+        if self._sweeper.cut_off:
+            self._sweeper.cut_off = False
+            faults[ALL_RULES] = (
+                f"the rules between two lobbies took {LOOK:,} steps around one lobby, which is the limit"
+            )
+        return faults
 
     def expired(self, now: float) -> list[str]:
         """Tickets whose time in the queue is over. They stay until they are removed."""
@@ -147,9 +159,12 @@ class Matcher:
             shards = list(self._shards.values()) if running.shard is None else [self._shards.get(running.shard)]
             near = [entry for shard in shards if shard for entry in shard.near(running.value, NEAR_RUNNING)]
             for entry in sorted(near, key=lambda one: (one.born, one.id)):
+                self.assembler.pairs.begin()
                 placed = self._placed(entry, now) if entry.alive else None
                 if placed is not None:
                     found.append(placed)
+                if self.assembler.pairs.exhausted and not going():
+                    break
         return found
 
     def _tidy(self) -> None:

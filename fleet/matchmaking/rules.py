@@ -6,10 +6,10 @@ A rule binds two lobbies only as far as both still insist on it: a window is the
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, cast
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 from pydantic.alias_generators import to_camel
 
-from fleet.matchmaking.expressions import MAX_TEXT, checked
+from fleet.matchmaking.expressions import MAX_TEXT
 
 FieldName = Annotated[str, StringConstraints(min_length=1, max_length=100)]
 Seconds = Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False)]
@@ -105,12 +105,6 @@ class ExpressionRule(Data):
     type: Literal["expression"] = "expression"
     expression: Annotated[str, StringConstraints(min_length=1, max_length=MAX_TEXT)]
     drop_after: Seconds | None = None
-
-    @field_validator("expression")
-    @classmethod
-    def _compiles(cls, text: str) -> str:
-        checked(text)
-        return text
 
 
 def usual_growth(limit: float) -> Relax:

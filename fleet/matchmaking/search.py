@@ -33,6 +33,7 @@ class Search:
         patience = most = PATIENCE + 4 * len(plans)
         while patience and going() and (plans or loose):
             patience -= 1
+            self.assembler.pairs.begin()
             centre = self._centre(plans, loose)
             undone = self._undone(plans, centre)
             pool = [entry for number in undone for entry in plans[number].entries]

@@ -23,6 +23,7 @@ class Sweeper:
         self.assembler = assembler
         self.chance = chance
         self._agenda: list[tuple[Entry, Shard]] = []
+        self.cut_off = False  # whether a look's steps were used up, so that a match may have been overlooked
 
     def run(self, shards: Sequence[Shard], now: float, going: Callable[[], bool], *, search: bool) -> list[Made]:
         """Disjoint matches; their entries are held, and for the caller to take out."""
@@ -37,7 +38,9 @@ class Sweeper:
             self._agenda.pop()
             if not entry.alive:
                 continue
+            self.assembler.pairs.begin()
             made = self.around(entry, shard, now)
+            self.cut_off = self.cut_off or self.assembler.pairs.exhausted
             if made is None:
                 postpone(entry, now, self.assembler)
             else:

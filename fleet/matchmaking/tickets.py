@@ -11,6 +11,8 @@ from fleet.matchmaking.model import MU, SIGMA, Player, Ticket
 from fleet.matchmaking.rules import DifferenceRule, EqualsRule, NotEqualsRule, OverlapRule, RegionRule
 
 MAX_REGIONS = 32
+MAX_NAME = 64  # characters of a role's or region's name
+MAX_VALUES, MAX_VALUE = 64, 200  # of a player's values of one field; characters of each
 MAX_LATENCY_MS = 10_000.0
 
 
@@ -90,8 +92,8 @@ def _texts(member: Member, name: str) -> tuple[str, ...]:
     if value is None or value == "":
         return ()
     several = cast(list[object], value) if isinstance(value, list) else [value]
-    if not all(isinstance(one, str) for one in several):
-        raise _unfit(member, name, "a text or a list of texts")
+    if not all(isinstance(one, str) and len(one) <= MAX_NAME for one in several):
+        raise _unfit(member, name, f"a text or a list of texts of at most {MAX_NAME} characters")
     return tuple(dict.fromkeys(str(one) for one in several))
 
 
@@ -127,7 +129,9 @@ def _field(rule: object, playing: Sequence[Member]) -> tuple[str, Any] | None:
 
 
 def _common(name: str, playing: Sequence[Member]) -> str | None:
-    values = {str(value) if (value := member.state.get(name)) is not None else None for member in playing}
+    values = {
+        _value(member, name, value) if (value := member.state.get(name)) is not None else None for member in playing
+    }
     if len(values) > 1:
         raise BadRequest(f"The lobby's players differ in '{name}', which must be equal.", error="Nothing in common")
     return next(iter(values))
@@ -137,7 +141,18 @@ def _values(member: Member, name: str) -> list[str]:
     value = member.state.get(name)
     if value is None:
         return []
-    return [str(one) for one in cast(list[object], value)] if isinstance(value, list) else [str(value)]
+    several = cast(list[object], value) if isinstance(value, list) else [value]
+    if len(several) > MAX_VALUES:
+        raise _unfit(member, name, f"a list of at most {MAX_VALUES} values")
+    return [_value(member, name, one) for one in several]
+
+
+def _value(member: Member, name: str, value: object) -> str:
+    """Rules compare values with many others', so they are short."""
+    told = str(value)
+    if len(told) > MAX_VALUE:
+        raise _unfit(member, name, f"a value of at most {MAX_VALUE} characters")
+    return told
 
 
 def _number(member: Member, name: str, value: object) -> float:
