@@ -38,6 +38,7 @@ from fleet.lobbies.ratings import RatingBook
 from fleet.lobbies.rows import lobby_of, match_of
 from fleet.lobbies.stage import Stage
 from fleet.lobbies.sweeper import Sweeper
+from fleet.lobbies.unmet import Unmet
 from fleet.lobbies.views import view_of
 from fleet.lobbies.world import World
 from fleet.settings import LobbySettings
@@ -69,7 +70,8 @@ class Core:
         self.projects = Projects(store)
         self.books = Books(shard)
         self.metrics = KeeperMetrics(shard, self._sample)
-        self.queues = Queues(self.metrics.waited)
+        self.unmet = Unmet(self.books.note, self.metrics.rule_not_met)
+        self.queues = Queues(self.metrics.waited, self.unmet.heard, self.metrics.postponed)
         self.ratings = RatingBook()
         self.presence = Presence(now_ms())
         self._beat = now_ms()

@@ -37,6 +37,15 @@ class KeeperMetrics:
         self._sample = sample
         self._registry = CollectorRegistry()
         self._commands = self._counter("fleet_lobby_commands", "Calls of players, by what came of them.", "outcome")
+        self._unmet = self._counter(
+            "fleet_rules_not_met", "Matchmaking rules that were not evaluated and count as not met.", "why"
+        )
+        self._postponed = Counter(
+            "fleet_arrivals_postponed",
+            "Arriving tickets left to the sweeps, since their project's arrivals took their share of the keeper.",
+            ("shard",),
+            registry=self._registry,
+        )
         self._matches = self._counter("fleet_matches_over", "Matches, by how they ended.", "outcome")
         self._wait = self._histogram("fleet_queue_wait_seconds", "From queueing to a match, each ticket.", WAIT_BUCKETS)
         self._sweep = self._histogram("fleet_queue_sweep_seconds", "One look through a whole queue.", WORK_BUCKETS)
@@ -57,6 +66,13 @@ class KeeperMetrics:
     def match(self, outcome: str) -> None:
         """`ended` after a server was had, or `failed` before."""
         self._matches.labels(self._shard, outcome).inc()
+
+    def rule_not_met(self, why: str) -> None:
+        """`refused`, `lobby_too_large`, `stopped` or `look_too_long`; once for a sweep or an attempt."""
+        self._unmet.labels(self._shard, why).inc()
+
+    def postponed(self) -> None:
+        self._postponed.labels(self._shard).inc()
 
     def waited(self, seconds: float) -> None:
         self._wait.labels(self._shard).observe(max(0.0, seconds))

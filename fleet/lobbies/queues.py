@@ -5,13 +5,15 @@ places. Times in it are seconds.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 
 from fleet.errors import BadRequest
 from fleet.lobbies.model import Lobby, QueueStats
 from fleet.lobbies.ratings import RatingBook
-from fleet.matchmaking import Found, MatchLoop, Member, ModeConfig, OpenMatch, Sweep, Ticket, ticket_of
+from fleet.matchmaking import Faults, Found, MatchLoop, Member, ModeConfig, OpenMatch, Sweep, Ticket, ticket_of
+from fleet.matchmaking.turns import Allowance
 
 QueueKey = tuple[str, str, str]  # project, config, mode
 ModeOf = Callable[[QueueKey], ModeConfig | None]
@@ -76,9 +78,18 @@ def _blocked(player_id: str, named: object) -> frozenset[str]:
 
 
 class Queues:
-    def __init__(self, waited: Callable[[float], None] = lambda _seconds: None) -> None:
-        """`waited` hears how long each ticket that found a match had waited, in seconds."""
+    def __init__(
+        self,
+        waited: Callable[[float], None] = lambda _seconds: None,
+        unmet: Callable[[QueueKey, Faults], None] = lambda _key, _faults: None,
+        postponed: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`waited` hears how long each ticket that found a match had waited, in seconds; `unmet`, which rules counted
+        as not met though nobody knows; `postponed`, that an arriving ticket was left to the sweeps."""
         self._waited = waited
+        self._unmet = unmet
+        self._postponed = postponed
+        self._arrivals: Allowance[str] = Allowance()
         self._queues: dict[QueueKey, Queue] = {}
         self._fresh: list[tuple[QueueKey, str]] = []
 
@@ -153,8 +164,25 @@ class Queues:
             queue = self._queues.get(key)
             if queue is None or lobby_id not in queue.waiting or now < queue.held_until:
                 continue
-            for found in queue.loop.attempt(lobby_id, now / 1000):
-                yield key, found
+            attempt = self._attempt(key, queue, lobby_id, now)
+            try:
+                for found in attempt:
+                    yield key, found
+            finally:
+                attempt.close()
+
+    def _attempt(self, key: QueueKey, queue: Queue, lobby_id: str, now: int) -> Generator[Found]:
+        """The match that the ticket completes, unless its project's arrivals have used their share up."""
+        if not self._arrivals.begin(key[0]):
+            self._postponed()
+            return
+        with closing(queue.loop.attempt(lobby_id, now / 1000)) as attempt:
+            found = next(attempt, None)
+            self._arrivals.end(key[0])
+            if faults := queue.loop.faults():
+                self._unmet(key, faults)
+            if found is not None:
+                yield found
 
     def settle(self, key: QueueKey, loop: MatchLoop, sweep: Sweep, now: int) -> Iterator[Found]:
         """What a sweep of this loop found and still holds. Each is formed before the next is asked for; tickets of
@@ -162,6 +190,8 @@ class Queues:
         queue = self._queues.get(key)
         if queue is None or queue.loop is not loop:  # the mode has changed: all wait in the new loop
             return
+        if sweep.faults:
+            self._unmet(key, sweep.faults)
         yield from loop.settle(sweep, holding=now < queue.held_until)
         self._fresh += [(key, ticket_id) for ticket_id in loop.untried()]
 

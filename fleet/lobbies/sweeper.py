@@ -1,10 +1,10 @@
 """Looking again at who waits: rules relax with time, so that a match may become possible without a new ticket.
 
 An arriving ticket is tried at once where it arrives; this is for the rest. Rounds go over all projects (`turns.py`),
-each with an equal share of a round's time, so that a queue which takes long delays its own project only. A queue is
-looked through in a thread, so the keeper answers meanwhile; what is found is checked against who still waits, as they
-are by then (`loop.py`). Beside it: queue figures to the streams, queue depth to the pools, projects that are gone, and
-the repair of what an error left behind.
+each with an equal share of a round's time, and who takes long rests, so that a queue which takes long delays its own
+project only. A queue is looked through in a thread, so the keeper answers meanwhile; what is found is checked against
+who still waits, as they are by then (`loop.py`). Beside it: queue figures to the streams, queue depth to the pools,
+projects that are gone, and the repair of what an error left behind.
 """
 
 import asyncio
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 _SWEEP_S = 0.5
-_SHARE = 4  # a round that takes long comes so much less often
 _ROUND_LIMIT_S = 120.0
 HUNG_S = 15.0  # a look through a queue that ends so long after its time is given up
 _REST_S, _REST_MOST_S = 60.0, 600.0  # a project whose queues hung is left out so long; doubles
@@ -50,13 +49,13 @@ class Sweeper:
         self.thread: Executor = _thread()
         self._tasks = SupervisedTasks("lobby_keeper", shard=core.shard)
         self._turns: Turns[str, QueueKey] = Turns()
-        self._took = 0.0
+        self._took: defaultdict[str, float] = defaultdict(float)  # looking through each project's queues, this round
         self._resting: dict[str, tuple[float, float]] = {}  # project -> until when, for how long
         self._announced: set[Pool] = set()
 
     def begin(self) -> None:
         every, stats_s = self._tasks.every, self._core.settings.stats_s
-        every("sweep", self.sweep, lambda: max(_SWEEP_S, _SHARE * self._took), limit_s=_ROUND_LIMIT_S)
+        every("sweep", self.sweep, _SWEEP_S, limit_s=_ROUND_LIMIT_S)
         every("announce", self.announce, _ANNOUNCE_S, limit_s=_ANNOUNCE_LIMIT_S)
         every("stats", self._stats, stats_s, limit_s=_TIDY_LIMIT_S)
         every("tidy", self.tidy, _TIDY_S, limit_s=_TIDY_LIMIT_S)
@@ -70,23 +69,28 @@ class Sweeper:
 
     async def sweep(self) -> None:
         """One round. A project that is in trouble is told of at the end, and delays no other."""
-        core, self._took = self._core, 0.0
+        core = self._core
         if core.away:
             return
         now, failed = time.monotonic(), None
         queues = [(key[0], key) for key in core.queues.all() if core.queues[key].waiting]
         awake = [(owner, key) for owner, key in queues if self._resting.get(owner, (0.0, 0.0))[0] <= now]
-        turns = self._turns.round(awake)
-        for project_id, keys in turns:
-            try:
-                await self._turn(project_id, keys, share_s(len(turns)))
-            except Exception as error:
-                log.warning("queues_not_swept", project=project_id, error=repr(error))
-                failed = error
+        turns, self._took = self._turns.round(awake, now), defaultdict(float)
+        try:
+            for project_id, keys in turns:
+                try:
+                    await self._turn(project_id, keys, time.monotonic() + share_s(len(turns)))
+                except Exception as error:
+                    log.warning("queues_not_swept", project=project_id, error=repr(error))
+                    failed = error
+        finally:
+            self._turns.ended(self._took, time.monotonic())
         if failed is not None:
             raise failed
 
-    async def _turn(self, project_id: str, keys: list[QueueKey], share: float) -> None:
+    async def _turn(self, project_id: str, keys: list[QueueKey], ends: float) -> None:
+        """Its queues one after the other, until its share ends. Whatever takes time counts: many queues without a match
+        cost their project as much as one that is long."""
         core = self._core
         await core.refresh([project_id])
         for key in keys:
@@ -99,13 +103,12 @@ class Sweeper:
             if mode.digest != queue.loop.mode.digest:
                 core.queues.renew(key, mode)
             if now_ms() >= queue.held_until:
-                share -= await self._sweep(key, share)
-            if share <= 0:
+                await self._sweep(key, max(0.0, ends - time.monotonic()))
+            if time.monotonic() >= ends:
                 self._turns.used_up(project_id, keys, key)
                 return
 
-    async def _sweep(self, key: QueueKey, budget_s: float) -> float:
-        """The seconds it took."""
+    async def _sweep(self, key: QueueKey, budget_s: float) -> None:
         core, loop = self._core, self._core.queues[key].loop
         began, sweep = time.perf_counter(), loop.begin()
         try:
@@ -115,15 +118,15 @@ class Sweeper:
             raise
         finally:
             took = time.perf_counter() - began
-            self._took += took
+            self._took[key[0]] += took
             if not sweep.done:  # whatever it left of its matcher: the next begins with a new one
                 sweep.give_up()
                 loop.abandon()
         self._resting.pop(key[0], None)
         core.metrics.swept(took)
         self._form(key, loop, sweep)
-        await core.commit()
-        return took
+        if sweep.found or sweep.faults:
+            await core.commit()
 
     async def _run(self, sweep: Sweep, budget_s: float) -> None:
         async with asyncio.timeout(budget_s + HUNG_S):

@@ -9,11 +9,14 @@ from fleet.matchmaking.config import ModeConfig
 from fleet.matchmaking.loop import MatchLoop, Sweep
 from fleet.matchmaking.matcher import Matcher, match
 from fleet.matchmaking.model import Found, OpenMatch, Player, Quality, Team, Ticket
+from fleet.matchmaking.pairs import Fault, Faults
 from fleet.matchmaking.parse import parse_lobby_configs, parse_mode, parse_modes
 from fleet.matchmaking.ratings import Rating, chances, rated
 from fleet.matchmaking.tickets import Member, ticket_of
 
 __all__ = [
+    "Fault",
+    "Faults",
     "Found",
     "MatchLoop",
     "Matcher",

@@ -10,7 +10,7 @@ if every version in it is still the present one: who left, queues anew or change
 of a match that does not hold wait on, and are tried again at once (`untried`).
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from itertools import count, islice
 from time import perf_counter
 
@@ -117,7 +117,7 @@ class MatchLoop:
 
     # Matches --------------------------------------------------------------------------------------------------------
 
-    def attempt(self, ticket_id: str, now: float) -> Iterator[Found]:
+    def attempt(self, ticket_id: str, now: float) -> Generator[Found]:
         """The match that this ticket completes, if any. The caller removes its tickets, or they wait on."""
         if ticket_id not in self._tickets:
             return

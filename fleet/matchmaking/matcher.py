@@ -16,7 +16,7 @@ from fleet.matchmaking.config import ModeConfig
 from fleet.matchmaking.entry import Entry, Terms
 from fleet.matchmaking.index import Shard
 from fleet.matchmaking.model import Found, OpenMatch, Ticket
-from fleet.matchmaking.pairs import ALL_RULES, Faults, Pairs
+from fleet.matchmaking.pairs import ALL_RULES, Fault, Faults, Pairs
 from fleet.matchmaking.regions import RegionBook
 from fleet.matchmaking.roles import Placer
 from fleet.matchmaking.rules import RegionRule
@@ -125,9 +125,8 @@ class Matcher:
         faults = self.assembler.pairs.faults()
         if self._sweeper.cut_off:
             self._sweeper.cut_off = False
-            faults[ALL_RULES] = (
-                f"the rules between two lobbies took {LOOK:,} steps around one lobby, which is the limit"
-            )
+            why = f"the rules between two lobbies took {LOOK:,} steps around one lobby, which is the limit"
+            faults[ALL_RULES] = Fault("look_too_long", why)
         return faults
 
     def expired(self, now: float) -> list[str]:

@@ -5,7 +5,7 @@ does not reach is not matched. Whatever is not evaluated counts as not met, and 
 """
 
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from fleet.matchmaking.budget import LOOK, Expression, expressions_of, lobby_bound
 from fleet.matchmaking.config import ModeConfig
@@ -16,7 +16,16 @@ from fleet.matchmaking.rules import DifferenceRule, EqualsRule, ExpressionRule, 
 _PLAIN = 2  # steps of a rule that is no expression
 _COMPARED = 4  # values that such a rule compares in a step
 ALL_RULES = -1
-Faults = dict[int, str]  # place of a rule, or `ALL_RULES` -> why it counts as not met
+
+
+class Fault(NamedTuple):
+    """`kind` is a word for a metric: refused, lobby_too_large, stopped, look_too_long. `why` is for the project."""
+
+    kind: str
+    why: str
+
+
+Faults = dict[int, Fault]  # by the rule's place, or `ALL_RULES`
 
 
 class Pairs:
@@ -70,18 +79,19 @@ class Pairs:
     def _true(self, expression: Expression, a: Entry, b: Entry, now: float) -> bool:
         """Each costs its estimate, whatever it really does: so that the same calls give the same matches."""
         if expression.program is None:
-            self._faults[expression.place] = expression.fault
+            self._faults[expression.place] = Fault("refused", expression.fault)
             return False
         self._left -= expression.program.steps
         ours, theirs = self._sight.of(a, now), self._sight.of(b, now)
         if ours is None or theirs is None:
-            self._faults[expression.place] = "a lobby queued with more values than the mode's expressions may see"
+            why = "a lobby queued with more values than the mode's expressions may see"
+            self._faults[expression.place] = Fault("lobby_too_large", why)
             return False
         try:
             return expression.program.holds(ours, theirs)
         except OverBound as error:
             self._left -= LOOK // 10  # of the time that it took
-            self._faults[expression.place] = str(error)
+            self._faults[expression.place] = Fault("stopped", str(error))
             return False
 
 
