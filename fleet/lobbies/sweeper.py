@@ -79,7 +79,7 @@ class Sweeper:
         try:
             for project_id, keys in turns:
                 try:
-                    await self._turn(project_id, keys, time.monotonic() + share_s(len(turns)))
+                    await self._turn(project_id, keys, share_s(len(turns)))
                 except Exception as error:
                     log.warning("queues_not_swept", project=project_id, error=repr(error))
                     failed = error
@@ -88,11 +88,12 @@ class Sweeper:
         if failed is not None:
             raise failed
 
-    async def _turn(self, project_id: str, keys: list[QueueKey], ends: float) -> None:
+    async def _turn(self, project_id: str, keys: list[QueueKey], share: float) -> None:
         """Its queues one after the other, until its share ends. Whatever takes time counts: many queues without a match
         cost their project as much as one that is long."""
         core = self._core
         await core.refresh([project_id])
+        ends = time.monotonic() + share
         for key in keys:
             if key not in core.queues:
                 continue
