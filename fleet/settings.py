@@ -75,6 +75,8 @@ class RateLimits(BaseModel):
     lobby_writes_per_s: int = Field(default=1000, ge=0)
     lobby_writes_per_address_per_s: int = Field(default=100, ge=0, description="of one address, on lobbies of one key")
     unknown_keys_per_minute: int = Field(default=60, ge=0, description="that one address may try")
+    connections: int = Field(default=4096, ge=16, description="that the proxy holds at once")
+    connections_per_address: int = Field(default=512, ge=0, description="of these; 127.0.0.1 is not counted")
 
 
 class ShareLimits(BaseModel):
@@ -225,8 +227,10 @@ class FleetSettings(BaseSettings):
     base_image: str = Field(default="auto", description="'auto' makes one, else an image reference")
     public_host: str | None = Field(default=None, description="address for players, of a node of several machines")
     bind_host: str | None = Field(default=None, description="address on which such a node publishes ports")
-    # Not 127.0.0.1, which Ray replaces by the network card's address: that one goes when the network changes.
-    head_address: str = Field(default="127.0.0.2", description="where Ray's head listens; 'auto': this machine")
+    head_address: str = Field(
+        default="127.0.0.1",
+        description="127.0.0.1: Ray listens on this machine alone; else where nodes reach its head; 'auto': found out",
+    )
     head_port: int = Field(default=0, description="its port; 0: a free one")
     ray_token: Path | None = Field(default=None, description="file with the cluster's token; default: made in home")
     autoscaling_config: Path | None = Field(default=None, description="of `ray up`: the head starts and ends nodes")

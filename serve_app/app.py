@@ -21,6 +21,7 @@ from fleet.telemetry.metrics import HttpMetrics
 from serve_app.context import AppContext
 from serve_app.health import ReplicaHealth
 from serve_app.http import create_app
+from serve_app.replica_port import keep_off_other_interfaces
 
 MAX_ONGOING = 4000  # a project has about 2,000 streams and waits at once at most (docs/limits.md)
 
@@ -50,6 +51,7 @@ class Api:
     """One replica. Stateless: whatever it keeps can be thrown away at any time."""
 
     def __init__(self) -> None:
+        keep_off_other_interfaces()
         self._context: AppContext | None = None
         self._health = ReplicaHealth()
 

@@ -1,8 +1,8 @@
 """The outermost layer, plain ASGI so that streams stay streams.
 
-It gives each request its id, counts it against its key's limit, answers repeated reads from the cache, bounds JSON
-bodies while they stream in, takes paths with a trailing slash, measures, logs, and turns a fault into the one error
-shape.
+It refuses who passes for our proxy, gives each request its id, counts it against its key's limit, answers repeated
+reads from the cache, bounds JSON bodies while they stream in, takes paths with a trailing slash, measures, logs, and
+turns a fault into the one error shape.
 """
 
 import time
@@ -19,6 +19,7 @@ from fleet.idempotency.service import IdempotencyService
 from fleet.limits.limiter import Gate
 from fleet.players.service import PlayerService
 from fleet.projects.model import Principal
+from fleet.proxy_secret import SCHEME_HEADER
 from fleet.telemetry.metrics import HttpMetrics
 from fleet.telemetry.request_id import accept_request_id, bind_request_id
 from serve_app.cors import cors_headers, may_call, preflight
@@ -28,6 +29,7 @@ from serve_app.identity import PLAYER, Identities
 from serve_app.limits import ADMIN, FREE, Gatekeeper
 from serve_app.read_cache import Kept, Key, ReadCache
 from serve_app.stream_query import Tickets, is_player_stream
+from serve_app.trusted_proxy import TrustedProxy
 
 log = structlog.get_logger(__name__)
 
@@ -41,7 +43,7 @@ _SAFE = [
     (b"referrer-policy", b"no-referrer"),
 ]
 _HSTS = (b"strict-transport-security", b"max-age=31536000")
-_SCHEME = b"x-fleet-scheme"  # set by HAProxy alone, on what came by TLS (fleet/ops/haproxy_shim.py)
+_SCHEME = SCHEME_HEADER.encode()
 _NOT_NAMED = "The project's allowed_origins do not have the web page that this client key was used from."
 _LIVE = (b"wait_for", b"follow")  # reads that wait for what comes
 _STREAMS = ("/v3/events", "/me/events")  # paths of streams end so
@@ -59,9 +61,11 @@ class Edge:
         idempotency: IdempotencyService,
         players: PlayerService,
         tickets: Tickets,
+        proxy: TrustedProxy,
         echo_id: bool,
     ) -> None:
         self.app = app
+        self.proxy = proxy
         self.idempotent = Idempotent(app, idempotency)
         self.identities = Identities(players)
         self.cache = cache
@@ -74,9 +78,13 @@ class Edge:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        stranger = self.proxy.check(scope)
         exchange = _Exchange(scope, send, self.metrics, self.echo_id)
         try:
-            await self._admit(exchange, receive)
+            if stranger is not None:
+                await exchange.refuse(stranger)
+            else:
+                await self._admit(exchange, receive)
         except Exception as error:  # at the door; what serves a request has told its own already
             if exchange.status:
                 raise

@@ -11,6 +11,7 @@ from fastapi import APIRouter, FastAPI
 from fleet.actors.health import process_health
 from fleet.actors.tasks import SupervisedTasks
 from fleet.limits.limiter import Limiter, open_limiter
+from fleet.proxy_secret import read_secret
 from fleet.telemetry.metrics import HttpMetrics
 from fleet.telemetry.scrape import Actors, Scrape
 from serve_app import metrics as metrics_routes
@@ -23,6 +24,7 @@ from serve_app.jobs import start_jobs
 from serve_app.limits import Gatekeeper
 from serve_app.metrics import Targets
 from serve_app.read_cache import ReadCache
+from serve_app.trusted_proxy import TrustedProxy
 from serve_app.v2 import document as v2_document
 from serve_app.v2.face import LegacyFace
 from serve_app.v3 import (
@@ -115,6 +117,7 @@ def create_app(
         idempotency=context.idempotency,
         players=context.players,
         tickets=context.tickets,
+        proxy=TrustedProxy(read_secret(home)),
         echo_id=echo_request_id,
     )
     install_error_handlers(app)

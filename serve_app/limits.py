@@ -11,12 +11,12 @@ from fleet.limits.limiter import Count, Gate, Limiter
 from fleet.limits.windows import Taken
 from fleet.projects.admin_keys import AdminKeys
 from fleet.projects.service import ProjectService
+from fleet.proxy_secret import CLIENT_HEADER
 from serve_app.errors import error_response
 
 log = structlog.get_logger(__name__)
 
 Headers = list[tuple[bytes, bytes]]
-CLIENT_HEADER = "x-fleet-client"  # the address that HAProxy saw, set by it alone (fleet/ops/haproxy_shim.py)
 # These need no project's key; whoever sends one all the same is not counted.
 FREE = ("/api/health", "/health", "/metrics", "/api/doc", "/api/reference", "/upload/", "/api/admin/")
 ADMIN = "/api/admin/"
@@ -114,7 +114,7 @@ def limit_headers(limit: int, taken: Taken) -> Headers:
 
 
 def client_of(scope: Scope) -> str:
-    """The address that calls, as the proxy before us saw it."""
+    """The address that calls, as our proxy saw it; the peer's, if it came past the proxy (`trusted_proxy.py`)."""
     for name, value in scope["headers"]:
         if name == _CLIENT:
             return value.decode("latin-1")

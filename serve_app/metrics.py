@@ -13,11 +13,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from fleet.errors import Forbidden, Unauthorized
+from fleet.proxy_secret import CLIENT_HEADER
 from fleet.ray_calls import ray_call
 from fleet.settings import FleetSettings
 from serve_app.auth import context_of
 from serve_app.json import json_response
-from serve_app.limits import CLIENT_HEADER
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 FORWARDED = ("x-forwarded-for", "x-real-ip", "forwarded")

@@ -11,6 +11,7 @@ import yaml
 
 from fleet.catalog import CONFIGS
 from fleet.config_files import ConfigFile, Invalid, kept_file
+from fleet.ops.haproxy import find_haproxy
 from fleet.ops.head import Head, last_words, run_module
 from fleet.ops.home import Home, StartFailed, write_private
 from fleet.settings import FleetSettings
@@ -41,7 +42,7 @@ def render(settings: FleetSettings, source: Path | None = None) -> dict[str, Any
     """`configs/serve.yaml` with this fleet's address and number of replicas. While the file is broken, as it last was:
     it is read again whenever the head is replaced."""
     config = deepcopy(_serve_file(source or SERVE_FILE).now())
-    config["http_options"] = config.get("http_options", {}) | {"host": plain_host(settings), "port": settings.port}
+    config["http_options"] = config.get("http_options", {}) | {"host": serve_host(settings), "port": settings.port}
     for application in config["applications"]:
         for deployment in application.get("deployments", []):
             deployment["num_replicas"] = settings.replicas
@@ -67,14 +68,15 @@ def deploy(home: Home, settings: FleetSettings, head: Head) -> None:
         raise StartFailed(f"The API was deployed but does not answer at {url}. See {home.logs}.")
 
 
-def plain_host(settings: FleetSettings) -> str:
-    """Where the API speaks without TLS: on this machine alone, if it speaks TLS elsewhere."""
-    return "127.0.0.1" if settings.tls.api_port else settings.host
+def serve_host(settings: FleetSettings) -> str:
+    """Where Serve listens. Its replicas listen on the same address, so behind HAProxy that is this machine alone, and
+    HAProxy listens on FLEET_HOST (`proxy_rules.binds`)."""
+    return "127.0.0.1" if settings.tls.api_port or find_haproxy() else settings.host
 
 
 def local_url(settings: FleetSettings) -> str:
     """How this machine reaches the API, whatever address it is bound to."""
-    host = plain_host(settings)
+    host = serve_host(settings)
     host = "127.0.0.1" if host in ("0.0.0.0", "::", "*") else host
     return f"http://{host}:{settings.port}"
 

@@ -66,7 +66,7 @@ def shed_lines(settings: FleetSettings) -> list[str]:
             f"{_refusal(flood, v2=False)} if {over}",
             f"http-request sc-inc-gpc{flood.counter}(0) if {mine}",
         ]
-    return [f"    {line}" for line in lines]
+    return lines
 
 
 def _refusal(flood: Flood, *, v2: bool) -> str:

@@ -4,15 +4,18 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import structlog
 
 from fleet.ops import haproxy_shim
-from fleet.ops.flood import shed_lines
+from fleet.ops.haproxy_shim import Changes
 from fleet.ops.home import OpsError, free_ports
+from fleet.ops.proxy_rules import ANSWER_S, BUFFER_BYTES, binds, error_pages, frontend_lines, sections
+from fleet.private_file import write_private
+from fleet.proxy_secret import ensure_secret
 from fleet.settings import FleetSettings
 from fleet.tls.certificates import certificate_for, write_combined
 
@@ -32,20 +35,6 @@ def find_haproxy() -> str | None:
         return None
 
 
-def error_page() -> str:
-    """What HAProxy answers while no replica is up: 503 in the shape of the API's errors."""
-    body = json.dumps(
-        {
-            "error": "Temporarily unavailable",
-            "detail": "The API is starting or restarting. Try again in a few seconds.",
-            "status": 503,
-        },
-        separators=(",", ":"),
-    )
-    head = "HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nRetry-After: 2\r\n"
-    return f"{head}Content-Length: {len(body)}\r\n\r\n{body}"
-
-
 def tls_bind(folder: Path, settings: FleetSettings) -> str:
     """HAProxy's words for the address on which the API speaks TLS, its certificate written; empty if it does not.
     `BadRequest` says what is wrong with the configured certificate."""
@@ -55,25 +44,37 @@ def tls_bind(folder: Path, settings: FleetSettings) -> str:
     names = {urlsplit(settings.public_url or "").hostname or settings.host, settings.host} - {"0.0.0.0", "::", "*"}
     pem = folder / "api.pem"
     write_combined(certificate_for(settings.tls, settings.home, sorted(names)), pem)
-    host = "0.0.0.0" if settings.host == "*" else settings.host
+    host = {"*": "0.0.0.0", "::": "[::]"}.get(settings.host, settings.host)
     return f"{host}:{settings.tls.api_port} ssl crt {pem} alpn h2,http/1.1 ssl-min-ver TLSv1.2"
 
 
-def frontend_lines(folder: Path, settings: FleetSettings) -> list[str]:
-    """What Serve's configuration of the frontend lacks."""
-    tls = tls_bind(folder, settings)
-    return [*([f"    bind {tls}"] if tls else []), *shed_lines(settings)]
+def changes(folder: Path, settings: FleetSettings) -> Changes:
+    """What Serve's configuration lacks, with the certificate and the error pages written into the folder."""
+    folder.mkdir(mode=0o700, exist_ok=True)
+    pages: dict[str, str] = {}
+    for status, page in error_pages().items():
+        file = folder / f"{status}.http"
+        file.write_text(page)
+        pages[str(status)] = str(file)
+    return Changes(
+        binds=binds(settings, tls_bind(folder, settings)),
+        frontend=frontend_lines(settings, ensure_secret(settings.home)),
+        nowhere=["http-request deny deny_status 503"],
+        defaults=[f"timeout server {ANSWER_S}s"],
+        sections=sections(settings),
+        pages=pages,
+        buffer_bytes=BUFFER_BYTES,
+        connections=settings.limits.connections,
+    )
 
 
-def write_shim(folder: Path, haproxy: str, lines: Sequence[str] = ()) -> Path:
+def write_shim(folder: Path, haproxy: str, wanted: Changes) -> Path:
     """Make the script that mends the configuration and becomes HAProxy (see `haproxy_shim`)."""
     folder.mkdir(mode=0o700, exist_ok=True)
-    more = folder / "frontend.lines"
-    more.write_text("\n".join(lines))
-    page = folder / "unavailable.http"
-    page.write_text(error_page())
+    more = folder / "changes.json"
+    write_private(more, json.dumps(asdict(wanted)))
     shim = folder / "haproxy"
-    command = shlex.join([sys.executable, "-IS", haproxy_shim.__file__, haproxy, str(page), str(more)])
+    command = shlex.join([sys.executable, "-IS", haproxy_shim.__file__, haproxy, str(more)])
     shim.write_text(f'#!/bin/sh\nexec {command} "$@"\n')
     shim.chmod(0o700)
     return shim
@@ -92,7 +93,7 @@ def proxy_environment(folder: Path, settings: FleetSettings) -> dict[str, str]:
     metrics, stats, fallback = free_ports(3)
     return {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
-        "RAY_SERVE_HAPROXY_BINARY_PATH": str(write_shim(folder, haproxy, frontend_lines(folder, settings))),
+        "RAY_SERVE_HAPROXY_BINARY_PATH": str(write_shim(folder, haproxy, changes(folder, settings))),
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(stats),
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(fallback),

@@ -1,13 +1,8 @@
-"""Stands between Ray Serve and HAProxy: `haproxy_shim.py <haproxy> <error file> <lines> -f <config> …`.
+"""Stands between Ray Serve and HAProxy: `haproxy_shim.py <haproxy> <changes> -f <config> …`.
 
-Serve writes HAProxy's configuration itself and offers no setting for eight things, so they are mended here before
-HAProxy reads it: its metrics and statistics listen on every interface (now: loopback), its admin socket is open to
-every user (now: the owner), it speaks no TLS and lets every flood through (now: as a file of lines says), its own error
-page is not in the API's shape (now: ours), every path is "not found" while it or Serve's own proxy knows of no
-application (now: 503, since clients take 404 for an answer; the API's own is JSON), replicas do not learn who called
-and how (now: headers tell the address and the scheme), and a replica reads request bodies into memory as fast as they
-come, to notice clients that leave (now: uploads are read as fast as the disk takes them, by the header that tells Serve
-so; a client that leaves is noticed by reading).
+Serve writes HAProxy's configuration itself and offers no setting for most of what the fleet needs, so it is mended
+here before HAProxy reads it, as a JSON file of `Changes` says (made by `proxy_rules.py`). What is mended in any case:
+binds to every interface become loopback, metrics and statistics are closed, the admin socket is its owner's alone.
 The process then asks the kernel to end it with its manager, since an orphan would keep the port and answer every
 request with an error.
 
@@ -15,51 +10,84 @@ Runs with `python -IS`: standard library only.
 """
 
 import ctypes
+import json
 import os
 import re
 import signal
 import sys
+from dataclasses import dataclass, field
 from pathlib import Path
 
 PR_SET_PDEATHSIG = 1
-# Serve's 16 KB make an upload cost one wake-up of the replica for each.
-BUFFER_BYTES = 131072
-UPLOADS = "{ path_beg /upload/ } or { path_end /v2/builds/builds/upload /v2/builds/builds/upload/ }"
-BACK_PRESSURE = f"    http-request set-header x-request-disconnect-disabled ?1 if {UPLOADS}"
-# Replicas see only this proxy; what a client sends under that name is replaced.
-CLIENT = "    http-request set-header x-fleet-client %[src]"
-# Its lines hold whole URLs, and these are signed, or say who a player is.
-SILENT = (
-    "    http-request set-log-level silent if { path_beg /upload/ } or { path_end /me/events /me/events/ } "
-    "or { path_sub /lobbies-sse/ }"
-)
-SCHEME = (
-    "    http-request del-header x-fleet-scheme",
-    "    http-request set-header x-fleet-scheme https if { ssl_fc }",
-)
+MENDED = "# Mended by the fleet.\n"
+_CLOSED = ("frontend prometheus", "listen stats")
+_FRONTEND = "frontend http_frontend"
+_NOWHERE = "backend default_backend"
+_SECTION = re.compile(r"^(?=[a-z])", re.MULTILINE)
+_BIND = re.compile(r"^[ \t]*bind .*\n", re.MULTILINE)
 
 
-NOT_KNOWN_YET = "    http-response deny deny_status 503 if { status 404 } { res.fhdr(content-type) -m beg text/plain }"
-_NOT_FOUND = re.compile(r"^\s*http-request return status 404 .*not found\. Ping .*$", re.MULTILINE)
-_FRONTEND = re.compile(r"^frontend http_frontend\n\s*bind .*\n", re.MULTILINE)
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """`binds`: of the frontend, in place of Serve's own; none: those stay. `frontend`: its first lines. `nowhere`: what
+    answers while no application is deployed. `defaults`, `sections`: more of these. `pages`: file per status."""
+
+    binds: list[str] = field(default_factory=list[str])
+    frontend: list[str] = field(default_factory=list[str])
+    nowhere: list[str] = field(default_factory=list[str])
+    defaults: list[str] = field(default_factory=list[str])
+    sections: list[str] = field(default_factory=list[str])
+    pages: dict[str, str] = field(default_factory=dict[str, str])
+    buffer_bytes: int = 0
+    connections: int = 0
 
 
-def mend(config: str, error_file: str, more: str = "") -> str:
-    """The configuration with loopback binds, a private socket, the API's error page, and these lines more."""
-    config = re.sub(r"^(\s*bind )(?:\*)?:(\d+)", r"\g<1>127.0.0.1:\2", config, flags=re.MULTILINE)
-    config = re.sub(r"^(\s*tune\.bufsize) \d+", rf"\1 {BUFFER_BYTES}", config, flags=re.MULTILINE)
-    for lines in (BACK_PRESSURE, NOT_KNOWN_YET, CLIENT, SILENT, *reversed(SCHEME), more.rstrip("\n")):
-        if lines and lines not in config:
-            config = _FRONTEND.sub(lambda found, lines=lines: f"{found[0]}{lines}\n", config)
-    config = _NOT_FOUND.sub("    http-request deny deny_status 503", config)
-    config = re.sub(r"^(\s*stats socket .*) mode 666 ", r"\1 mode 600 ", config, flags=re.MULTILINE)
-    return re.sub(r"^(\s*errorfile \d+) .*$", rf"\1 {error_file}", config, flags=re.MULTILINE)
+def mend(config: str, changes: Changes) -> str:
+    """The configuration with the changes; one that has them already stays as it is."""
+    if config.startswith(MENDED):
+        return config
+    sections = [_mend_section(section, changes) for section in _SECTION.split(config)]
+    more = "".join(f"{line}\n" for line in changes.sections)
+    return MENDED + "".join(sections).rstrip("\n") + "\n" + more
 
 
-def mend_file(path: Path, error_file: str, more: str) -> None:
-    """Replace the file at once: an older HAProxy or its manager may be reading it."""
+def _mend_section(section: str, changes: Changes) -> str:
+    head, _, body = section.partition("\n")
+    if head.strip() in _CLOSED:
+        return ""
+    if head.strip() == _FRONTEND:
+        binds = [] if not changes.binds else [f"bind {place}" for place in changes.binds]
+        kept = _BIND.sub("", body) if binds else body
+        return f"{head}\n{_indented([*binds, *changes.frontend])}{_loopback(kept)}"
+    if head.strip() == _NOWHERE and changes.nowhere:
+        return f"{head}\n{_indented(changes.nowhere)}"
+    if head.strip() == "global":
+        body = re.sub(r"^(\s*stats socket .*) mode 666 ", r"\1 mode 600 ", body, flags=re.MULTILINE)
+        for name, value in (("tune.bufsize", changes.buffer_bytes), ("maxconn", changes.connections)):
+            if value:
+                body = re.sub(rf"^(\s*{re.escape(name)}) \d+", rf"\1 {value}", body, flags=re.MULTILINE)
+    if head.strip() == "defaults":
+        pages = [f"errorfile {status} {file}" for status, file in changes.pages.items()]
+        if pages:
+            body = re.sub(r"^\s*errorfile .*\n", "", body, flags=re.MULTILINE)
+        body = f"{_indented([*pages, *changes.defaults])}{body}"
+    return f"{head}\n{_loopback(body)}" if body or section.endswith("\n") else head
+
+
+def _indented(lines: list[str]) -> str:
+    return "".join(f"    {line}\n" for line in lines)
+
+
+def _loopback(body: str) -> str:
+    return re.sub(r"^(\s*bind )(?:\*)?:(\d+)", r"\g<1>127.0.0.1:\2", body, flags=re.MULTILINE)
+
+
+def mend_file(path: Path, changes: Changes) -> None:
+    """Replace the file at once: an older HAProxy or its manager may be reading it. It holds the proxy's secret."""
     mended = path.with_name(path.name + ".mended")
-    mended.write_text(mend(path.read_text(), error_file, more))
+    mended.unlink(missing_ok=True)
+    mended.touch(mode=0o600)
+    mended.write_text(mend(path.read_text(), changes))
     mended.replace(path)
 
 
@@ -73,10 +101,10 @@ def die_with_parent(parent: int) -> None:
 
 
 def main(arguments: list[str]) -> None:
-    haproxy, error_file, lines, *rest = arguments
+    haproxy, changes, *rest = arguments
     die_with_parent(os.getppid())
     if "-f" in rest:
-        mend_file(Path(rest[rest.index("-f") + 1]), error_file, Path(lines).read_text())
+        mend_file(Path(rest[rest.index("-f") + 1]), Changes(**json.loads(Path(changes).read_text())))
     os.execv(haproxy, [haproxy, *rest])
 
 

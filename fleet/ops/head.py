@@ -25,6 +25,7 @@ START_TIMEOUT_S = 120.0
 KILLED_S = 10.0  # for a process that was killed to end
 NOT_INHERITED = frozenset({"RAY_ADDRESS", "RAY_TMPDIR", "RAY_NAMESPACE", "PYTHONDONTWRITEBYTECODE"})
 GCS, RAYLET = "gcs_server", "raylet"
+CLUSTER = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,9 @@ def head_environment(home: Home, settings: FleetSettings) -> dict[str, str]:
     """What the head, and so each of its workers, gets on top of the caller's environment."""
     reserve_ports(settings.port, settings.tls.api_port)
     environment = {
+        # Off, Ray takes 127.0.0.1 for an address, and all of its processes listen there alone. On, it replaces it by
+        # the network card's address, and listens on every interface, which other machines need.
+        CLUSTER: "0" if is_this_machine(head_address(settings)) else "1",
         "FLEET_PORT": str(settings.port),
         "FLEET_RUNTIME": settings.runtime,
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
@@ -129,6 +133,11 @@ def head_address(settings: FleetSettings) -> str:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.connect(("192.0.2.1", 9))  # chooses a route; nothing is sent
         return str(probe.getsockname()[0])
+
+
+def is_this_machine(address: str) -> bool:
+    """Whether only this machine reaches a head there: exactly what Ray takes for it."""
+    return address in ("127.0.0.1", "::1", "localhost")
 
 
 def token_file(home: Home, settings: FleetSettings) -> Path:

@@ -154,10 +154,27 @@ def reserve_ports(*ports: int) -> None:
 
 
 def port_is_free(host: str, port: int) -> bool:
-    with socket.socket() as probe:
+    family, address = _bindable(host, port)
+    with socket.socket(family) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((host, port))
+            probe.bind(address)
         except OSError:
             return False
     return True
+
+
+def is_ours(host: str) -> bool:
+    """Whether this machine can listen there."""
+    try:
+        family, address = _bindable(host, 0)
+        with socket.socket(family) as probe:
+            probe.bind(address)
+    except OSError:
+        return False
+    return True
+
+
+def _bindable(host: str, port: int) -> tuple[socket.AddressFamily, Any]:
+    found = socket.getaddrinfo("0.0.0.0" if host == "*" else host, port, type=socket.SOCK_STREAM)[0]
+    return found[0], found[4]

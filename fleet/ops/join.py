@@ -6,8 +6,9 @@ from typing import Any, cast
 
 import ray
 from ray import _raylet  # pyright: ignore[reportAttributeAccessIssue, reportUnknownVariableType]
+from ray._private import ray_constants
 
-from fleet.ops.head import Head
+from fleet.ops.head import CLUSTER, Head
 
 
 def join_head(head: Head, namespace: str) -> None:
@@ -16,4 +17,6 @@ def join_head(head: Head, namespace: str) -> None:
     # Ray reads its settings when it is imported, and a token once; without this it would send none, or another head's.
     cast(Any, _raylet).Config.initialize("")
     cast(Any, _raylet).AuthenticationTokenLoader.instance().reset_cache()
+    # Whether 127.0.0.1 means itself (`head.CLUSTER`).
+    ray_constants.ENABLE_RAY_CLUSTER = head.environment.get(CLUSTER, "1") == "1"
     ray.init(address=head.address, namespace=namespace, log_to_driver=False, logging_level=logging.WARNING)

@@ -30,7 +30,7 @@ from fleet.ops import api
 from fleet.ops.config_check import check_configs
 from fleet.ops.engine import ensure_engine
 from fleet.ops.head import Head, forget_head, read_head, start_head
-from fleet.ops.home import Access, Home, OpsError, StartFailed, port_is_free, read_access, write_access
+from fleet.ops.home import Access, Home, OpsError, StartFailed, is_ours, port_is_free, read_access, write_access
 from fleet.ops.logs import keep_ray_logs, link_ray_logs
 from fleet.ops.processes import ProcessId, end_supervised, is_alive
 from fleet.ops.shutdown import shut_down
@@ -53,7 +53,6 @@ STEP_BACK_S = 20.0
 LOOK_S = 1.0  # how often processes are looked for that cannot be held
 ABANDON_S = 60.0  # for a start that is under way to notice that the fleet shall end
 BACKOFF_FIRST_S, BACKOFF_MAX_S = 1.0, 60.0
-REACHED_BY_LOOPBACK = ("127.0.0.1", "localhost", "0.0.0.0", "*")
 # A head that lived this long was fine; its end starts a new series of attempts.
 STABLE_S = 120.0
 
@@ -174,11 +173,6 @@ class Supervisor:
             self._report(text)
 
     async def _prepare(self) -> None:
-        if self._settings.host not in REACHED_BY_LOOPBACK:
-            raise OpsError(
-                f"FLEET_HOST={self._settings.host} cannot work: the proxy reaches the API's processes by 127.0.0.1. "
-                "Use 127.0.0.1, or 0.0.0.0 and a firewall."
-            )
         await asyncio.to_thread(check_configs, self._settings)
         self._say("Looking for a container engine")
         await asyncio.to_thread(ensure_engine, self._home, self._settings, self._say)
@@ -243,8 +237,11 @@ class Supervisor:
             log.warning("ray_logs_not_kept", error=repr(error))
             shutil.rmtree(self._home.run_dir, ignore_errors=True)
         forget_head(self._home)
-        if not port_is_free(self._settings.host, self._settings.port):
-            raise OpsError(f"Port {self._settings.port} is taken by another program. Choose one with FLEET_PORT.")
+        host, port = self._settings.host, self._settings.port
+        if not is_ours(host):
+            raise OpsError(f"This machine has no address {host}. Set FLEET_HOST to one that it has, or to 0.0.0.0.")
+        if not port_is_free("127.0.0.1", port) or not port_is_free(host, port):
+            raise OpsError(f"Port {port} is taken by another program. Choose one with FLEET_PORT.")
 
     async def _replace(self, *, steady: bool) -> Head:
         """Start anew until it works, waiting longer each time."""

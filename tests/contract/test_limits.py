@@ -19,8 +19,7 @@ from fleet.limits.windows import CELLS, SharedWindows, Taken
 from fleet.settings import RateLimits
 from serve_app.context import AppContext
 from serve_app.http import create_app
-from serve_app.limits import CLIENT_HEADER
-from tests.unit.api_kit import Api, open_api
+from tests.unit.api_kit import Api, by_proxy, open_api
 
 PATH = "/api/v3/servers"
 WINDOW = 1.0
@@ -249,7 +248,7 @@ async def test_reads_and_writes_are_counted_apart(strict: Api) -> None:
 
 async def test_unknown_keys_are_limited_by_address(strict: Api) -> None:
     async def tried(key: str, address: str) -> int:
-        headers = {CLIENT_HEADER: address}
+        headers = by_proxy(client=address)
         return (await strict.call("GET", PATH, key=key, headers=headers)).status_code
 
     assert await tried(strict.project.server_key, "192.0.2.1") == 200
@@ -264,7 +263,7 @@ async def test_unknown_admin_keys_are_limited_by_address_too(strict: Api) -> Non
     good = strict.app.state.context.admin_keys.rotate(0)
 
     async def tried(key: str) -> int:
-        headers = {"admin-key": key, CLIENT_HEADER: "192.0.2.7"}
+        headers = {"admin-key": key, **by_proxy(client="192.0.2.7")}
         return (await strict.client.get("/api/admin/v1/projects", headers=headers)).status_code
 
     assert [await tried(f"pfadmin_{n}") for n in range(7)] == [401] * 5 + [429] * 2

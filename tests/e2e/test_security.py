@@ -6,48 +6,51 @@ import subprocess
 import sys
 from pathlib import Path
 
+import httpx
 import pytest
 
 from fleet.admin import Fleet
 from fleet.node.firewall import Walls, missing, resolvers_of
 from fleet.ops.head import read_head
-from fleet.ops.home import find_home
-from fleet.ops.processes import command_of, supervised
+from fleet.ops.home import Home, find_home
+from fleet.proxy_secret import read_secret
 from tests import games
 from tests.conftest import RunningFleet
 from tests.player import Studio, stopped_after
+from tests.sockets import listeners, only_the_proxy_listens
 
 pytestmark = [pytest.mark.fleet]
 
-LOOPBACK = ("127.", "[::1]", "::1")
 
-
-def listening() -> list[tuple[str, int]]:
-    """(address, pid) of every TCP socket that listens on this machine."""
-    output = subprocess.run(["ss", "-Hltnp"], check=True, capture_output=True, text=True).stdout
-    found: list[tuple[str, int]] = []
-    for line in output.splitlines():
-        address = line.split()[3].rpartition(":")[0]
-        found += [(address, int(pid)) for pid in re.findall(r"pid=(\d+)", line)]
-    return found
-
-
-def test_only_rays_own_processes_listen_beyond_the_loopback(fleet: RunningFleet) -> None:
+def home_of(fleet: RunningFleet) -> Home:
     home = find_home(fleet.home)
     assert home is not None
-    ours = set(supervised(home))
-    open_to_all = {pid for address, pid in listening() if pid in ours and not address.startswith(LOOPBACK)}
-    rays = re.compile(r"ray|gcs_server|raylet")
-    assert open_to_all, "Ray listens on every interface, so something is seen"
-    strangers = {pid: command_of(pid) for pid in open_to_all if not rays.search(command_of(pid))}
-    assert not strangers
-    proxies = {pid for pid in ours if "haproxy" in command_of(pid).split(" ")[0]}
-    assert not proxies & open_to_all, "the proxy is bound to FLEET_HOST"
+    return home
+
+
+def test_nothing_listens_beyond_the_loopback(fleet: RunningFleet) -> None:
+    only_the_proxy_listens(home_of(fleet), int(fleet.env["FLEET_PORT"]), everywhere=False)
+
+
+def test_a_replica_believes_nobody_but_the_proxy(fleet: RunningFleet) -> None:
+    home = home_of(fleet)
+    replicas = [one.port for one in listeners(home) if "ServeReplica" in one.command and one.address == "127.0.0.1"]
+    assert replicas
+    claims = {"x-fleet-client": "9.9.9.9", "api-key": "pf_guess"}
+    for port in replicas:
+        straight = httpx.get(f"http://127.0.0.1:{port}/api/v3/servers", headers=claims, trust_env=False)
+        assert straight.status_code == 403
+        assert straight.json()["error"] == "Forbidden"
+    through = httpx.get(f"{fleet.url}/api/v3/servers", headers=claims, trust_env=False)
+    assert through.status_code == 401, "the proxy takes a client's claims away"
+    assert read_secret(home.path) not in through.text
 
 
 JOIN = """
 import os, sys, logging
 import ray
+from ray._private import ray_constants
+ray_constants.ENABLE_RAY_CLUSTER = False  # 127.0.0.1 is itself, not the network card's address
 try:
     ray.init(address=sys.argv[1], log_to_driver=False, logging_level=logging.CRITICAL)
 except BaseException as refusal:
@@ -62,7 +65,7 @@ def test_ray_lets_nobody_in_without_the_fleets_token(fleet: RunningFleet, tmp_pa
     home = find_home(fleet.home)
     head = read_head(home) if home else None
     assert head is not None
-    assert head.address.startswith("127."), "this test sends to the loopback only"
+    assert head.address.startswith("127.0.0.1:"), "Ray is for this machine alone"
     assert head.environment["RAY_AUTH_MODE"] == "token"
     token_file = Path(head.environment["RAY_AUTH_TOKEN_PATH"])
     assert token_file.stat().st_mode & 0o077 == 0

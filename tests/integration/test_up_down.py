@@ -18,6 +18,7 @@ from fleet.ops.supervisor import lock_holder
 from tests import games
 from tests.conftest import RunningFleet, fleet_environment, run_fleet, started_fleet
 from tests.player import Studio, ask
+from tests.sockets import only_the_proxy_listens
 from tests.waiting import eventually
 
 pytestmark = pytest.mark.timeout(900)
@@ -64,7 +65,7 @@ def test_second_up_finds_the_first(fleet: RunningFleet) -> None:
 
 def test_home_is_private(fleet: RunningFleet) -> None:
     assert stat.S_IMODE(fleet.home.stat().st_mode) == 0o700
-    for name in ("fleet.json", "ray-token", "ray.json"):
+    for name in ("fleet.json", "ray-token", "ray.json", "proxy-secret"):
         assert stat.S_IMODE((fleet.home / name).stat().st_mode) == 0o600, name
     assert stat.S_IMODE(home_of(fleet).run_dir.stat().st_mode) == 0o700
 
@@ -124,8 +125,8 @@ class TestCrashes:
 
 @pytest.fixture
 def other_fleet(tmp_path: Path) -> Iterator[dict[str, str]]:
-    """A fleet without an engine, beside the session's."""
-    env = fleet_environment(tmp_path) | {"FLEET_RUNTIME": "process"}
+    """A fleet without an engine that others may reach, beside the session's."""
+    env = fleet_environment(tmp_path) | {"FLEET_RUNTIME": "process", "FLEET_HOST": "0.0.0.0"}
     yield env
     assert run_fleet(env, "down").returncode == 0
 
@@ -135,6 +136,7 @@ def test_down_leaves_nothing_and_up_remembers(
 ) -> None:
     first = started_fleet(other_fleet)
     home = home_of(first)
+    only_the_proxy_listens(home, int(other_fleet["FLEET_PORT"]), everywhere=True)
     studio = Studio(first.url, first.server_key)
     request.addfinalizer(studio.http.close)
     assert studio.push(games.demo_zip(), "kept")["status"] == "ready"

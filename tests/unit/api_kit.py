@@ -23,6 +23,7 @@ from fleet.node.series import empty
 from fleet.pools.claim import ClaimCall
 from fleet.projects.model import NewProject
 from fleet.projects.service import create_project
+from fleet.proxy_secret import SECRET_HEADER, secret_file
 from fleet.servers.model import LogPage, RestartChanges, UsageSeries
 from fleet.settings import FleetSettings, LobbySettings, PipelineSettings, RateLimits
 from fleet.store.engine import Store
@@ -296,6 +297,14 @@ GENEROUS = RateLimits(
 )
 
 
+PROXY_SECRET = "known to the proxy alone"
+
+
+def by_proxy(**told: str) -> dict[str, str]:
+    """Headers of a request that came through the fleet's proxy, which tells `client` and `scheme`."""
+    return {SECRET_HEADER: PROXY_SECRET, **{f"x-fleet-{name}": value for name, value in told.items()}}
+
+
 async def open_api(
     folder: Path, database_url: str | None = None, plans: Path | None = None, limits: RateLimits = GENEROUS
 ) -> Api:
@@ -307,6 +316,7 @@ async def open_api(
         home=folder, database_url=database_url, plans_config=plans, lobbies=lobbies, limits=limits, pipeline=many
     )
     (folder / "fleet-id").write_text("unit")
+    secret_file(folder).write_text(PROXY_SECRET)
     furnished = await _furnished_database(folder / "fleet.db") if database_url is None else None
     store = Store(settings.database)
     one, two = furnished or await _furnish(store)

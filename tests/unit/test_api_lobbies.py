@@ -15,7 +15,7 @@ from fleet.settings import RateLimits
 from serve_app.v3.lobby_schemas import lobby_view
 from tests.clients.unity_v3 import verify
 from tests.live_api import live
-from tests.unit.api_kit import Api, open_api
+from tests.unit.api_kit import Api, by_proxy, open_api
 
 PATH = "/api/v3/lobbies/default"
 MODES = {"duel": {"teams": 2, "playersPerTeam": 1, "timeout": 60}}
@@ -363,7 +363,7 @@ async def test_players_of_one_key_are_counted_apart_and_together(tmp_path: Path)
     assert told.headers["retry-after"]
     assert told.headers["x-ratelimit-limit"] == "3"
     await asyncio.sleep(1.1)
-    far = [{"x-fleet-client": f"203.0.113.{number}"} for number in range(10)]
+    far = [by_proxy(client=f"203.0.113.{number}") for number in range(10)]
     spread = await asyncio.gather(*(call(api, *beat, f"p{n}", headers=far[n]) for n in range(10)))
     assert sorted(answer.status_code for answer in spread) == [404] * 8 + [429] * 2
     assert (await call(api, "GET", "", None)).status_code == 200  # reads are counted apart

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.unit.api_kit import Api
+from tests.unit.api_kit import Api, by_proxy
 
 PATH = "/api/v3/servers"
 GAME, OTHER = "https://game.example", "https://other.example"
@@ -81,7 +81,7 @@ async def test_every_answer_has_the_safe_headers(api: Api) -> None:
 
 
 async def test_behind_tls_browsers_are_told_to_stay_there(api: Api) -> None:
-    over_tls = {"x-fleet-scheme": "https"}
+    over_tls = by_proxy(scheme="https")
     answer = await api.call("GET", PATH, headers=over_tls)
     assert answer.headers["strict-transport-security"].startswith("max-age=")
     upload = await api.call("POST", "/api/v3/builds/upload-url", headers=over_tls)

@@ -1,6 +1,5 @@
 """The pure parts of operating a fleet: proxy configuration, Serve config, packing, identities, port ranges."""
 
-import json
 import os
 import stat
 import subprocess
@@ -14,9 +13,9 @@ import yaml
 from fleet.cli_api import parse_port
 from fleet.client.packing import pack
 from fleet.errors import BadRequest
-from fleet.ops.api import local_url, render
-from fleet.ops.haproxy import error_page, write_shim
-from fleet.ops.haproxy_shim import mend
+from fleet.ops.api import render
+from fleet.ops.haproxy import write_shim
+from fleet.ops.haproxy_shim import Changes, mend
 from fleet.ops.head import Head, child_environment, read_head
 from fleet.ops.home import (
     OpsError,
@@ -36,54 +35,46 @@ from fleet.settings import FleetSettings
 
 SERVE_CONFIG = """global
     stats socket /run/x/admin.sock mode 666 level admin expose-fd listeners
+    tune.bufsize 16384
 defaults
     errorfile 503 /run/x/500.http
 frontend prometheus
     bind :9101
 frontend http_frontend
     bind 127.0.0.1:8000
+    default_backend default_backend
+backend default_backend
+    http-request return status 404 content-type text/plain string "Not found"
 listen stats
   bind *:8404
 """
 
 
 def test_proxy_config_becomes_private() -> None:
-    mended = mend(SERVE_CONFIG, "/run/x/ours.http")
-    assert [line.split()[1] for line in mended.splitlines() if "bind " in line] == [
-        "127.0.0.1:9101",
-        "127.0.0.1:8000",
-        "127.0.0.1:8404",
-    ]
+    wanted = Changes(
+        binds=["127.0.0.1:8000", "10.0.0.7:8000"],
+        frontend=["timeout http-request 10s"],
+        nowhere=["http-request deny deny_status 503"],
+        sections=["backend more"],
+        pages={"503": "/run/x/ours.http"},
+        buffer_bytes=99,
+    )
+    mended = mend(SERVE_CONFIG, wanted)
+    assert [line.split()[1] for line in mended.splitlines() if "bind " in line] == ["127.0.0.1:8000", "10.0.0.7:8000"]
+    assert "9101" not in mended, "metrics are closed"
+    assert "8404" not in mended, "statistics too"
     assert "mode 600 level admin" in mended
-    assert "    http-request set-header x-fleet-client %[src]\n" in mended
-    assert "    http-request set-log-level silent if { path_beg /upload/ } or { path_end /me/events" in mended
-    assert "disconnect-disabled ?1 if { path_beg /upload/ } or { path_end /v2/builds/builds/upload " in mended
+    assert "tune.bufsize 99" in mended
     assert "errorfile 503 /run/x/ours.http" in mended
-    assert mend(mended, "/run/x/ours.http") == mended
+    assert "500.http" not in mended
+    assert "status 404" not in mended
+    assert mended.endswith("backend more\n")
+    assert mend(mended, wanted) == mended
 
 
-def test_a_proxy_open_on_purpose_stays_open() -> None:
-    assert "bind *:8000" not in mend("frontend http_frontend\n    bind 0.0.0.0:8000\n", "e")
-    assert "bind 0.0.0.0:8000" in mend("frontend http_frontend\n    bind 0.0.0.0:8000\n", "e")
-
-
-def test_proxy_error_page_has_the_shape_of_api_errors() -> None:
-    head, body = error_page().split("\r\n\r\n")
-    assert head.startswith("HTTP/1.1 503 ")
-    assert f"Content-Length: {len(body)}" in head
-    assert set(json.loads(body)) == {"error", "detail", "status"}
-
-
-def test_shim_never_says_that_the_api_is_not_there() -> None:
-    """Serve writes this while no application is known, as after a start; and its own proxy answers so."""
-    said = """    http-request return status 404 content-type text/plain lf-string "Path '%[path]' not found. Ping http://x/-/routes."
-"""
-    config = f"frontend http_frontend\n    bind 127.0.0.1:8000\nbackend default_backend\n{said}"
-    mended = mend(config, "/page")
-    assert "status 404 content-type" not in mended
-    assert "backend default_backend\n    http-request deny deny_status 503\n" in mended
-    assert "http-response deny deny_status 503 if { status 404 } { res.fhdr(content-type) -m beg text/plain }" in mended
-    assert mend(mended, "/page") == mended
+def test_an_unknown_bind_to_every_interface_becomes_loopback() -> None:
+    assert "bind 127.0.0.1:9\n" in mend("frontend grpc_frontend\n    bind *:9\n", Changes())
+    assert "bind 127.0.0.1:9\n" in mend("frontend http_frontend\n    bind :9\n", Changes())
 
 
 def test_shim_becomes_the_proxy_and_mends_its_config(tmp_path: Path) -> None:
@@ -91,24 +82,18 @@ def test_shim_becomes_the_proxy_and_mends_its_config(tmp_path: Path) -> None:
     folder.mkdir()
     config = folder / "haproxy.cfg"
     config.write_text(SERVE_CONFIG)
-    shim = write_shim(folder, "/bin/echo")
+    shim = write_shim(folder, "/bin/echo", Changes())
     done = subprocess.run([shim, "-db", "-f", config, "-sf", "1"], capture_output=True, text=True, check=True)
     assert done.stdout.split() == f"-db -f {config} -sf 1".split()
     assert "bind :9101" not in config.read_text()
+    assert stat.S_IMODE(config.stat().st_mode) == 0o600
 
 
 def test_serve_config_takes_address_and_replicas_from_settings() -> None:
     config = render(FleetSettings(host="0.0.0.0", port=1234, replicas=5))
-    assert config["http_options"] == {"host": "0.0.0.0", "port": 1234}
+    assert config["http_options"]["port"] == 1234
     assert config["applications"][0]["deployments"][0]["num_replicas"] == 5
     assert yaml.safe_load(yaml.safe_dump(config)) == config
-
-
-@pytest.mark.parametrize(
-    ("host", "seen"), [("0.0.0.0", "127.0.0.1"), ("127.0.0.1", "127.0.0.1"), ("10.1.2.3", "10.1.2.3")]
-)
-def test_local_url_of_a_wildcard_is_loopback(host: str, seen: str) -> None:
-    assert local_url(FleetSettings(host=host, port=8000)) == f"http://{seen}:8000"
 
 
 def test_home_is_private_and_keeps_its_id(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from fleet.telemetry.scrape import Scrape
 from fleet.telemetry.stored import server_families
 from fleet.times import now_ms
 from serve_app.http import create_app
-from tests.unit.api_kit import Api
+from tests.unit.api_kit import Api, by_proxy
 
 
 class TwoManagers:
@@ -149,19 +149,19 @@ def test_what_servers_cost_is_told_by_what_they_are_for() -> None:
 
 
 TOKEN = {"authorization": "Bearer secret"}
-OUTSIDE = {"x-fleet-client": "203.0.113.7"}
+OUTSIDE = by_proxy(client="203.0.113.7")
 
 
 @pytest.mark.parametrize(
     ("settings", "peer", "headers", "status"),
     [
         ({}, "127.0.0.1", {}, 200),
-        ({}, "127.0.0.1", {"x-fleet-client": "127.0.0.1"}, 200),
+        ({}, "127.0.0.1", by_proxy(client="127.0.0.1"), 200),
         ({}, "::1", {}, 200),
         ({}, "127.0.0.1", OUTSIDE, 403),
-        ({}, "203.0.113.7", {"x-fleet-client": "127.0.0.1"}, 403),
+        ({}, "203.0.113.7", by_proxy(client="127.0.0.1"), 403),
         ({}, "127.0.0.1", {"x-forwarded-for": "127.0.0.1"}, 403),
-        ({}, "127.0.0.1", {"x-fleet-client": "no address"}, 403),
+        ({}, "127.0.0.1", by_proxy(client="no address"), 403),
         ({"metrics_public": True}, "203.0.113.7", OUTSIDE, 200),
         ({"metrics_token": "secret"}, "127.0.0.1", OUTSIDE | TOKEN, 200),
         ({"metrics_token": "secret"}, "127.0.0.1", {}, 401),
