@@ -6,6 +6,9 @@ the cloud's metadata address, not another game. Answers to those who came to it 
 
 Two pairs of chains: what is refused belongs to the bridge and is the same for every fleet that uses it; what is allowed
 belongs to the fleet and stands before it. All is put in place by one `iptables-restore`, so there is no moment without.
+
+Fleets of one machine agree on one order, whoever came last: first everything that any fleet allows, then everything
+that is refused. Each looks for it and mends it, by moving the jumps of all; where it stands, nobody touches anything.
 """
 
 import ipaddress
@@ -49,10 +52,10 @@ class Walls:
         }
 
     def jumps(self) -> list[tuple[str, str]]:
-        """(chain, rule), the last of a chain first: each is put at its beginning."""
+        """(chain, rule): what leads to the chains."""
         here, there = own_chains(self.fleet_id)
         host, away = bridge_chains(self.bridge)
-        targets = [("INPUT", host), ("INPUT", here), (self.outer, away), (self.outer, there)]
+        targets = [("INPUT", here), ("INPUT", host), (self.outer, there), (self.outer, away)]
         return [(parent, f"-i {self.bridge} -j {chain}") for parent, chain in targets]
 
 
@@ -72,8 +75,10 @@ def missing(saved: str, walls: Walls) -> list[str]:
         before = rules.get(parent, [])
         if jump not in before:
             wrong.append(f"{parent} does not lead to {jump.rsplit(' ', 1)[1]}")
-        elif any(" -j FLEET-" not in rule for rule in before[: before.index(jump)]):
+        elif any(not _is_jump(rule) for rule in before[: before.index(jump)]):
             wrong.append(f"{parent} decides before {jump.rsplit(' ', 1)[1]}")
+        elif _allows(jump) and not all(map(_allows, before[: before.index(jump)])):
+            wrong.append(f"{parent} refuses before {jump.rsplit(' ', 1)[1]}")
     if walls.outer != "FORWARD" and rules.get("FORWARD", [])[:1] != [f"-j {walls.outer}"]:
         wrong.append(f"FORWARD does not begin with {walls.outer}")
     return wrong
@@ -85,13 +90,29 @@ def restore_text(saved: str, walls: Walls) -> str:
     lines = ["*filter"]
     for name, wanted in walls.chains().items():
         lines += [f":{name} - [0:0]", *(f"-A {name} {rule}" for rule in wanted)]
-    for parent, jump in walls.jumps():
-        lines += [f"-D {parent} {jump}"] * rules.get(parent, []).count(jump)
-        lines.append(f"-I {parent} 1 {jump}")
+    for parent in dict.fromkeys(parent for parent, _ in walls.jumps()):
+        standing = [rule for rule in rules.get(parent, []) if _is_jump(rule)]
+        ours = [jump for of, jump in walls.jumps() if of == parent]
+        lines += [f"-D {parent} {rule}" for rule in standing]
+        lines += [f"-I {parent} 1 {rule}" for rule in reversed(_in_order([*standing, *ours]))]
     if walls.outer != "FORWARD":
         lines += [f"-D FORWARD -j {walls.outer}"] * rules.get("FORWARD", []).count(f"-j {walls.outer}")
         lines.append(f"-I FORWARD 1 -j {walls.outer}")
     return "\n".join([*lines, "COMMIT", ""])
+
+
+def _is_jump(rule: str) -> bool:
+    """Whether it leads to a chain of some fleet."""
+    return " -j FLEET-" in rule
+
+
+def _allows(jump: str) -> bool:
+    return " -j FLEET-OK-" in jump
+
+
+def _in_order(jumps: list[str]) -> list[str]:
+    """Each once, what allows before what refuses, else as they stand."""
+    return sorted(dict.fromkeys(jumps), key=lambda jump: not _allows(jump))
 
 
 def removal_text(saved: str, fleet_id: str) -> str:
@@ -99,9 +120,9 @@ def removal_text(saved: str, fleet_id: str) -> str:
     empty if there are none."""
     rules = rules_of(saved)
     own = set(own_chains(fleet_id))
-    jumps = [(parent, rule) for parent, found in rules.items() for rule in found if " -j FLEET-" in rule]
+    jumps = [(parent, rule) for parent, found in rules.items() for rule in found if _is_jump(rule)]
     bridges = {rule.split()[1] for _, rule in jumps if rule.split()[-1] in own}
-    used = {rule.split()[1] for _, rule in jumps if " -j FLEET-OK-" in rule and rule.split()[-1] not in own}
+    used = {rule.split()[1] for _, rule in jumps if _allows(rule) and rule.split()[-1] not in own}
     chains = own | {chain for bridge in bridges - used for chain in bridge_chains(bridge)}
     gone = sorted(chains & rules.keys())
     if not gone:

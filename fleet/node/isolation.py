@@ -35,7 +35,8 @@ ENGINE_LABEL = "fleet.engine=1"
 CHECK_S = 30.0
 _TIMEOUT_S = 20.0
 _LOCK_S = 60.0  # while other agents put theirs up
-_LOOK_LIMIT_S = _LOCK_S + 6 * _TIMEOUT_S
+_TRIES = 3  # to change rules that other fleets may change at the same time
+_LOOK_LIMIT_S = _LOCK_S + (2 * _TRIES + 3) * _TIMEOUT_S
 _NF_CALL = Path("/proc/sys/net/bridge/bridge-nf-call-iptables")
 
 
@@ -142,10 +143,21 @@ def take_down(fleet_id: str, lock: Path) -> None:
         return
     try:
         with held(lock, _LOCK_S):
-            if text := removal_text(_saved(), fleet_id):
-                _restore(text)
+            _remove(fleet_id)
     except (NoWalls, Unavailable, OSError, subprocess.TimeoutExpired) as error:
         log.error("rules_not_removed", error=str(error))
+
+
+def _remove(fleet_id: str) -> None:
+    for tries_left in reversed(range(_TRIES)):
+        text = removal_text(_saved(), fleet_id)
+        if not text:
+            return
+        try:
+            _restore(text)
+        except NoWalls:  # another fleet changed them meanwhile
+            if not tries_left:
+                raise
 
 
 def _put_up(walls: Walls, lock: Path) -> list[str]:
@@ -157,17 +169,28 @@ def _put_up(walls: Walls, lock: Path) -> list[str]:
     if _NF_CALL.exists() and _NF_CALL.read_text().strip() != "1":
         _run(["sysctl", "-q", "-w", "net.bridge.bridge-nf-call-iptables=1"])  # else games meet below the filter
     with held(lock, _LOCK_S):
+        return _mend(walls)
+
+
+def _mend(walls: Walls) -> list[str]:
+    """Other fleets have locks of their own, so what was read may have changed since: then it is read again."""
+    mended: list[str] = []
+    problem = ""
+    for _ in range(_TRIES):
         saved = _saved()
         if walls.outer not in rules_of(saved):
             raise NoWalls(f"the engine has no chain {walls.outer}")
         wrong = missing(saved, walls)
         if not wrong:
-            return []
-        _restore(restore_text(saved, walls))
-        left = missing(_saved(), walls)
-    if left:
-        raise NoWalls("; ".join(left))
-    return wrong
+            return mended
+        mended, problem = mended or wrong, "; ".join(wrong)
+        try:
+            _restore(restore_text(saved, walls))
+        except NoWalls as error:
+            problem = str(error)
+    if missing(_saved(), walls):
+        raise NoWalls(problem)
+    return mended
 
 
 def _saved() -> str:

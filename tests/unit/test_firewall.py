@@ -1,7 +1,7 @@
 """The walls around games: what must stand, what is mended, and that nobody else's rules are touched."""
 
 import ipaddress
-from itertools import pairwise
+from itertools import pairwise, permutations
 
 import pytest
 from hypothesis import given
@@ -98,6 +98,8 @@ def test_whatever_happened_they_stand_after_one_restore(steps: list[tuple[object
             n: [r for r in rules if r != "-j DOCKER-USER"] for n, rules in foreign.items()
         }
     assert all(missing(saved(table), walls) == [] for walls in (WALLS, OTHER, OWN)), "fleets do not undo each other"
+    for walls in (WALLS, OTHER):
+        assert verdict(table, "INPUT", walls.bridge, "172.17.0.1", walls.api_ports[0]) == "ACCEPT"
     again = put_up(table, WALLS)
     assert {n: sorted(r) for n, r in again.items()} == {n: sorted(r) for n, r in table.items()}, "nothing piles up"
     for walls in (WALLS, OTHER, OWN):
@@ -158,12 +160,40 @@ def test_games_do_not_reach_each_other_not_even_by_their_public_ports() -> None:
     assert verdict(table, "FORWARD", "docker0", "8.8.8.8", 7777, out="docker0") == "DROP"
 
 
+@pytest.mark.parametrize("order", list(permutations((WALLS, OTHER, OWN))))
+def test_what_a_fleet_allows_stands_before_what_any_refuses(order: tuple[Walls, ...]) -> None:
+    table = {name: list(rules) for name, rules in DOCKERS.items()}
+    for walls in order:
+        table = put_up(table, walls)
+        assert put_up(table, walls) == table, "a second time changes nothing"
+    for walls in order:
+        assert missing(saved(table), walls) == []
+        assert verdict(table, "INPUT", walls.bridge, "172.17.0.1", walls.api_ports[0]) == "ACCEPT"
+        assert verdict(table, "INPUT", walls.bridge, "172.17.0.1", 22) == "DROP"
+        assert verdict(table, "FORWARD", walls.bridge, "169.254.169.254", 80) == "DROP"
+    assert verdict(table, "FORWARD", "docker0", "10.1.2.3", 9999) == "ACCEPT"
+
+
+@pytest.mark.parametrize(("first", "second"), [(WALLS, OTHER), (OTHER, WALLS)])
+def test_a_fleet_of_before_that_undid_the_order_is_seen_and_mended(first: Walls, second: Walls) -> None:
+    """As fleets once put their walls up: their own jumps first, so the other's allowances came behind the refusals."""
+    table = put_up(put_up(DOCKERS, first), second)
+    refusing, own = "-i docker0 -j FLEET-IN-docker0", f"-i docker0 -j FLEET-OK-{second.fleet_id}-IN"
+    others = f"-i docker0 -j FLEET-OK-{first.fleet_id}-IN"
+    table["INPUT"] = [own, refusing, others]
+    assert missing(saved(table), first) == [f"INPUT refuses before FLEET-OK-{first.fleet_id}-IN"]
+    assert verdict(table, "INPUT", "docker0", "172.17.0.1", first.api_ports[0]) == "DROP"
+    table = put_up(table, first)
+    assert missing(saved(table), first) == missing(saved(table), second) == []
+    assert verdict(table, "INPUT", "docker0", "172.17.0.1", first.api_ports[0]) == "ACCEPT"
+
+
 def test_what_is_wrong_is_said() -> None:
     assert any("does not lead" in problem for problem in missing(saved(DOCKERS), WALLS))
     table = put_up(DOCKERS, WALLS)
     table["INPUT"].insert(0, "-s 172.17.0.0/16 -j ACCEPT")
     assert [p for p in missing(saved(table), WALLS)] == [
-        "INPUT decides before FLEET-IN-docker0", "INPUT decides before FLEET-OK-f1-IN"
+        "INPUT decides before FLEET-OK-f1-IN", "INPUT decides before FLEET-IN-docker0"
     ]  # fmt: skip
     table = put_up(DOCKERS, WALLS)
     table["FORWARD"].remove("-j DOCKER-USER")
