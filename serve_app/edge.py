@@ -34,6 +34,8 @@ from serve_app.trusted_proxy import TrustedProxy
 log = structlog.get_logger(__name__)
 
 MAX_BODY = 1024 * 1024
+BODY_S = 60.0  # for a body that comes little by little
+UPLOAD_RATE = 1024  # bytes per second that an upload makes in the mean, after the first `BODY_S`
 KEEP = "fleet.keep_until"  # set in the scope by handlers whose answer depends on the database alone
 UPLOAD_PREFIX = "/upload/"
 UPLOAD_V2 = "/api/v2/builds/builds/upload"
@@ -45,6 +47,7 @@ _SAFE = [
 _HSTS = (b"strict-transport-security", b"max-age=31536000")
 _SCHEME = SCHEME_HEADER.encode()
 _NOT_NAMED = "The project's allowed_origins do not have the web page that this client key was used from."
+_CLOSE = {"connection": "close"}
 _LIVE = (b"wait_for", b"follow")  # reads that wait for what comes
 _STREAMS = ("/v3/events", "/me/events")  # paths of streams end so
 
@@ -139,8 +142,8 @@ class Edge:
         scope = exchange.scope
         _strip_slash(scope)
         bind_request_id(exchange.request_id)
-        if not scope["path"].startswith(UPLOAD_PREFIX) and scope["path"] != UPLOAD_V2:
-            receive = _bounded(receive)
+        upload = scope["path"].startswith(UPLOAD_PREFIX) or scope["path"] == UPLOAD_V2
+        receive = _paced(receive, None, UPLOAD_RATE) if upload else _paced(receive, MAX_BODY, None)
         try:
             await self._call(exchange, receive)
         except Exception as error:
@@ -256,18 +259,23 @@ def _route_of(scope: Scope) -> str:
     return getattr(route, "path_format", None) or getattr(route, "path", None) or "unmatched"
 
 
-def _bounded(receive: Receive) -> Receive:
-    seen = 0
+def _paced(receive: Receive, most: int | None, rate: int | None) -> Receive:
+    """A body of at most so many bytes, here in `BODY_S`, or later at so many bytes a second. The proxy ends who sends
+    nothing (`fleet/ops/proxy_rules.py`); this ends who sends a byte now and then."""
+    seen, began, complete = 0, time.monotonic(), False
 
-    async def bounded() -> Message:
-        nonlocal seen
+    async def paced() -> Message:
+        nonlocal seen, complete
         message = await receive()
         seen += len(message.get("body", b""))
-        if seen > MAX_BODY:
-            raise HTTPException(413, f"The body is over {MAX_BODY} bytes.", headers={"connection": "close"})
+        if most is not None and seen > most:
+            raise HTTPException(413, f"The body is over {most} bytes.", headers=_CLOSE)
+        if not complete and time.monotonic() - began > BODY_S + (seen / rate if rate else 0):
+            raise HTTPException(408, "The body comes too slowly. Send the request again.", headers=_CLOSE)
+        complete = not message.get("more_body", False)
         return message
 
-    return bounded
+    return paced
 
 
 async def _no_receive() -> Message:

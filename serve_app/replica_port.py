@@ -1,7 +1,7 @@
 """Where a replica listens for calls of other deployments: on the cluster's address, not on every interface.
 
-Serve opens that port for each replica, asks for Ray's token there, and has no setting for the address. The fleet has one
-deployment and calls none, so only Serve's own fallback proxy, which is on the same machine, could come.
+Serve opens that port for each replica, asks for Ray's token there, and has no setting for the address. The fleet has
+one deployment and calls none, so only Serve's own fallback proxy, which is on the same machine, could come.
 """
 
 from typing import Any

@@ -28,6 +28,10 @@ class Replica(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.server.seen.append(dict(self.headers))  # type: ignore[attr-defined]
+        if self.path == "/broken":
+            self.wfile.write(b"not HTTP at all\r\n\r\n")
+            self.close_connection = True
+            return
         if self.path.startswith("/wait"):
             time.sleep(float(self.path.partition("=")[2]))
         if self.path.startswith("/stream"):
@@ -77,6 +81,9 @@ class Replicas(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Replica)
         self.seen: list[dict[str, str]] = []
         self.left = threading.Event()
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Who is ended half-way by the proxy breaks off."""
 
 
 def serve_config(folder: Path, host: str, port: int, behind: int | None) -> Path:
