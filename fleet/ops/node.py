@@ -19,7 +19,16 @@ import structlog
 
 from fleet.node.tls_proxy import end_all_proxies
 from fleet.ops.engine import ensure_engine
-from fleet.ops.head import OBJECT_STORE_BYTES, START_TIMEOUT_S, child_environment, ray_environment, tail, token_file
+from fleet.ops.head import (
+    CLUSTER,
+    OBJECT_STORE_BYTES,
+    START_TIMEOUT_S,
+    child_environment,
+    is_this_machine,
+    ray_environment,
+    tail,
+    token_file,
+)
 from fleet.ops.home import Home, OpsError, free_ports, make_run_dir, read_json, write_private
 from fleet.ops.left_games import stop_left_games
 from fleet.ops.membership import is_known
@@ -49,6 +58,11 @@ def join(
     resources = offered(regions, dict(os.environ))
     if not resources:
         raise OpsError("Say which region this node is for: --region us-east.")
+    if is_this_machine(address.rpartition(":")[0]):
+        raise OpsError(
+            f"A head at {address} takes no nodes. Start its fleet with FLEET_HEAD_ADDRESS=auto (docs/deploy.md), and "
+            "say its address here."
+        )
     ensure_engine(home, settings, report)
     end_supervised(home, grace_s=3.0)
     make_run_dir(home)
@@ -81,7 +95,7 @@ def _command(home: Home, address: str, resources: dict[str, float], node_ip: str
 def _start(home: Home, settings: FleetSettings, command: list[str], output: int) -> int:
     process = subprocess.Popen(
         command,
-        env=child_environment(ray_environment(home, settings)),
+        env=child_environment(ray_environment(home, settings) | {CLUSTER: "1"}),
         stdin=subprocess.DEVNULL,
         stdout=output,
         stderr=subprocess.STDOUT,

@@ -17,6 +17,7 @@ from fleet.proxy_secret import read_secret
 from tests import games
 from tests.conftest import RunningFleet
 from tests.player import Studio, stopped_after
+from tests.python_games import python_game
 from tests.sockets import listeners, only_the_proxy_listens
 
 pytestmark = [pytest.mark.fleet]
@@ -107,3 +108,51 @@ def test_the_walls_stand_while_games_run_and_operators_hear_if_not(fleet: Runnin
         assert [] in standing, standing
         listed = fleet.command("nodes")
         assert "WARNING" not in listed.stdout, listed.stdout
+
+
+KNOCKS = """
+import os, socket, struct, threading
+
+def gateway():
+    for line in open("/proc/net/route"):
+        fields = line.split()
+        if fields[1] == "00000000":
+            return [socket.inet_ntoa(struct.pack("<L", int(fields[2], 16)))]
+    return []
+
+hosts = gateway() + os.environ["HOSTS"].split()
+targets = [(host, int(port)) for host in hosts for port in os.environ["PORTS"].split()]
+reached = []
+
+def knock(target):
+    try:
+        socket.create_connection(target, timeout=3).close()
+    except OSError:
+        return
+    reached.append(target)
+
+threads = [threading.Thread(target=knock, args=(target,)) for target in targets]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+print(f"knocked at {len(targets)} and reached {reached}", flush=True)
+game = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+game.bind(("0.0.0.0", int(os.environ.get("PLAYFLOW_PORT_GAME", "7777"))))
+while True:
+    game.recv(2048)
+"""
+
+
+@pytest.mark.docker
+def test_a_game_reaches_no_port_of_ray(fleet: RunningFleet, studio: Studio) -> None:
+    ports = sorted({one.port for one in listeners(home_of(fleet))})
+    addresses = subprocess.run(["hostname", "-I"], check=True, capture_output=True, text=True).stdout.split()
+    hosts = [address for address in addresses if ":" not in address]
+    assert studio.push(games.make_zip(python_game(KNOCKS)), "knocking")["status"] == "ready"
+    variables = {"PORTS": " ".join(map(str, ports)), "HOSTS": " ".join(hosts)}
+    server = studio.start("knocking", region="us-west", environment_variables=variables)
+    with stopped_after(studio, server):
+        said = [line for line in studio.log(server) if "knocked at" in line]
+    assert len(ports) > 5
+    assert said == [f"knocked at {len(ports) * len(hosts) + len(ports)} and reached []"]

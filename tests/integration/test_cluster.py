@@ -23,6 +23,7 @@ from tests.conftest import ROOT, STARTED, run_fleet
 from tests.player import Studio, ask
 from tests.postgres import PostgresServer
 from tests.s3 import LOGIN, S3Server
+from tests.sockets import listeners, nothing_is_given
 
 pytestmark = [pytest.mark.timeout(600), pytest.mark.slow]
 HEAD, NODES = "127.0.0.10", {"us-east": "127.0.0.11", "eu-west": "127.0.0.12"}
@@ -152,6 +153,14 @@ def test_a_game_runs_on_the_node_of_its_region(
     assert not (cluster.home.path / "artefacts" / "archives").exists()
     cluster.studio.stop(server)
     assert cluster.studio.server(server, "stopped")["status"] == "stopped"
+
+
+def test_where_machines_join_ray_gives_nothing_without_the_token(cluster: Cluster) -> None:
+    homes = [cluster.home, *(home for path in cluster.homes.values() if (home := find_home(path)))]
+    found = [one for home in homes for one in listeners(home) if not one.is_proxy]
+    assert any(not one.private for one in found), "machines reach it"
+    assert all(one.private for one in found if 31_700 <= one.port <= 32_700), "the API's replicas"
+    nothing_is_given(found)
 
 
 def test_games_and_commands_outlive_the_manager(cluster: Cluster, build: dict[str, str]) -> None:

@@ -2,8 +2,11 @@
 
 import os
 import signal
+import socket
 import sqlite3
+import ssl
 import stat
+import warnings
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -12,9 +15,10 @@ import httpx
 import pytest
 
 from fleet.ops.head import read_head
-from fleet.ops.home import Home, find_home
+from fleet.ops.home import Home, find_home, free_ports
 from fleet.ops.processes import command_of, held, supervised, wait_ended
 from fleet.ops.supervisor import lock_holder
+from fleet.tls.dev_ca import ca_file
 from tests import games
 from tests.conftest import RunningFleet, fleet_environment, run_fleet, started_fleet
 from tests.player import Studio, ask
@@ -161,7 +165,10 @@ def test_down_leaves_nothing_and_up_remembers(
     assert again.returncode == 0
     assert "not running" in again.stdout
 
-    second = started_fleet(other_fleet)
+    secure = free_ports(1)[0]
+    second = started_fleet(other_fleet | {"FLEET_TLS__API_PORT": str(secure)})
+    only_the_proxy_listens(home, secure, everywhere=True)
+    speaks_tls(second, secure)
     kept = ("server_key", "client_key", "project_id")
     assert [getattr(second, name) for name in kept] == [getattr(first, name) for name in kept]
     assert studio.server(orphan, "stopped")["status"] == "stopped"
@@ -170,6 +177,37 @@ def test_down_leaves_nothing_and_up_remembers(
     assert down.returncode == 0, down.stderr
     assert stop_reasons(second.home)[server["instance_id"]] == ("stopped", "fleet_down")
     assert stop_reasons(second.home)[orphan["instance_id"]][0] == "stopped"
+
+
+def speaks_tls(fleet: RunningFleet, port: int) -> None:
+    """Asserts that a build and a stream go by TLS from end to end, and that browsers are told to stay there."""
+    trust = ssl.create_default_context(cafile=str(ca_file(fleet.home)))
+    keys = {"api-key": fleet.server_key}
+    with httpx.Client(
+        base_url=f"https://127.0.0.1:{port}", verify=trust, headers=keys, timeout=60, trust_env=False
+    ) as client:
+        listed = client.get("/api/v3/servers")
+        assert listed.status_code == 200
+        assert listed.headers["strict-transport-security"].startswith("max-age=")
+        link = client.post("/api/v3/builds/upload-url", params={"name": "by-tls", "executable_path": games.EXECUTABLE})
+        assert link.json()["upload_url"].startswith(f"https://127.0.0.1:{port}/upload/")
+        assert client.put(link.json()["upload_url"], content=games.demo_zip()).status_code == 200
+        waiting = {"wait_for": "ready", "timeout": 60}
+        build = client.get(f"/api/v3/builds/{link.json()['build_id']}", params=waiting)
+        assert build.json()["status"] == "ready"
+        with client.stream("GET", "/api/v3/events") as stream:
+            assert stream.status_code == 200
+            assert next(stream.iter_bytes())
+    with pytest.raises(httpx.ConnectError, match="CERTIFICATE_VERIFY_FAILED"):
+        httpx.get(f"https://127.0.0.1:{port}/api/health", trust_env=False)
+    assert "strict-transport-security" not in httpx.get(f"{fleet.url}/api/health", trust_env=False).headers
+    old = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    old.check_hostname, old.verify_mode = False, ssl.CERT_NONE
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # that it is old is the point
+        old.minimum_version, old.maximum_version = ssl.TLSVersion.TLSv1, ssl.TLSVersion.TLSv1_1
+    with socket.create_connection(("127.0.0.1", port)) as plain, pytest.raises(ssl.SSLError):
+        old.wrap_socket(plain, server_hostname="127.0.0.1").close()
 
 
 def stop_reasons(home: Path) -> dict[str, tuple[str, str]]:

@@ -92,7 +92,9 @@ def test_the_api_is_never_said_not_to_be_there(tmp_path: Path) -> None:
     """Serve's configuration says 404 while no application is known, as after a start; its own proxy answers so, too."""
     assert changes(tmp_path / "proxy", FleetSettings(home=tmp_path)).nowhere == ["http-request deny deny_status 503"]
     lines = frontend_lines(FleetSettings(), "s")
-    assert any("deny_status 503 if { status 404 } { res.fhdr(content-type) -m beg text/plain }" in line for line in lines)
+    assert any(
+        "deny_status 503 if { status 404 } { res.fhdr(content-type) -m beg text/plain }" in line for line in lines
+    )
 
 
 @pytest.mark.parametrize(
