@@ -7,6 +7,7 @@ launch and no end of a game changes it, and whoever dies, there is nothing to re
 from collections.abc import Iterable
 
 MOST_CONNECTIONS = 8192
+MOST_PER_ADDRESS = 512  # a handshake that never ends holds one, too
 _SPARE_FILES = 200
 
 
@@ -34,7 +35,10 @@ global
   timeout server 1h
   timeout client-fin 30s
 listen games
-{binds}  tcp-request inspect-delay 10s
+{binds}  stick-table type ipv6 size 100k expire 10m store conn_cur
+  tcp-request connection track-sc0 src
+  tcp-request connection reject if {{ sc0_conn_cur gt {MOST_PER_ADDRESS} }}
+  tcp-request inspect-delay 10s
   server game 127.0.0.1:+{step}
 """
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from websockets.asyncio.client import ClientConnection, connect
 
+from fleet.node import tls_config
 from fleet.node.runtime import Port
 from fleet.node.tls_config import ports_in
 from fleet.node.tls_proxy import CONFIG, proxies
@@ -67,6 +68,27 @@ async def test_players_come_by_wss_and_the_game_itself_is_on_the_loopback(bench:
         plain.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
         assert b"101" not in plain.recv(1024), "no plain text on the TLS port"
     bench.node.stop(1, key, 0)
+
+
+async def test_an_address_that_holds_many_connections_gets_no_more(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tls_config, "MOST_PER_ADDRESS", 3)
+    _, (port,) = await bench.running(websocket_echo(), WEB)
+    silent = [socket.create_connection((HOST, port.external), source_address=("127.0.0.77", 0)) for _ in range(3)]
+    with socket.create_connection((HOST, port.external), 10, source_address=("127.0.0.77", 0)) as one_more:
+        assert await asyncio.to_thread(ended, one_more)
+    async with player(bench, port) as socket_of_another:
+        await says(socket_of_another, "hello")
+    for one in silent:
+        one.close()
+
+
+def ended(connection: socket.socket) -> bool:
+    try:
+        return connection.recv(1) == b""
+    except ConnectionError:
+        return True
 
 
 async def test_connections_outlive_the_agent_and_the_proxy_is_started_again(bench: Bench) -> None:
