@@ -29,7 +29,7 @@ from fleet.errors import FleetError, Unavailable
 from fleet.ops import api
 from fleet.ops.config_check import check_configs
 from fleet.ops.engine import ensure_engine
-from fleet.ops.head import Head, forget_head, read_head, start_head
+from fleet.ops.head import Head, forget_head, is_this_machine, read_head, start_head
 from fleet.ops.home import Access, Home, OpsError, StartFailed, is_ours, port_is_free, read_access, write_access
 from fleet.ops.logs import keep_ray_logs, link_ray_logs
 from fleet.ops.processes import ProcessId, end_supervised, is_alive
@@ -217,6 +217,9 @@ class Supervisor:
             head = start_head(self._home, self._settings)
             link_ray_logs(self._home)
             log.info("head_started", address=head.address, gcs=head.gcs.pid, raylet=head.raylet.pid)
+            if not is_this_machine(head.address.rpartition(":")[0]):
+                log.warning("ray_listens_everywhere", address=head.address, see="docs/operations.md, Ports")
+                self._say("Ray listens on every interface, behind its token: let only the cluster's machines reach it")
             self._step("Starting the API")
             api.deploy(self._home, self._settings, head)
             log.info("api_healthy", url=self._url)
