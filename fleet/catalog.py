@@ -19,13 +19,15 @@ CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
 
 class ComputeSize(BaseModel):
-    """What one server may use. `cpus` is a ceiling, and owned whole when `dedicated`. `cost_per_hour` is today's price
-    by configs/prices.yaml, for metrics; bills are made from that file itself."""
+    """What one server may use. `cpus` is a ceiling, and owned whole when `dedicated`. `disk_mb`: what a server of an
+    image may write to the node's disk. `cost_per_hour` is today's price by configs/prices.yaml, for metrics; bills are
+    made from that file itself."""
 
     model_config = ConfigDict(frozen=True)
     name: str
     memory_mb: int
     cpus: float
+    disk_mb: int = Field(default=1024, ge=16)
     dedicated: bool = False
     persistent: bool = False
     cost_per_hour: float = 0.0

@@ -68,6 +68,7 @@ async def choose_runtime(settings: FleetSettings, region: str, node: str = "0") 
         reach=tuple(check_reach(target) for target in settings.node.reach),
         walled=settings.node.walls,
         no_progress_s=settings.node.no_progress_s,
+        min_free_percent=settings.bundle_limits.min_free_percent,
     )
     if settings.runtime == "simulated":
         return SimulatedRuntime(place, settings.simulated, node)

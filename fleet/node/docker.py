@@ -21,15 +21,16 @@ import structlog
 from fleet.actors.single_flight import SingleFlight
 from fleet.errors import Conflict, NotFound
 from fleet.node.base_image import ensure_base_image
+from fleet.node.docker_disks import DockerDisks
 from fleet.node.docker_doors import open_door
 from fleet.node.docker_exits import ExitWatch
+from fleet.node.docker_listing import is_running, of_details, of_running
 from fleet.node.docker_logs import follow_lines, read_page, read_tail
 from fleet.node.docker_net import GameNetworks
 from fleet.node.docker_networks import DockerNetworks
 from fleet.node.docker_orphans import OrphanHunt
 from fleet.node.docker_spec import (
     DOOR,
-    NETWORK,
     UNIX,
     Host,
     ImageFacts,
@@ -39,9 +40,7 @@ from fleet.node.docker_spec import (
     fleet_filter,
     is_port_taken,
     key_of,
-    ports_of,
     taken_ports,
-    time_ms,
 )
 from fleet.node.engine import Engine, EngineError
 from fleet.node.executable import bundle_folder, check_executable, executable_of
@@ -87,7 +86,8 @@ class DockerRuntime:
         self._launches = launch_gate()
         self._locks: dict[RunKey, asyncio.Lock] = {}
         self._under_way: SingleFlight[RunKey, None] = SingleFlight()
-        self._hunt = OrphanHunt(self._engine, place.fleet_id, place.servers_dir, self.networks)
+        self._disks = DockerDisks(place)
+        self._hunt = OrphanHunt(self._engine, place.fleet_id, place.servers_dir, self.networks, self._disks.files)
         self._inside = GameNetworks(self._find_pid)
         self._api = GameApi()
         self._base = ImageFacts("")
@@ -109,6 +109,7 @@ class DockerRuntime:
         door_port = self._place.door_port if self._inside.enters else 0
         self._host = replace(self._host, cpus=info["NCPU"], door_port=door_port)
         make_private(self._place.servers_dir)
+        await self._disks.look(info, self._engine.socket)
         if self._place.walled:
             try:
                 mode = await self._isolation.open(info)
@@ -140,7 +141,9 @@ class DockerRuntime:
 
     async def _image(self, build: BuildRef) -> ImageFacts:
         if build.kind == "image":
-            return await self._images.prepare(build)
+            image = await self._images.prepare(build)
+            self._disks.check(build, image)
+            return image
         folder = bundle_folder(self._place.bundles, build)
         check_executable(folder / build.root, executable_of(build))
         return self._base
@@ -157,13 +160,18 @@ class DockerRuntime:
         async with self._locks.setdefault(spec.key, asyncio.Lock()):
             folder.mkdir(exist_ok=True)
             write_config(folder, spec.config)
-            name = self._name(spec.key)
+            name, plan = self._name(spec.key), self._disks.plan(spec, image)
+            mounted = await self._disks.ready(spec.key, plan)
             try:
-                if await self._create(name, container_config(spec, image, self._host)):
+                if await self._create(name, container_config(spec, image, self._host, plan, mounted)):
+                    if plan.root == "loop":
+                        await self._disks.attach(spec.key, await self._inspect(name) or {})
                     await self._open_door_ahead(spec, folder)
                     await self._start(name, spec)
             except EngineError as error:
                 await self._api.shut(spec.key)
+                with contextlib.suppress(EngineUnavailable):  # then the search for orphans finds it
+                    await self._disks.remove(spec.key)
                 await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
                 raise self._refusal(error, spec) from error
             self._watch.launched(spec.key, spec.network)
@@ -251,24 +259,10 @@ class DockerRuntime:
         key = key_of(labels, (row["Names"] or [""])[0], self._place.fleet_id)
         if key is None:
             return None
-        running = row["State"] in ("running", "paused", "restarting")
-        if running:
-            paused = row["State"] == "paused"
-            return _observed(key, labels, running=True, started_at=row["Created"] * 1000, frozen=paused)
-        details = await self._inspect(row["Id"])
-        if details is None:
-            return None  # removed since the listing
-        state = details["State"]
-        ended = state["Status"] in ("exited", "dead")
-        return _observed(
-            key,
-            labels,
-            running=state["Running"],
-            started_at=time_ms(state["StartedAt"]),
-            ended_at=time_ms(state["FinishedAt"]) if ended else None,
-            exit_code=state["ExitCode"] if ended else None,
-            oom=bool(state["OOMKilled"]),
-        )
+        if is_running(row):
+            return of_running(key, row)
+        details = await self._inspect(row["Id"])  # None: removed since the listing
+        return of_details(key, labels, details["State"]) if details else None
 
     async def exits(self) -> AsyncIterator[Exited]:
         async for exited in self._watch.exits():
@@ -313,6 +307,7 @@ class DockerRuntime:
         """As the protocol says; Conflict if it still runs."""
         async with self._locks.setdefault(key, asyncio.Lock()):  # not while it is being made
             await self._settle("DELETE", f"/containers/{self._name(key)}", {"v": "1"})
+            await self._disks.remove(key)
             await asyncio.to_thread(shutil.rmtree, server_folder(self._place.servers_dir, key), ignore_errors=True)
         self._watch.removed(key)
         self._inside.forget(key)
@@ -327,6 +322,9 @@ class DockerRuntime:
         read = self._inside.usage
         seen = await asyncio.to_thread(lambda: {key: read(key, pid, own) for key, pid, own in looks if pid})
         return {key: usage for key, usage in seen.items() if usage is not None}
+
+    async def full_disks(self, keys: Collection[RunKey]) -> frozenset[RunKey]:
+        return await self._disks.full(keys)
 
     def hear(self, heard: Heard) -> None:
         self._api.heard = heard
@@ -378,15 +376,3 @@ class DockerRuntime:
         filters = orjson.dumps({"label": self._labels}).decode()
         rows = await self._ask("GET", "/containers/json", {"all": "1", "filters": filters})
         return [run for run in await asyncio.gather(*map(self._observe, rows)) if run is not None]
-
-
-def _observed(key: RunKey, labels: dict[str, str], **state: Any) -> Observed:
-    return Observed(
-        key=key,
-        ports=ports_of(labels),
-        labels=labels,
-        memory_mb=int(labels["fleet.memory"]),
-        cpus=float(labels["fleet.cpus"]),
-        network=labels.get(NETWORK),
-        **state,
-    )

@@ -12,6 +12,7 @@ from typing import Any
 
 import orjson
 
+from fleet.node.disk import DiskPlan
 from fleet.node.executable import executable_of, game_arguments
 from fleet.node.game_api import CONFIG_PATH
 from fleet.node.runtime import LaunchSpec, Port, RunKey
@@ -23,6 +24,11 @@ LOOPBACK = "127.0.0.1"  # where a game is published whose TLS the node ends
 SOCKET, UNIX = "agent.sock", "unix"
 GAME_USER = "1000:1000"
 _PORT_TAKEN = ("port is already allocated", "address already in use")
+# The engine's own list, and what it mounts from the host's disk for each container: root could fill it from inside.
+_READ_ONLY = (
+    *("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"),
+    *("/etc/hosts", "/etc/hostname", "/etc/resolv.conf"),
+)
 # Fills the writable copy, then becomes the game: no process stays between it and its signals.
 _FILL = f'cp -RP {BUNDLE}/. {GAME}/ && chmod -R u+w {GAME} && cd "$0" && exec "$@"'
 
@@ -35,6 +41,7 @@ class ImageFacts:
     entrypoint: tuple[str, ...] = ()
     command: tuple[str, ...] = ()
     environment: frozenset[str] = frozenset()
+    volumes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,15 +81,17 @@ def fleet_filter(fleet_id: str, region: str) -> list[str]:
     return [f"fleet.id={fleet_id}", f"fleet.region={region}"]
 
 
-def container_config(spec: LaunchSpec, image: ImageFacts, host: Host) -> dict[str, Any]:
-    """Body of the engine's create call."""
+def container_config(
+    spec: LaunchSpec, image: ImageFacts, host: Host, disk: DiskPlan | None = None, mounted: Path = Path("/")
+) -> dict[str, Any]:
+    """Body of the engine's create call. `mounted`: where the run's own file system is, if its disk plan has one."""
     door = door_of(spec, host.door_port)
     config: dict[str, Any] = {
         "Image": image.reference,
         "Labels": labels_of(spec, host.fleet_id) | {DOOR: door},
         "Env": _environment(spec, image, door),
         "ExposedPorts": {port_key(port): {} for port in spec.ports if spec.network is None},
-        "HostConfig": _host_config(spec, host),
+        "HostConfig": _host_config(spec, host, disk or DiskPlan(), mounted),
         "AttachStdout": False,
         "AttachStderr": False,
     }
@@ -161,7 +170,7 @@ def _image_command(spec: LaunchSpec, image: ImageFacts) -> dict[str, Any]:
     return {"Entrypoint": list(image.entrypoint), "Cmd": [*image.command, *args]}
 
 
-def _host_config(spec: LaunchSpec, host: Host) -> dict[str, Any]:
+def _host_config(spec: LaunchSpec, host: Host, disk: DiskPlan, mounted: Path) -> dict[str, Any]:
     memory = spec.memory_mb << 20
     cpus = min(spec.cpus, host.cpus)
     log_kb = max(spec.log_mb * 1024 // 4, 64)
@@ -174,12 +183,14 @@ def _host_config(spec: LaunchSpec, host: Host) -> dict[str, Any]:
         "CapDrop": ["ALL"],
         "SecurityOpt": ["no-new-privileges"],
         "Init": True,
-        "ReadonlyRootfs": not (spec.build.kind == "image" and spec.build.writable),
+        "ReadonlyRootfs": disk.root is None,
+        **({"StorageOpt": {"size": f"{disk.size_mb}M"}} if disk.root == "quota" else {}),
+        **({"ReadonlyPaths": list(_READ_ONLY)} if disk.root is not None else {}),
         "RestartPolicy": {"Name": "no"},
         "LogConfig": {"Type": "local", "Config": {"max-size": f"{log_kb}k", "max-file": "4", "compress": "false"}},
         "Ulimits": [_limit("nofile", host.open_files), _limit("core", 0)],
-        "Tmpfs": _tmpfs(spec),
-        "Mounts": _mounts(spec, host),
+        "Tmpfs": _tmpfs(spec, disk),
+        "Mounts": _mounts(spec, host) + _volumes(disk, mounted),
         **_network(spec, host),
     }
 
@@ -211,9 +222,13 @@ def _limit(name: str, value: int) -> dict[str, Any]:
     return {"Name": name, "Soft": value, "Hard": value}
 
 
-def _tmpfs(spec: LaunchSpec) -> dict[str, str]:
+def _tmpfs(spec: LaunchSpec, disk: DiskPlan) -> dict[str, str]:
     # exec: single-file .NET servers unpack their libraries there.
     tmpfs = {TMP: f"rw,exec,nosuid,nodev,mode=1777,size={spec.tmpfs_mb}m"}
+    if disk.volumes_in == "memory":
+        tmpfs |= {path: f"rw,exec,nosuid,nodev,mode=1777,size={disk.volume_mb}m" for path in disk.volumes}
+    elif TMP in disk.volumes:
+        del tmpfs[TMP]
     if spec.build.kind == "zip" and spec.build.writable:
         size = (spec.build.unpacked_bytes >> 20) + 1 + spec.writable_extra_mb
         tmpfs[GAME] = f"rw,exec,nosuid,nodev,mode=0755,uid=1000,gid=1000,size={size}m"
@@ -226,6 +241,25 @@ def _mounts(spec: LaunchSpec, host: Host) -> list[dict[str, Any]]:
         target = BUNDLE if spec.build.writable else GAME
         mounts.append(_bind(host.bundles / str(spec.build.content_hash), target))
     return mounts
+
+
+def _volumes(disk: DiskPlan, mounted: Path) -> list[dict[str, Any]]:
+    """The engine fills them with what the image has there, as it does its own."""
+    if disk.volumes_in == "memory":
+        return []
+    return [
+        {
+            "Type": "volume",
+            "Target": path,
+            "VolumeOptions": {
+                "DriverConfig": {
+                    "Name": "local",
+                    "Options": {"type": "none", "o": "bind", "device": str(mounted / "volumes" / str(number))},
+                }
+            },
+        }
+        for number, path in enumerate(disk.volumes)
+    ]
 
 
 def _bind(source: Path, target: str) -> dict[str, Any]:

@@ -145,7 +145,10 @@ def facts_of(reference: str, details: dict[str, Any]) -> ImageFacts:
     """What a launch needs of the engine's description of an image."""
     config: dict[str, list[str] | None] = details.get("Config") or {}
     names = frozenset(entry.partition("=")[0] for entry in config.get("Env") or [])
-    return ImageFacts(reference, tuple(config.get("Entrypoint") or ()), tuple(config.get("Cmd") or ()), names)
+    entrypoint, command = tuple(config.get("Entrypoint") or ()), tuple(config.get("Cmd") or ())
+    # Ours go before the image's: what is mounted there is read-only.
+    volumes = {posixpath.normpath(path) for path in config.get("Volumes") or ()} - {CONFIG}
+    return ImageFacts(reference, entrypoint, command, names, tuple(sorted(volumes)))
 
 
 def auth_header(credentials: dict[str, str] | None) -> dict[str, str] | None:

@@ -28,7 +28,8 @@ class RunState(StrEnum):
 class RunView:
     """One run on one node. `at`: when it reached `state` (ms). `exit_code` to `message` are set once it has ended;
     `message` may also say what a booting run waits for. Not `healthy`: it runs, but its declared ports have closed.
-    `silent`: why its health beat counts as missed. `stop_asked`: the game wants to be stopped, with its reason."""
+    `silent`: why its health beat counts as missed. `disk_full`: it has written all that it may.
+    `stop_asked`: the game wants to be stopped, with its reason."""
 
     key: RunKey
     node_id: str
@@ -45,6 +46,7 @@ class RunView:
     frozen: bool = False
     silent: str = ""
     stop_asked: str | None = None
+    disk_full: bool = False
 
     @property
     def well(self) -> bool:

@@ -18,6 +18,9 @@ import structlog
 from fleet.actors.health import process_health
 from fleet.actors.tasks import SupervisedTasks
 from fleet.errors import Fenced, NotFound, Unavailable
+from fleet.node.disk_watch import LOOK_LIMIT_S as LOOK_DISKS_LIMIT_S
+from fleet.node.disk_watch import LOOK_S as LOOK_DISKS_S
+from fleet.node.disk_watch import DiskWatch
 from fleet.node.ends import Ends
 from fleet.node.hearing import LOOK_S, READY_BY, Hearing
 from fleet.node.launcher import Launcher, TlsEnd
@@ -80,6 +83,11 @@ class Node:
         self._hearing = Hearing(self._runs.get, self.tell, self._hear_beats)
         runtime.hear(self._hearing.heard)
         self._sampler = Sampler(self._running, runtime.usage)
+        self._disk_watch = DiskWatch(
+            lambda: {key: self._runs[key] for key in self._running()},
+            runtime.full_disks,
+            lambda run, full: self.tell(run, disk_full=full),
+        )
         networks, warm = runtime.networks, habits.warm_networks
         self._warm = WarmNetworks(networks, self._ports, warm, self._busy, self._networks_in_use, self._tasks)
         self._ends = Ends(runtime, archive, self, self._runs, self._tasks)
@@ -120,6 +128,7 @@ class Node:
             every("reconcile", self._ends.reconcile, habits.reconcile_every_s, limit_s=RECONCILE_LIMIT_S)
             orphans = self._runtime.remove_orphans
             every("remove_orphans", orphans, ORPHANS_EVERY_S, limit_s=ORPHANS_LIMIT_S, at_once=True)
+        every("look_at_disks", self._disk_watch.look, LOOK_DISKS_S, limit_s=LOOK_DISKS_LIMIT_S)
         if habits.health_every_s:
             look = self._runtime.readiness
             vigil = Vigil(lambda: list(self._runs.values()), look, self._health, habits.health_every_s)

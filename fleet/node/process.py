@@ -267,6 +267,9 @@ class ProcessRuntime:
         write_config(self._folder(key).config_folder(), config)
         self._api.changed(key)
 
+    async def full_disks(self, keys: Collection[RunKey]) -> frozenset[RunKey]:
+        return frozenset()
+
     async def usage(self, keys: Collection[RunKey]) -> dict[RunKey, Usage]:
         roots = {key: self._folder(key).game_pid() for key in keys}
         return await asyncio.to_thread(usage_of_all, {key: pid for key, pid in roots.items() if pid})

@@ -93,6 +93,7 @@ class LaunchSpec:
     environment: dict[str, str] = field(repr=False)
     config: dict[str, Any] = field(repr=False)
     labels: dict[str, str]
+    disk_mb: int = 1024
     pids: int = 512
     tmpfs_mb: int = 64
     log_mb: int = 10
@@ -271,6 +272,10 @@ class Runtime(Protocol):
         """What these runs use now; those that have ended are left out."""
         ...
 
+    async def full_disks(self, keys: Collection[RunKey]) -> frozenset[RunKey]:
+        """Those of these runs whose own disk is full (as far as they have one)."""
+        ...
+
     def hear(self, heard: "Heard") -> None:
         """`heard(key, word)` is called for whatever a game says of itself (`words.py`)."""
         ...
@@ -304,8 +309,9 @@ class Runtime(Protocol):
 @dataclass(frozen=True, slots=True)
 class RuntimePlace:
     """Where a runtime keeps things and whose containers it may touch. `walled`: they are walled off (`isolation.py`),
-    except from the API's port and what is within `reach`. `no_progress_s`: after which a pull has failed. `notes`: what
-    operators should know. `closed`: why no game may start here (games that run go on); empty if they may."""
+    except from the API's port and what is within `reach`. `no_progress_s`: after which a pull has failed.
+    `min_free_percent`: of the disk, which servers may not be promised. `notes`: what operators should know. `closed`:
+    why no game may start here (games that run go on); empty if they may."""
 
     fleet_id: str
     region: str
@@ -317,5 +323,6 @@ class RuntimePlace:
     reach: tuple[str, ...] = ()
     walled: bool = False
     no_progress_s: float = 120.0
+    min_free_percent: float = 10.0
     notes: tuple[str, ...] = ()
     closed: str = ""

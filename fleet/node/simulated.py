@@ -300,19 +300,20 @@ class SimulatedRuntime:
 
     async def remove(self, key: RunKey) -> None:
         """As the protocol says; Conflict if it still runs."""
-        run = self._runs.get(key)
-        if run is None:
+        if (run := self._runs.get(key)) is None:
             return
         if run.ended_at is None:
             raise Conflict("The server still runs; stop it first.")
         del self._runs[key]
         self._reported.discard(key)
         self._file.drop(key, self._runs)
-        if waiting := self._changed.pop(key, None):
-            waiting.set()
+        (self._changed.pop(key, None) or asyncio.Event()).set()
 
     async def remove_orphans(self) -> int:
         return 0
+
+    async def full_disks(self, keys: Collection[RunKey]) -> frozenset[RunKey]:
+        return frozenset()
 
     async def usage(self, keys: Collection[RunKey]) -> dict[RunKey, Usage]:
         """What does not run uses nothing."""
@@ -353,8 +354,7 @@ class SimulatedRuntime:
             self._expect_end(run)
 
     def _known(self, key: RunKey) -> SimulatedRun:
-        run = self._runs.get(key)
-        if run is None:
+        if (run := self._runs.get(key)) is None:
             raise NotFound(f"There is no run {key} on this node.")
         return run
 

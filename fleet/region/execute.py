@@ -246,6 +246,14 @@ class Executor:
                 self._books.change(server, at, network_ports=ports, node_id=view.node_id)
                 self._books.note(server, at, "ports", {"ports": ports})
 
+    def note_full_disk(self, view: RunView) -> None:
+        """A game has written all that it may: the project's events say so."""
+        server = self._books.live.get(view.key.instance_id)
+        if server is not None and current(server) == view.key:
+            self._books.note(
+                server, max(server.step_at, now_ms()), "disk_full", {"disk_mb": self._size(server).disk_mb}
+            )
+
     # Launching --------------------------------------------------------------------------------------------------
 
     async def launch_queued(self) -> None:

@@ -165,6 +165,8 @@ class Reconciler:
                 continue
             self.runs[view.key] = view
             self._executor.adopt_ports((view,))
+            if view.disk_full and not (known and known.disk_full):
+                self._executor.note_full_disk(view)
             self.plan_some([view.key.instance_id])
             self._observe(view)
         self._pools.refill()

@@ -94,6 +94,7 @@ def launch_spec(
             "fleet.build": server.build_id,
             READY_BY: build.ready_by or "ports",
         },
+        disk_mb=size.disk_mb,
         pids=limits.pids,
         tmpfs_mb=limits.tmpfs_mb,
         log_mb=settings.logs.max_mb,

@@ -275,6 +275,9 @@ class SimRuntime:
     async def rewrite_config(self, key: RunKey, config: dict[str, Any]) -> None:
         await self._call(lambda: setattr(self._running(key), "config", config))
 
+    async def full_disks(self, keys: Collection[RunKey]) -> frozenset[RunKey]:
+        return frozenset()
+
     async def usage(self, keys: Collection[RunKey]) -> dict[RunKey, Any]:
         return {}
 

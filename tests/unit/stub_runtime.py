@@ -125,6 +125,9 @@ class StubRuntime:
     async def thaw(self, key: RunKey) -> None:
         await self._call("thaw")
 
+    async def full_disks(self, keys: Collection[RunKey]) -> frozenset[RunKey]:
+        return frozenset()
+
     async def usage(self, keys: Collection[RunKey]) -> dict[RunKey, Any]:
         await self._call("usage")
         return {}
