@@ -213,6 +213,15 @@ class BundleLimits(BaseModel):
     max_unused_days: float = 14.0
 
 
+class ImageLimits(BaseModel):
+    """How much of a node's disk pulled images may take. Those that run are never removed."""
+
+    max_gb: float = Field(default=100.0, gt=0, description="of all pulled images together")
+    min_free_percent: float = Field(default=5.0, ge=0, description="of the engine's disk; a pull ends that takes more")
+    max_unused_days: float = Field(default=14.0, gt=0)
+    max_image_gb: float = Field(default=32.0, gt=0, description="one image, unpacked")
+
+
 class FleetSettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="FLEET_", env_nested_delimiter="__", extra="ignore")
 
@@ -227,6 +236,12 @@ class FleetSettings(BaseSettings):
     base_image: str = Field(default="auto", description="'auto' makes one, else an image reference")
     public_host: str | None = Field(default=None, description="address for players, of a node of several machines")
     bind_host: str | None = Field(default=None, description="address on which such a node publishes ports")
+    registries: list[str] = Field(
+        default=[], description="that may have private addresses: host, host:port, or http://host:port without TLS"
+    )
+    local_images: list[str] = Field(
+        default=[], description="patterns (game:*) of images in the nodes' engines that every project may run"
+    )
     head_address: str = Field(
         default="127.0.0.1",
         description="127.0.0.1: Ray listens on this machine alone; else where nodes reach its head; 'auto': found out",
@@ -253,6 +268,7 @@ class FleetSettings(BaseSettings):
     retention: RetentionSettings = RetentionSettings()
     scaling: Scaling = Scaling()
     bundle_limits: BundleLimits = BundleLimits()
+    image_limits: ImageLimits = ImageLimits()
     pools: PoolSettings = PoolSettings()
     limits: RateLimits = RateLimits()
     shares: ShareLimits = ShareLimits()

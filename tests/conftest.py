@@ -92,6 +92,7 @@ def fleet_environment(folder: Path) -> dict[str, str]:
             "FLEET_PORT": str(free_ports(1)[0]),
             "FLEET_NODE_CONFIG": str(config),
             "FLEET_FAULTS": str(folder / "faults"),
+            "FLEET_LOCAL_IMAGES": '["fleet-test-*"]',
             # What tests wait for comes sooner than the defaults would bring it.
             "FLEET_SERVERS__READY_DEADLINE_S": "20",
             "FLEET_RESTARTS__BACKOFF_FIRST_S": "0.2",

@@ -1,81 +1,91 @@
-"""docker_image builds: is the image to be had, and which one exactly is it.
+"""docker_image builds: may this build read the image, and which one exactly is it.
 
-What may pass (an engine that is away, a registry that does not answer or makes no progress) is `Unavailable`, and tried
-again; what a registry refuses is the build's failure.
+The registry is asked with the build's own login, whatever images this fleet's machines have already: that somebody
+else may read one is no reason. What is found is a digest, and nodes run that (`fleet/node/images.py`). What may pass (a
+registry or engine that does not answer) is `Unavailable`, and tried again; what a registry refuses is the build's
+failure.
+
+Images that no registry has are for those whom the operator lets use them, by name (`FLEET_LOCAL_IMAGES`).
 """
 
 import asyncio
 import json
-from contextlib import aclosing
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 import aiodocker
 from aiodocker.exceptions import DockerError
 
+from fleet.builds.image_manifests import architecture, blobs_of, for_this_machine
+from fleet.builds.image_names import ImageName, Registries
+from fleet.builds.registry import ImageError, Registry
 from fleet.errors import FleetError, Unavailable
 from fleet.settings import FleetSettings
 
 ENGINE_CALL_S = 30.0  # one question to the engine
-NO_PROGRESS_S = 120.0  # between two words of the engine about a pull; how long it takes in all is its size's matter
-_NO_CONNECTION = 900  # aiodocker's own
-
-# What engines and registries say when asking again cannot help.
-_FINAL_STATUSES = frozenset({400, 401, 403, 404, 405, 406})
-_FINAL_WORDS = (
-    "denied",
-    "forbidden",
-    "invalid reference",
-    "manifest for",
-    "manifest unknown",
-    "no basic auth",
-    "no matching manifest",
-    "not found",
-    "repository name",
-    "unauthorized",
-)
+REGISTRY_S = 120.0  # for all questions to a registry
 
 
-class ImageError(FleetError):
-    status = 422
-    error = "Image not available"
+@dataclass(frozen=True, slots=True)
+class FoundImage:
+    """`digest`: of its manifest; of a local image, its id. `packed_bytes`: what nodes download."""
+
+    digest: str
+    packed_bytes: int = 0
 
 
-def is_final(status: int, message: str) -> bool:
-    """Whether the engine's answer to a pull is the registry's verdict, not trouble on the way there."""
-    text = message.lower()
-    return status in _FINAL_STATUSES or any(word in text for word in _FINAL_WORDS)
+async def resolve_image(image: str, credentials: dict[str, str] | None, settings: FleetSettings) -> FoundImage:
+    """The image that the name means now. `ImageError` says why it never can be had, `Unavailable` why not now."""
+    engine_expected = has_engine(settings)
+    if is_local(image, settings.local_images):
+        return FoundImage(await _local(image, engine_expected=engine_expected))
+    if not engine_expected:
+        raise _no_engine(engine_expected)
+    try:
+        async with asyncio.timeout(REGISTRY_S):
+            return await _ask_registry(image, credentials, settings)
+    except TimeoutError as error:
+        raise Unavailable(f"The registry took longer than {REGISTRY_S:.0f} s.") from error
 
 
-async def resolve_image(image: str, credentials: dict[str, str] | None, *, engine_expected: bool = True) -> str:
-    """The id (`sha256:…`) of the image, pulled if this machine has none of that name.
+async def _ask_registry(image: str, credentials: dict[str, str] | None, settings: FleetSettings) -> FoundImage:
+    name = ImageName.parse(image)
+    async with Registry(name, credentials, Registries(settings.registries)) as registry:
+        found = await registry.manifest(name.reference)
+        content = found.read()
+        if (meant := for_this_machine(content, architecture())) is not None:
+            content = (await registry.manifest(meant)).read()
+    size = sum(blobs_of(content).values())
+    if not size:
+        raise ImageError("The registry's answer is no image manifest.")
+    most = int(settings.image_limits.max_image_gb * 2**30)
+    if size > most:
+        raise ImageError(f"The image has {size >> 20} MB packed; {most >> 20} MB unpacked are allowed.")
+    return FoundImage(found.digest, size)
 
-    `ImageError` says why it never can be had, `Unavailable` why not now. Without an `engine_expected` on this machine,
-    its absence is final.
-    """
+
+def is_local(image: str, patterns: list[str]) -> bool:
+    """Whether the operator lets all projects use an image of that name which the nodes' engines have."""
+    return any(fnmatchcase(image, pattern) for pattern in patterns)
+
+
+async def _local(image: str, *, engine_expected: bool) -> str:
     try:
         docker = aiodocker.Docker()
     except (ValueError, AssertionError) as error:  # there is no socket, which one that restarts has neither
         raise _no_engine(engine_expected) from error
     async with docker:
         try:
-            return await _inspect(docker, image)
+            async with asyncio.timeout(ENGINE_CALL_S):
+                return str((await docker.images.inspect(image))["Id"])
         except DockerError as error:
-            if error.status == _NO_CONNECTION:
-                raise _no_engine(engine_expected) from error
-            if error.status != 404:
-                raise Unavailable(f"The engine refused: {error.message}") from error
+            if error.status == 404:
+                raise ImageError(f"This fleet's engine has no image {image}.") from error
+            raise _no_engine(engine_expected) from error
         except (OSError, TimeoutError) as error:
             raise _no_engine(engine_expected) from error
-        try:
-            await _pull(docker, image, credentials)
-            return await _inspect(docker, image)
-        except TimeoutError as error:
-            raise Unavailable(f"Pulling {image} made no progress for {NO_PROGRESS_S:.0f} s.") from error
-        except (DockerError, OSError, ValueError) as error:
-            text = f"The image {image} could not be pulled ({error}). Check its name, tag and registry_credentials."
-            final = is_final(error.status, error.message) if isinstance(error, DockerError) else _is_ours(error)
-            raise (ImageError if final else Unavailable)(text) from error
 
 
 def has_engine(settings: FleetSettings) -> bool:
@@ -87,28 +97,6 @@ def has_engine(settings: FleetSettings) -> bool:
     except (OSError, ValueError):
         return True
     return pinned != {"runtime": "process"}
-
-
-async def _inspect(docker: aiodocker.Docker, image: str) -> str:
-    async with asyncio.timeout(ENGINE_CALL_S):
-        return str((await docker.images.inspect(image))["Id"])
-
-
-async def _pull(docker: aiodocker.Docker, image: str, credentials: dict[str, str] | None) -> None:
-    login = dict(credentials) if credentials else None
-    told: Any = docker.images.pull(image, auth=login, stream=True)
-    async with aclosing(told) as words:
-        while True:
-            try:
-                async with asyncio.timeout(NO_PROGRESS_S):
-                    await anext(words)
-            except StopAsyncIteration:
-                return
-
-
-def _is_ours(error: Exception) -> bool:
-    """A request that the engine's client refuses to send."""
-    return isinstance(error, ValueError)
 
 
 def _no_engine(expected: bool) -> FleetError:

@@ -34,7 +34,7 @@ from fleet.builds.bundles import (
 )
 from fleet.builds.collect import collect
 from fleet.builds.executable import find_executable
-from fleet.builds.images import has_engine, resolve_image
+from fleet.builds.images import resolve_image
 from fleet.builds.object_store import open_artefacts
 from fleet.builds.secrets import registry_credentials
 from fleet.builds.turns import LEASE_MS, may_begin, next_builds
@@ -248,8 +248,9 @@ def _unpack(settings: FleetSettings, upload: Path, content_hash: str) -> Manifes
 async def _process_image(store: Store, settings: FleetSettings, build: Build) -> None:
     image = build.image_url or ""
     await _say(store, build, "info", f"Looking for image {image}.")
-    found = await resolve_image(image, registry_credentials(build, settings), engine_expected=has_engine(settings))
-    await _finish(store, build, "ready", "info", f"Ready: {found}.", content_hash=found)
+    found = await resolve_image(image, registry_credentials(build, settings), settings)
+    values = {"content_hash": found.digest, "packed_bytes": found.packed_bytes or None}
+    await _finish(store, build, "ready", "info", f"Ready: {found.digest}.", **values)
 
 
 async def _record(store: Store, build: Build, **values: object) -> None:

@@ -11,7 +11,8 @@ import platform
 import shutil
 import tarfile
 import tempfile
-from collections.abc import AsyncIterator, Generator
+import time
+from collections.abc import AsyncIterator, Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -40,6 +41,7 @@ BUSYBOX_TOOLS = (
 PULLED = "debian:stable-slim"
 _VERSION = "1"
 _CHANGES = ("ENV PATH=/usr/local/bin:/usr/bin:/bin LANG=C.UTF-8 DOTNET_SYSTEM_GLOBALIZATION_INVARIANT=1", 'CMD ["sh"]')
+LOOK_S = 0.5  # between two looks during a pull
 _STEP_TIMEOUT_S = 600
 _LOCK_S = 3 * _STEP_TIMEOUT_S  # while another agent makes it
 
@@ -84,14 +86,18 @@ async def image_exists(engine: Engine, reference: str) -> bool:
 
 
 async def pull_image(
-    engine: Engine, reference: str, no_progress_s: float, headers: dict[str, str] | None = None
+    engine: Engine, reference: str, no_progress_s: float, *, look: Callable[[], None] = lambda: None
 ) -> None:
     """Pull; EngineError (status 404 or the registry's words) if it cannot be had, EngineUnavailable if it stands still
-    for so many seconds."""
+    for so many seconds. `look` is called now and then, and ends the pull by raising."""
     name, tag = split_reference(reference)
     params = {"fromImage": name} | ({"tag": tag} if tag else {})
-    async with engine.stream("POST", "/images/create", params, headers, silence_s=no_progress_s) as answer:
+    looked = 0.0
+    async with engine.stream("POST", "/images/create", params, silence_s=no_progress_s) as answer:
         async for report in json_lines(answer):
+            if time.monotonic() - looked > LOOK_S:
+                looked = time.monotonic()
+                await asyncio.to_thread(look)
             if "error" in report:
                 raise EngineError(404, str(report["error"]))
 

@@ -69,6 +69,8 @@ async def choose_runtime(settings: FleetSettings, region: str, node: str = "0") 
         walled=settings.node.walls,
         no_progress_s=settings.node.no_progress_s,
         min_free_percent=settings.bundle_limits.min_free_percent,
+        registries=tuple(settings.registries),
+        image_limits=settings.image_limits,
     )
     if settings.runtime == "simulated":
         return SimulatedRuntime(place, settings.simulated, node)

@@ -79,7 +79,7 @@ class DockerRuntime:
     def __init__(self, place: RuntimePlace, *, socket: str | None = None) -> None:
         self._place = place
         self._engine = Engine(socket)
-        self._images = BuildImages(self._engine, place.no_progress_s)
+        self._images = BuildImages(self._engine, place)
         self._labels = fleet_filter(place.fleet_id, place.region)
         self.networks = DockerNetworks(self._engine, place)
         self._watch = ExitWatch(self._engine, place.fleet_id, self._labels, self.networks, self)
@@ -110,6 +110,7 @@ class DockerRuntime:
         self._host = replace(self._host, cpus=info["NCPU"], door_port=door_port)
         make_private(self._place.servers_dir)
         await self._disks.look(info, self._engine.socket)
+        self._images.cache.on_disk(info.get("DockerRootDir") or "")
         if self._place.walled:
             try:
                 mode = await self._isolation.open(info)
@@ -133,6 +134,7 @@ class DockerRuntime:
         await self.networks.close()
         await self._isolation.close()
         self._inside.close()
+        await self._images.close()
         await self._api.close()
         await self._engine.close()
 
@@ -315,6 +317,10 @@ class DockerRuntime:
         self._locks.pop(key, None)
 
     async def remove_orphans(self) -> int:
+        try:
+            await self._images.cache.make_room()
+        except EngineError as error:
+            raise EngineUnavailable(error.message) from error
         return await self._hunt.remove()
 
     async def usage(self, keys: Collection[RunKey]) -> dict[RunKey, Usage]:

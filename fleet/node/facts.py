@@ -14,7 +14,7 @@ from fleet.node.model import NodeShare
 from fleet.settings import FleetSettings
 
 AUTO_MEMORY_SHARE = 0.8
-_TOLD = ("upload", "logs", "bundle_limits", "runtime", "base_image")
+_TOLD = ("upload", "logs", "bundle_limits", "image_limits", "registries", "runtime", "base_image")
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,24 +1,31 @@
-"""Images of builds: a docker_image build is pulled once and derived once, so that a moving tag cannot change it.
+"""Images of builds: pulled by the digest that the pipeline has found, and derived once.
+
+The engine knows a pulled image by repository and digest alone (`fleet-image:<hash of both>`), so it is shared by those
+builds whose own login has proved that they may read it, and by no others. It is pulled from our own mirror
+(`registry_mirror.py`).
 
 The derived image `fleet-build:<build_id>` adds one symlink, playflow.json beside the executable, pointing into the
 per-server folder that is mounted at launch.
 """
 
 import asyncio
-import base64
 import contextlib
 import io
 import posixpath
 import tarfile
 from typing import Any
 
-import orjson
 import structlog
 
+from fleet.builds.image_names import ImageName, Registries
+from fleet.builds.registry import Registry
+from fleet.errors import FleetError, Unavailable
 from fleet.node.base_image import image_exists, pull_image
 from fleet.node.docker_spec import CONFIG, ImageFacts
 from fleet.node.engine import Engine, EngineError
-from fleet.node.runtime import BuildRef, EngineUnavailable, LaunchFailed
+from fleet.node.image_cache import DERIVED, ImageCache, image_key, pulled_name
+from fleet.node.registry_mirror import RegistryMirror
+from fleet.node.runtime import BuildRef, EngineUnavailable, LaunchFailed, RuntimePlace
 from fleet.node.server_folder import CONFIG_FILE
 
 log = structlog.get_logger(__name__)
@@ -27,13 +34,18 @@ log = structlog.get_logger(__name__)
 class BuildImages:
     """Images of this node's builds. What it remembers is a cache of what the engine holds."""
 
-    def __init__(self, engine: Engine, no_progress_s: float) -> None:
-        self._engine, self._no_progress_s = engine, no_progress_s
+    def __init__(self, engine: Engine, place: RuntimePlace) -> None:
+        self._engine, self._no_progress_s = engine, place.no_progress_s
+        self._registries = Registries(place.registries)
+        self._mirror = RegistryMirror()
+        self.cache = ImageCache(engine, place.servers_dir.parent, place.image_limits)
         self._facts: dict[str, ImageFacts] = {}
         self._locks: dict[str, asyncio.Lock] = {}
 
     async def prepare(self, build: BuildRef) -> ImageFacts:
         """The derived image of `build`, made if it is not there. LaunchFailed says why not."""
+        if build.content_hash:
+            await asyncio.to_thread(self.cache.want, image_key(build.image or "", build.content_hash), build.build_id)
         if build.build_id in self._facts:
             return self._facts[build.build_id]
         async with self._locks.setdefault(build.build_id, asyncio.Lock()):
@@ -41,12 +53,15 @@ class BuildImages:
                 self._facts[build.build_id] = await self._prepare(build)
         return self._facts[build.build_id]
 
+    async def close(self) -> None:
+        await self._mirror.close()
+
     def forget(self, build: BuildRef) -> None:
         """The engine says the image is gone: look again next time."""
         self._facts.pop(build.build_id, None)
 
     async def _prepare(self, build: BuildRef) -> ImageFacts:
-        derived = f"fleet-build:{build.build_id}"
+        derived = f"{DERIVED}:{build.build_id}"
         try:
             if not await image_exists(self._engine, derived):
                 await self._derive(build, derived)
@@ -75,25 +90,54 @@ class BuildImages:
         log.info("image_derived", build_id=build.build_id, image=source, id=details["Id"])
 
     async def _source(self, build: BuildRef) -> str:
-        """The very image that the pipeline saw, by its id, if it is here; else the name, pulled if need be.
-
-        Never asks a registry for what is here: a local-only image is fine.
-        """
-        if build.content_hash and await image_exists(self._engine, build.content_hash):
-            return build.content_hash
-        source = build.image or ""
-        if not source:
+        """The very image that the pipeline saw: the pulled one, or, of an image that no registry has, by its id."""
+        digest = build.content_hash or ""
+        if not digest:
             raise LaunchFailed("STARTUP_FAILURE_DOWNLOAD", f"Build {build.build_id} names no image.")
-        if not await image_exists(self._engine, source):
-            await self._pull(source, build)
-        return source
+        pulled = pulled_name(image_key(build.image or "", digest))
+        if await image_exists(self._engine, pulled):
+            return pulled
+        if not build.packed_bytes:  # of the operator's local ones
+            if await image_exists(self._engine, digest):
+                return digest
+            message = f"This node's engine does not have the local image '{build.image}'."
+            raise LaunchFailed("STARTUP_FAILURE_DOWNLOAD", message)
+        await self._pull(build, digest, pulled)
+        return pulled
 
-    async def _pull(self, source: str, build: BuildRef) -> None:
-        try:
-            await pull_image(self._engine, source, self._no_progress_s, auth_header(build.credentials))
-        except EngineError as error:
-            message = f"Image '{source}' cannot be pulled: {error.message[:300]}. Check its name and credentials."
-            raise LaunchFailed("STARTUP_FAILURE_DOWNLOAD", message) from error
+    async def _pull(self, build: BuildRef, digest: str, pulled: str) -> None:
+        await self.cache.make_room(build.packed_bytes)
+        name = ImageName.parse(build.image or "")
+        silence_s = self._no_progress_s
+        async with (
+            Registry(name, build.credentials, self._registries, silence_s=silence_s) as registry,
+            self._mirror.offer(registry) as (repository, offer),
+        ):
+            source = f"{repository}@{digest}"
+            try:
+                await pull_image(self._engine, source, silence_s, look=self._check_room)
+                await self._take(source, pulled)
+            except EngineError as error:
+                log.warning("pull_failed", build_id=build.build_id, error=error.message, problem=repr(offer.problem))
+                raise _pull_failed(build, offer.problem) from error
+
+    async def _take(self, source: str, pulled: str) -> None:
+        """Keep what was pulled under a name of its own, if it is not too large."""
+        details = await self._engine.call("GET", f"/images/{source}/json")
+        size, (repository, _, tag) = int(details.get("Size") or 0), pulled.partition(":")
+        too_large = size > self.cache.largest
+        if not too_large:
+            await self._engine.call("POST", f"/images/{details['Id']}/tag", params={"repo": repository, "tag": tag})
+        await self._engine.call("DELETE", f"/images/{source}")
+        if too_large:
+            most = self.cache.largest >> 20
+            message = f"The image has {size >> 20} MB unpacked; {most} MB are allowed."
+            raise LaunchFailed("STARTUP_FAILURE_DOWNLOAD", message)
+
+    def _check_room(self) -> None:
+        """During a pull: how much a stranger's layers unpack to is known only while they do."""
+        if self.cache.short() > 0:
+            raise EngineUnavailable("the engine's disk has no room for the image")
 
     async def _create(self, config: dict[str, Any]) -> str:
         try:
@@ -151,7 +195,9 @@ def facts_of(reference: str, details: dict[str, Any]) -> ImageFacts:
     return ImageFacts(reference, entrypoint, command, names, tuple(sorted(volumes)))
 
 
-def auth_header(credentials: dict[str, str] | None) -> dict[str, str] | None:
-    if not credentials:
-        return None
-    return {"X-Registry-Auth": base64.urlsafe_b64encode(orjson.dumps(credentials)).decode()}
+def _pull_failed(build: BuildRef, problem: FleetError | None) -> Exception:
+    """What went wrong with the registry is told; what an engine says of a stranger's layers is for the log alone."""
+    if isinstance(problem, Unavailable):
+        return EngineUnavailable(f"the image of build {build.build_id} cannot be pulled now: {problem.detail}")
+    detail = problem.detail if problem else "The engine cannot take it in: it is not what its manifest says, or broken."
+    return LaunchFailed("STARTUP_FAILURE_DOWNLOAD", f"The image '{build.image}' cannot be pulled. {detail}")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from fleet.node.series import Usage
+from fleet.settings import ImageLimits
 
 if TYPE_CHECKING:
     from fleet.node.words import Heard, Word
@@ -72,6 +73,7 @@ class BuildRef:
     credentials: dict[str, str] | None = field(default=None, repr=False)
     writable: bool = False
     unpacked_bytes: int = 0
+    packed_bytes: int = 0
     ready_by: str | None = None
     project_id: str = ""
 
@@ -310,8 +312,8 @@ class Runtime(Protocol):
 class RuntimePlace:
     """Where a runtime keeps things and whose containers it may touch. `walled`: they are walled off (`isolation.py`),
     except from the API's port and what is within `reach`. `no_progress_s`: after which a pull has failed.
-    `min_free_percent`: of the disk, which servers may not be promised. `notes`: what operators should know. `closed`:
-    why no game may start here (games that run go on); empty if they may."""
+    `min_free_percent`: of the disk, which servers may not be promised. `registries`: that may be private.
+    `notes`: what operators should know. `closed`: why no game may start here (those that run go on); else empty."""
 
     fleet_id: str
     region: str
@@ -324,5 +326,7 @@ class RuntimePlace:
     walled: bool = False
     no_progress_s: float = 120.0
     min_free_percent: float = 10.0
+    registries: tuple[str, ...] = ()
+    image_limits: ImageLimits = field(default_factory=ImageLimits)
     notes: tuple[str, ...] = ()
     closed: str = ""

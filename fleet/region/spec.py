@@ -61,6 +61,7 @@ def build_ref(build: Build, credentials: dict[str, str] | None) -> BuildRef:
         credentials=credentials,
         writable=build.writable,
         unpacked_bytes=build.unpacked_bytes or 0,
+        packed_bytes=build.packed_bytes or 0,
         ready_by=build.ready_by,
         project_id=build.project_id,
     )

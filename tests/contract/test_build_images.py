@@ -1,7 +1,5 @@
-"""docker_image builds against the real engine: which image a name means, and what is said when there is none."""
+"""docker_image builds: which image a name means, who is asked for it, and what is said when there is none."""
 
-import asyncio
-import gc
 import io
 import tarfile
 import uuid
@@ -10,10 +8,10 @@ from pathlib import Path
 
 import aiodocker
 import pytest
-from aiohttp import web
 
-from fleet.builds import images
-from fleet.builds.images import ImageError, has_engine, is_final, resolve_image
+from fleet.builds.image_names import ImageName, Registries
+from fleet.builds.images import has_engine, is_local, resolve_image
+from fleet.builds.registry import ImageError
 from fleet.errors import Unavailable
 from fleet.settings import FleetSettings
 
@@ -43,26 +41,37 @@ async def make_image(docker: aiodocker.Docker, name: str, content: bytes) -> Non
         await answer.read()
 
 
-async def test_a_moved_tag_is_another_id(engine: aiodocker.Docker) -> None:
+def local(home: Path, **more: object) -> FleetSettings:
+    return FleetSettings(home=home, local_images=["fleet-test-*"], **more)  # type: ignore[arg-type]
+
+
+async def test_a_moved_tag_is_another_id(engine: aiodocker.Docker, tmp_path: Path) -> None:
     name, ids = f"fleet-test-{uuid.uuid4().hex[:12]}:1", []
     try:
         for content in (b"one", b"two"):
             await make_image(engine, name, content)
-            ids.append(await resolve_image(name, None))
+            ids.append((await resolve_image(name, None, local(tmp_path))).digest)
         assert len(set(ids)) == 2
         assert all(found.startswith("sha256:") for found in ids)
-        assert await resolve_image(name, {"username": "u", "password": "p"}) == ids[1]
+        assert (await resolve_image(name, {"username": "u", "password": "p"}, local(tmp_path))).digest == ids[1]
+        with pytest.raises(ImageError, match="has no image"):
+            await resolve_image("fleet-test-none:1", None, local(tmp_path))
     finally:
         for found in ids:
             await engine.images.delete(found, force=True)
 
 
-@pytest.mark.usefixtures("engine")
-async def test_an_image_that_cannot_be_had_is_said_without_its_login() -> None:
-    with pytest.raises(Unavailable, match="could not be pulled") as caught:
-        await resolve_image("127.0.0.1:1/none:1", {"username": "me", "password": "hunter2-secret"})
+@pytest.mark.parametrize("image", ["game:1", "fleet-build:x", "127.0.0.1:1/fleet-test-x:1", "x/fleet-test-x:1"])
+def test_no_image_of_the_engine_is_everybodys_unless_the_operator_says_so(image: str) -> None:
+    assert not is_local(image, [])
+    assert not is_local(image, ["fleet-test-*"])
+
+
+async def test_an_image_that_cannot_be_had_is_said_without_its_login(tmp_path: Path) -> None:
+    settings = FleetSettings(home=tmp_path, registries=["http://127.0.0.1:1"])
+    with pytest.raises(Unavailable, match="does not answer") as caught:
+        await resolve_image("127.0.0.1:1/none:1", {"username": "me", "password": "hunter2-secret"}, settings)
     assert "hunter2" not in caught.value.detail
-    assert "registry_credentials" in caught.value.detail
 
 
 async def test_an_engine_that_is_away_is_waited_for_where_one_is_expected(
@@ -70,9 +79,10 @@ async def test_an_engine_that_is_away_is_waited_for_where_one_is_expected(
 ) -> None:
     monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/none.sock")
     with pytest.raises(Unavailable, match="engine"):
-        await resolve_image("game:1", None)
-    with pytest.raises(ImageError, match="engine"):
-        await resolve_image("game:1", None, engine_expected=False)
+        await resolve_image("fleet-test-x:1", None, local(tmp_path))
+    for image in ("fleet-test-x:1", "registry.example.com/game:1"):
+        with pytest.raises(ImageError, match="engine"):
+            await resolve_image(image, None, local(tmp_path, runtime="process"))
 
 
 def test_whether_an_engine_is_expected(tmp_path: Path) -> None:
@@ -83,54 +93,45 @@ def test_whether_an_engine_is_expected(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "message", "final"),
+    ("text", "name"),
     [
-        (404, "manifest for game:9 not found: manifest unknown", True),
-        (500, "pull access denied for game, repository does not exist or may require 'docker login'", True),
-        (500, "no matching manifest for linux/amd64 in the manifest list entries", True),
-        (500, "Get https://registry.test/v2/: net/http: TLS handshake timeout", False),
-        (500, "dial tcp 192.0.2.1:443: connect: connection refused", False),
-        (429, "toomanyrequests: rate limit exceeded", False),
-        (503, "received unexpected HTTP status: 503 Service Unavailable", False),
+        ("game:1", ("registry-1.docker.io", "library/game", "1")),
+        ("studio/game:1", ("registry-1.docker.io", "studio/game", "1")),
+        ("docker.io/studio/game:1", ("registry-1.docker.io", "studio/game", "1")),
+        ("localhost/game:1", ("localhost", "game", "1")),
+        ("registry.example.com:5000/a/b/c:1.4", ("registry.example.com:5000", "a/b/c", "1.4")),
+        (f"ghcr.io/a/b@sha256:{'0' * 64}", ("ghcr.io", "a/b", f"sha256:{'0' * 64}")),
+        (f"ghcr.io/a/b:1@sha256:{'0' * 64}", ("ghcr.io", "a/b", f"sha256:{'0' * 64}")),
     ],
 )
-def test_what_a_registry_refuses_is_told_from_trouble_on_the_way(status: int, message: str, final: bool) -> None:
-    assert is_final(status, message) == final
+def test_references_are_read_as_engines_read_them(text: str, name: tuple[str, str, str]) -> None:
+    assert ImageName.parse(text) == ImageName(*name)
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # aiodocker drops its connection
-async def test_a_pull_without_progress_ends(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Of an engine that takes the order and says nothing more; one that goes on saying something is let go on."""
-    said = 0
-
-    async def about(_request: web.Request) -> web.Response:
-        return web.json_response({"ApiVersion": "1.44"})
-
-    async def inspect(_request: web.Request) -> web.Response:
-        return web.json_response({"message": "no such image"}, status=404)
-
-    async def pull(request: web.Request) -> web.StreamResponse:
-        nonlocal said
-        answer = web.StreamResponse()
-        await answer.prepare(request)
-        for said in range(1, 6):  # noqa: B007
-            await answer.write(b'{"status":"Downloading"}\n')
-            await asyncio.sleep(0.1)
-        await asyncio.sleep(3600)
-        return answer
-
-    app = web.Application()
-    app.router.add_get("/version", about)
-    app.router.add_get("/{version}/images/{name}/json", inspect)
-    app.router.add_post("/{version}/images/create", pull)
-    runner = web.AppRunner(app, shutdown_timeout=0.1)
-    await runner.setup()
-    await web.UnixSite(runner, str(tmp_path / "engine.sock")).start()
-    monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/engine.sock")
-    monkeypatch.setattr(images, "NO_PROGRESS_S", 0.3)
-    async with asyncio.timeout(10):
-        with pytest.raises(Unavailable, match="no progress"):
-            await resolve_image("registry.test/game:1", None)
-    await runner.cleanup()
-    gc.collect()
-    assert said == 5
+@pytest.mark.parametrize(
+    ("url", "may"),
+    [
+        ("https://registry.example.com/v2/", True),
+        ("https://registry.example.com:5000/v2/", True),
+        ("http://registry.example.com/v2/", False),
+        ("https://10.0.0.1/v2/", False),
+        ("https://[::1]/v2/", False),
+        ("https://169.254.169.254/latest", False),
+        ("https://u:p@registry.example.com/", False),
+        ("https://named.lan/v2/", True),
+        ("http://named.lan/v2/", False),
+        ("https://10.0.0.2:5000/v2/", True),
+        ("https://10.0.0.2/v2/", False),
+        ("http://plain.lan:5000/v2/", True),
+        ("http://plain.lan:5001/v2/", False),
+        ("http://plain.lan/v2/", False),
+        ("ftp://named.lan/", False),
+        ("https://x:99999/", False),
+        ("", False),
+    ],
+)
+def test_where_a_request_may_go(url: str, may: bool) -> None:
+    named = Registries(["named.lan", "10.0.0.2:5000", "http://plain.lan:5000", "HTTPS://Other.lan/"])
+    assert named.may_ask(url) == may
+    assert named.may_ask("https://other.lan/v2/")
+    assert named.url(ImageName.parse("plain.lan:5000/game:1")) == "http://plain.lan:5000/v2/game"

@@ -138,7 +138,8 @@ async def test_an_agent_that_begins_while_the_engine_is_away_takes_no_other_runt
 
 async def test_a_pull_that_stands_still_ends(world: World) -> None:
     """Told by progress, not by size: the engine says nothing for `no_progress_s`."""
-    build = BuildRef("b" + secrets.token_hex(4), "image", image="127.0.0.1:1/none:1")
+    digest = f"sha256:{'0' * 64}"
+    build = BuildRef("b" + secrets.token_hex(4), "image", digest, image="127.0.0.1:1/none:1", packed_bytes=1)
     runtime = DockerRuntime(world.place, socket=str(world.proxy.path))
     asked = runtime._engine.stream
 

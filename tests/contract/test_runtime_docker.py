@@ -7,6 +7,7 @@ import subprocess
 import tarfile
 from collections.abc import AsyncIterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -66,9 +67,15 @@ async def image(stage: Stage, engine: Engine) -> AsyncIterator[str]:
     await engine.call("DELETE", f"/images/{name}:1", params={"force": "1"})
 
 
+async def local_build(engine: Engine, image: str) -> BuildRef:
+    """Of an image that no registry has, as the pipeline finds it."""
+    found = await engine.call("GET", f"/images/{image}/json")
+    return BuildRef(f"b{secrets.token_hex(6)}", "image", found["Id"], image=image)
+
+
 @pytest.fixture
 async def build(image: str, engine: Engine) -> AsyncIterator[BuildRef]:
-    build = BuildRef(f"b{secrets.token_hex(6)}", "image", image=image)
+    build = await local_build(engine, image)
     yield build
     with suppress(EngineError):
         await engine.call("DELETE", f"/images/fleet-build:{build.build_id}", params={"force": "1"})
@@ -148,18 +155,25 @@ async def test_a_build_keeps_its_image_when_the_tag_moves(stage: Stage, build: B
     assert (await engine.call("GET", f"/images/{base.reference}/json"))["Id"] == before
 
 
-async def test_an_executable_override_must_be_in_the_image(stage: Stage, image: str) -> None:
-    build = BuildRef(f"b{secrets.token_hex(6)}", "image", image=image, executable="/srv/game/other")
+async def test_an_executable_override_must_be_in_the_image(stage: Stage, engine: Engine, image: str) -> None:
+    build = replace(await local_build(engine, image), executable="/srv/game/other")
     with pytest.raises(LaunchFailed, match="not in image") as failure:
         await stage.runtime.prepare(build)
     assert failure.value.reason == "STARTUP_FAILURE_EXECUTABLE"
 
 
 async def test_an_image_that_cannot_be_had_is_a_download_failure(stage: Stage) -> None:
-    build = BuildRef(f"b{secrets.token_hex(6)}", "image", image="localhost:1/no/such:1")
-    with pytest.raises(LaunchFailed, match="cannot be pulled") as failure:
-        await stage.runtime.prepare(build)
-    assert failure.value.reason == "STARTUP_FAILURE_DOWNLOAD"
+    digest = f"sha256:{'0' * 64}"
+    build = BuildRef(f"b{secrets.token_hex(6)}", "image", digest, image="localhost:1/no/such:1", packed_bytes=1)
+    local = replace(build, packed_bytes=0)
+    for missing, why in (
+        (build, "cannot be pulled"),
+        (local, "local image"),
+        (replace(local, content_hash=None), "names"),
+    ):
+        with pytest.raises(LaunchFailed, match=why) as failure:
+            await stage.runtime.prepare(missing)
+        assert failure.value.reason == "STARTUP_FAILURE_DOWNLOAD"
 
 
 async def test_the_game_sees_its_walls(stage: Stage) -> None:
