@@ -46,10 +46,14 @@ def superfluous(idle: Iterable[Held], now: float, *, needed: int, max_unused_s: 
 
 
 class BundleCache:
-    """The bundles below one folder as one region's agent sees them. Methods block: call them in a thread."""
+    """The bundles below one folder as one region's agent sees them. Methods block: call them in a thread.
 
-    def __init__(self, bundles: Path, region: str, limits: BundleLimits) -> None:
-        self._bundles = bundles
+    `promised`: bytes of the same disk that others may yet take."""
+
+    def __init__(
+        self, bundles: Path, region: str, limits: BundleLimits, promised: Callable[[], int] = lambda: 0
+    ) -> None:
+        self._bundles, self._promised = bundles, promised
         self._marks = bundles / ".used" / region
         self._limits = limits
         self._sizes: dict[str, int] = {}
@@ -75,8 +79,9 @@ class BundleCache:
                 with suppress(OSError):  # another mark is there
                     mark.parent.rmdir()
 
-    def make_room(self, extra: int = 0) -> list[str]:
-        """Remove what the limits do not allow once `extra` more bytes are here; what went."""
+    def make_room(self, extra: int = 0, beside: int = 0) -> list[str]:
+        """Remove what the limits do not allow once `extra` more bytes are here, and `beside` others on the disk; what
+        went."""
         if not self._bundles.is_dir():
             return []
         sweep_staging(self._bundles)
@@ -84,7 +89,7 @@ class BundleCache:
         total = sum(each.size for each in held)
         disk = shutil.disk_usage(self._bundles)
         over = total + extra - int(self._limits.max_gb * 2**30)
-        short = int(disk.total * self._limits.min_free_percent / 100) + extra - disk.free
+        short = int(disk.total * self._limits.min_free_percent / 100) + extra + beside + self._promised() - disk.free
         marked = self._marked()
         idle = [each for each in held if each.content_hash not in marked]
         unused_s = self._limits.max_unused_days * 86400

@@ -37,6 +37,7 @@ from fleet.builds.executable import find_executable
 from fleet.builds.images import resolve_image
 from fleet.builds.object_store import open_artefacts
 from fleet.builds.secrets import registry_credentials
+from fleet.builds.storage import check_room
 from fleet.builds.turns import LEASE_MS, may_begin, next_builds
 from fleet.errors import FleetError, Unavailable
 from fleet.events.journal import build_event
@@ -216,6 +217,8 @@ async def _process_zip(store: Store, settings: FleetSettings, build: Build) -> N
     if await _step(link_configs, settings.bundles, content_hash, folders):
         await _say(store, build, "warning", "The ZIP's own playflow.json is replaced by each server's at run time.")
     size = await _step(_tree_bytes, tree)
+    packed = await _step(artefacts.size, archive_key(content_hash))
+    await _check_room(store, settings, build, packed + size)
     where = f"'{executable}'" + (f" in '{root}'" if root else "")
     kept = await _finish(
         store,
@@ -225,7 +228,7 @@ async def _process_zip(store: Store, settings: FleetSettings, build: Build) -> N
         f"Ready: executable {where}, {size} bytes unpacked.",
         bundle_root=root,
         executable_path=executable,
-        packed_bytes=await _step(artefacts.size, archive_key(content_hash)),
+        packed_bytes=packed,
         unpacked_bytes=size,
     )
     if not kept:
@@ -249,8 +252,14 @@ async def _process_image(store: Store, settings: FleetSettings, build: Build) ->
     image = build.image_url or ""
     await _say(store, build, "info", f"Looking for image {image}.")
     found = await resolve_image(image, registry_credentials(build, settings), settings)
+    await _check_room(store, settings, build, found.packed_bytes)
     values = {"content_hash": found.digest, "packed_bytes": found.packed_bytes or None}
     await _finish(store, build, "ready", "info", f"Ready: {found.digest}.", **values)
+
+
+async def _check_room(store: Store, settings: FleetSettings, build: Build, size: int) -> None:
+    async with store.read() as session:
+        await check_room(session, settings, build, size)
 
 
 async def _record(store: Store, build: Build, **values: object) -> None:

@@ -19,6 +19,7 @@ from fleet.builds.collect import collect
 from fleet.builds.executable import DEFAULT_EXECUTABLE
 from fleet.builds.pipeline import BEGUN_AGAIN, note, submit
 from fleet.builds.secrets import hide_credentials, sign_upload, verify_upload
+from fleet.builds.storage import check_room
 from fleet.builds.turns import next_builds
 from fleet.errors import BadRequest, Conflict, FleetError, NotFound, TooMany
 from fleet.events.journal import build_event
@@ -138,6 +139,7 @@ class BuildService:
                 return made  # by an earlier try of this write
             mine = (col(Build.project_id) == build.project_id, col(Build.name) == build.name)
             await self._check_room(session, build.project_id)
+            await check_room(session, self._settings, build, 0)
             last = (await session.exec(select(func.max(Build.version)).where(*mine))).one()
             build.version = (last or 0) + 1
             session.add(build)
@@ -184,7 +186,7 @@ class BuildService:
             size = await self._receive(file, chunks)
             try:
                 build = await self._received(build_id, size)
-            except FleetError:  # deleted meanwhile
+            except FleetError:  # deleted meanwhile, or more than the plan allows
                 file.unlink(missing_ok=True)
                 raise
         await self._begin(build_id)
@@ -205,6 +207,7 @@ class BuildService:
     async def _received(self, build_id: str, size: int) -> Build:
         async with self._store.write() as session:
             build = self._takes_upload(await session.get(Build, build_id))
+            await check_room(session, self._settings, build, size)
             build.status, build.packed_bytes, build.updated_at = "processing", size, now_ms()
             note(session, build_id, "info", f"Received {size} bytes.")
             session.add_all([build_event(build, "uploaded"), build_event(build, "processing")])

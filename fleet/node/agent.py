@@ -34,6 +34,7 @@ from fleet.node.moving import while_moving
 from fleet.node.node import Node
 from fleet.node.notice import SUFFIX, listen
 from fleet.node.runtime import BuildRef, LaunchSpec, LogLine, Port, RunKey
+from fleet.node.server_disks import ServerDisks
 from fleet.node.slot import take_slot
 from fleet.node.tenure import Tenure
 from fleet.node.tls_proxy import ProxyPlace, TlsProxy, tls_folder
@@ -183,7 +184,8 @@ class StartingAgent(Agent):
         scope = self._region if slot == 0 else f"{self._region}+{slot}"
         runtime = await choose_runtime(settings, scope)
         archive = LogArchive(settings.home / "logs" / "servers", settings.logs)
-        self._bundles = BundleCache(settings.bundles, scope, settings.bundle_limits)
+        disks = ServerDisks(settings.servers_dir, settings.bundle_limits.min_free_percent)
+        self._bundles = BundleCache(settings.bundles, scope, settings.bundle_limits, disks.promised)
         share, tls = tls_of(share, settings, scope, runtime.name)
 
         async def keep_log(key: RunKey) -> None:
@@ -222,6 +224,8 @@ class StartingAgent(Agent):
         try:
             if spec.build.content_hash:
                 await asyncio.to_thread(self._bundles.mark, spec.build.content_hash, name)
+            if spec.build.kind == "image":  # unpacked builds that nobody runs give way to its disk
+                await asyncio.to_thread(self._bundles.make_room, beside=spec.disk_mb << 20)
             return await super().launch(epoch, spec)
         finally:
             self._launching -= Counter({name: 1})

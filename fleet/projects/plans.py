@@ -32,6 +32,7 @@ class Plan(BaseModel):
     ttl: int | None = Field(default=None, ge=60, description="in place of any that is asked for")
     sizes: frozenset[str] | None = None
     pools: bool = True
+    storage_mb: int | None = Field(default=None, ge=0, description="of builds: archives, unpacked bundles, images")
     reads_per_s: int | None = Field(
         default=None, ge=0, description="of one key; none: as the settings say; 0: no limit"
     )
@@ -71,6 +72,22 @@ def check_count(plan: Plan, others: int) -> None:
             "the plan.",
             error="Server limit reached",
         )
+
+
+def check_storage(plan: Plan, used: int, more: int) -> None:
+    """Whether a project's builds, which have so many bytes, may have so many more. One more build needs some room."""
+    if plan.storage_mb is None or used + max(more, 1) <= plan.storage_mb << 20:
+        return
+    needed = f" and this one needs {_mb(more)}" if more else ""
+    raise Forbidden(
+        f"The {plan.name} plan is limited to {plan.storage_mb} MB of builds. Your builds have {_mb(used)}{needed}. "
+        "Delete builds that you do not need, or change the plan.",
+        error=LIMIT,
+    )
+
+
+def _mb(size: int) -> str:
+    return f"{size / 2**20:.1f} MB"
 
 
 def effective_ttl(plan: Plan, size: ComputeSize, asked: int | None) -> int | None:

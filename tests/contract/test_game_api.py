@@ -11,10 +11,12 @@ import orjson
 import pytest
 
 from fleet.node.docker import DockerRuntime
+from fleet.node.docker_spec import container_name
+from fleet.node.engine import Engine
 from fleet.node.game_api import MOST_CONNECTIONS, GameApi, revision_of
 from fleet.node.runtime import LaunchSpec, Port, RunKey
 from tests import games
-from tests.contract.runtime_stage import HOST, PATIENCE, PORTS, Stage, ask
+from tests.contract.runtime_stage import HOST, PATIENCE, PORTS, Stage, ask, docker_only
 
 
 async def answers(stage: Stage, spec: LaunchSpec, count: int) -> list[dict[str, Any]]:
@@ -169,3 +171,50 @@ async def test_connections_are_bounded(tmp_path: Path) -> None:
     await api.close()
     with pytest.raises(ConnectionRefusedError):
         await asyncio.open_connection(HOST, port)
+
+
+# In bash, which speaks TCP by itself: place, path.
+SPEAK = r"""#!/bin/bash
+speak() {
+  timeout 0.5 bash -c "exec 3<>/dev/tcp/$1/7350" || return 1
+  exec 3<>"/dev/tcp/$1/7350"
+  body="{\"instance_id\": \"$OTHER\"}"
+  printf 'POST %s HTTP/1.1\r\nHost: %s\r\nx-instance-id: %s\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s' \
+    "$2" "$OTHER" "$OTHER" "${#body}" "$body" >&3
+  timeout 2 cat <&3
+}
+until (exec 3<>/dev/tcp/127.0.0.1/7350); do sleep 0.1; done 2>/dev/null
+for place in 127.0.0.1 $TARGETS; do
+  for path in /ready "/ready?instance_id=$OTHER" "/$OTHER/ready" "/ready/$OTHER"; do
+    (speak "$place" "$path") 2>&1
+  done
+done
+echo
+cat "/playflow/../$OTHER/playflow.json" /proc/[0-9]*/root/playflow/playflow.json 2>/dev/null | grep -c "$OTHER"
+echo done
+exec sleep 600
+"""
+
+
+async def test_a_game_speaks_for_itself_only_whatever_it_says_and_where(stage: Stage) -> None:
+    """It tries its own door, the other's address, and the host's, with the other's name in every place for one."""
+    docker_only(stage, "plain processes share the host's network")
+    heard: list[tuple[RunKey, object]] = []
+    stage.runtime.hear(lambda key, word: heard.append((key, word)))
+    other = await stage.running(games.demo())
+    engine = Engine()
+    name = container_name(stage.place().fleet_id, other.key)
+    network = (await engine.call("GET", f"/containers/{name}/json"))["NetworkSettings"]
+    await engine.close()
+    targets = " ".join(filter(None, [network["IPAddress"], network["Gateway"]]))
+    build = stage.build({games.EXECUTABLE: (SPEAK.encode(), 0o755)})
+    spec = stage.spec(build, ports=(), environment={"TARGETS": targets, "OTHER": other.key.instance_id})
+    await stage.runtime.launch(spec)
+    lines: list[str] = []
+    async with asyncio.timeout(PATIENCE):
+        while "done" not in lines:
+            lines = [line.message for line in await stage.runtime.logs(spec.key, None, None, 100)]
+            await asyncio.sleep(0.05)
+    assert lines[-2] == "0", "no file of the other is to be seen"
+    assert {key for key, _ in heard} <= {spec.key}
+    assert heard, "its own word is heard"

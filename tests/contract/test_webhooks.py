@@ -6,6 +6,7 @@ import hashlib
 import hmac
 import json
 import os
+import socket
 import subprocess
 import sys
 import textwrap
@@ -14,6 +15,7 @@ from contextlib import asynccontextmanager
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from hypothesis import given
@@ -241,6 +243,32 @@ async def test_without_leave_nothing_inside_is_reached_whatever_name_it_has(hook
         async with dispatching(hooks):
             await hooks.call("POST", f"{PATH}/{hook['id']}/test")
             [sent] = await settled(hooks, hook["id"], lambda all: all[0]["attempts"] > 0)
+        assert sent["last_error"] == "The URL leads to an address that is not public."
+        assert inside.got == []
+
+
+async def test_a_name_that_says_another_address_at_the_second_question_is_not_followed(
+    hooks: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The address that is connected to counts, each time: what a name said before is worth nothing."""
+    hooks.settings.webhooks.allowed_networks = ["127.0.0.2/32"]  # stands for the public address that it says first
+    real, answers, asked = socket.getaddrinfo, ["127.0.0.2", "127.0.0.1"], list[str]()
+
+    def rebinding(host: Any, *arguments: Any, **named: Any) -> Any:
+        if host != "rebind.example.com":
+            return real(host, *arguments, **named)
+        asked.append(answers[min(len(asked), 1)])
+        return real(asked[-1], *arguments, **named)
+
+    async with receiver() as inside:
+        port = urlsplit(inside.url).port
+        monkeypatch.setattr(socket, "getaddrinfo", rebinding)
+        hook = await make(hooks, f"http://rebind.example.com:{port}/hook")
+        asked.clear()
+        async with dispatching(hooks):
+            await hooks.call("POST", f"{PATH}/{hook['id']}/test")
+            [sent] = await settled(hooks, hook["id"], lambda all: all[0]["attempts"] > 1)
+        assert asked[:2] == answers
         assert sent["last_error"] == "The URL leads to an address that is not public."
         assert inside.got == []
 

@@ -1,6 +1,7 @@
 """A node's unpacked builds: what runs stays, the longest unused goes first, never more than is needed."""
 
 import os
+import shutil
 import time
 from pathlib import Path
 
@@ -80,3 +81,15 @@ def test_a_node_is_told_what_its_own_environment_leaves_open(tmp_path: Path) -> 
     assert own.memory_mb > 1
     told = own_share(share, FleetSettings(public_host="play.example.org", bind_host="::1"), "10.0.0.7")
     assert (told.public_host, told.bind_host) == ("play.example.org", "::1")
+
+
+def test_what_servers_may_yet_write_is_kept_free(tmp_path: Path) -> None:
+    """Bundles that nobody runs give way to it."""
+    free = shutil.disk_usage(tmp_path).free
+    promised = [0]
+    cache = BundleCache(tmp_path, "us-east", BundleLimits(min_free_percent=0), lambda: promised[0])
+    idle = bundle(tmp_path, "a", 7200)
+    assert cache.make_room() == []
+    assert cache.make_room(beside=1 << 20) == []
+    promised[0] = free
+    assert cache.make_room(beside=1 << 40) == [idle]

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy.exc import OperationalError
+from sqlmodel import col, select
 
 from fleet.actors.health import process_health
 from fleet.errors import BadRequest, FleetError, Unavailable
@@ -19,7 +20,7 @@ from fleet.region import manager as manager_module
 from fleet.region import reconciler
 from fleet.region.model import Action
 from fleet.store.commit import take_epoch
-from fleet.store.tables import RegionEpoch
+from fleet.store.tables import RegionEpoch, ServerEvent
 from fleet.times import now_ms
 from tests.unit.region_kit import NODE, SHARE, Fleet, eventually
 
@@ -407,3 +408,23 @@ async def test_writes_are_refused_while_nothing_can_be_written(fleet: Fleet) -> 
         await fleet.start(manager)
     with pytest.raises(FleetError, match="database"):
         await manager.claim([])
+
+
+async def test_a_disk_that_a_game_has_filled_is_told_once(fleet: Fleet) -> None:
+    manager = await fleet.begin()
+    name = await fleet.start(manager)
+    [key] = fleet.agent.runs
+    fleet.agent.set(key, RunState.RUNNING)
+    fleet.agent.set(key, RunState.RUNNING, disk_full=True)
+    fleet.agent.set(key, RunState.RUNNING, disk_full=True, message="and something else")
+
+    async def told() -> list[ServerEvent]:
+        async with fleet.store.read() as session:
+            mine = (col(ServerEvent.instance_id) == name, col(ServerEvent.type) == "disk_full")
+            return list((await session.exec(select(ServerEvent).where(*mine))).all())
+
+    async with asyncio.timeout(10):
+        while not await told():  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+    [event] = await told()
+    assert event.data == {"disk_mb": 1024}
