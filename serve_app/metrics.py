@@ -18,6 +18,7 @@ from fleet.ray_calls import ray_call
 from fleet.settings import FleetSettings
 from serve_app.auth import context_of
 from serve_app.json import json_response
+from serve_app.policy import Caller, Policy
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 FORWARDED = ("x-forwarded-for", "x-real-ip", "forwarded")
@@ -54,6 +55,10 @@ def _loopback(address: str) -> bool:
 
 
 router = APIRouter(include_in_schema=False, dependencies=[Depends(_operator)])
+MAY_CALL: Policy = {
+    "metrics": Caller.OPERATOR,
+    "ray_targets": Caller.OPERATOR,
+}
 
 
 @router.get("/metrics")

@@ -10,6 +10,8 @@ from fastapi import APIRouter
 from starlette.exceptions import HTTPException
 from starlette.responses import FileResponse, Response
 
+from serve_app.policy import Caller, Policy
+
 _FOLDER = Path(__file__).parent / "web"
 _FILES = {"play.js": "text/javascript", "play.css": "text/css"}
 _HEADERS = {
@@ -21,6 +23,10 @@ _HEADERS = {
 }
 
 router = APIRouter(include_in_schema=False)
+MAY_CALL: Policy = {
+    "page": Caller.ANYONE,
+    "asset": Caller.ANYONE,
+}
 
 
 @router.get("/play")

@@ -10,6 +10,8 @@ from fastapi import APIRouter, FastAPI
 from starlette.exceptions import HTTPException
 from starlette.responses import FileResponse, HTMLResponse, Response
 
+from serve_app.policy import Caller, Policy
+
 TITLE = "Fleet API, PlayFlow compatible"
 DESCRIPTION = """\
 Upload a build, start servers of it in a region, let players connect to `host:external_port`.
@@ -54,6 +56,10 @@ SwaggerUIBundle({url: old ? "/api/v2/doc" : "/api/doc", dom_id: "#page", deepLin
 """
 
 router = APIRouter(include_in_schema=False)
+MAY_CALL: Policy = {
+    "page": Caller.ANYONE,
+    "asset": Caller.ANYONE,
+}
 
 
 def _assets() -> Path:

@@ -30,6 +30,7 @@ from serve_app.admin.schemas import (
 )
 from serve_app.auth import Context, context_of
 from serve_app.json import StrictJsonRoute, json_response
+from serve_app.policy import Caller, Policy
 from serve_app.shares import HeldFile
 from serve_app.v3.common import errors
 
@@ -48,6 +49,20 @@ async def _admin(request: Request, key: Annotated[str | None, Security(_header)]
 AdminKey = Annotated[Admin, Depends(_admin)]
 ProjectId = Annotated[str, Path(max_length=64, pattern=r"^[A-Za-z0-9-]+$")]
 router = APIRouter(prefix="/api/admin/v1", tags=["Administration"], route_class=StrictJsonRoute)
+MAY_CALL: Policy = {
+    "list_plans": Caller.ADMIN,
+    "list_projects": Caller.ADMIN,
+    "create_project": Caller.ADMIN,
+    "get_project": Caller.ADMIN,
+    "change_project": Caller.ADMIN,
+    "suspend_project": Caller.ADMIN,
+    "resume_project": Caller.ADMIN,
+    "delete_project": Caller.ADMIN,
+    "export_of_project": Caller.ADMIN,
+    "project_keys": Caller.ADMIN,
+    "rotate_key": Caller.ADMIN,
+    "audit": Caller.ADMIN,
+}
 
 
 @router.get("/plans", response_model=PlanListOut, responses=errors(401), summary="Plans")

@@ -14,6 +14,7 @@ from serve_app.auth import Context, ServerKey
 from serve_app.context import AppContext
 from serve_app.edge import keep_answer
 from serve_app.json import json_response
+from serve_app.policy import Caller, Policy
 from serve_app.shares import held
 from serve_app.v2.build_schemas import (
     LegacyBuildFoundOut,
@@ -30,6 +31,13 @@ from serve_app.v3.build_schemas import BuildName
 from serve_app.v3.builds import public_base
 
 router = APIRouter(prefix=f"{PREFIX}/builds/builds", tags=["Builds"], route_class=LegacyRoute)
+MAY_CALL: Policy = {
+    "legacy_list_builds": Caller.SERVER,
+    "legacy_upload_url": Caller.SERVER,
+    "legacy_upload": Caller.SERVER,
+    "legacy_get_build": Caller.SERVER,
+    "legacy_delete_build": Caller.SERVER,
+}
 
 MOST_LISTED = 10_000  # v2 knows no pages
 

@@ -8,6 +8,7 @@ from fastapi.openapi.utils import get_openapi
 from starlette.responses import Response
 
 from serve_app.json import json_response
+from serve_app.policy import Caller, Policy
 from serve_app.v2 import builds, lobbies, matchmaker, projects, servers, storage
 from serve_app.v2.face import PREFIX
 from serve_app.v3.common import operation_id
@@ -28,6 +29,9 @@ for _part in (servers, builds, storage, projects, lobbies, matchmaker):
 
 all_routes = APIRouter()
 all_routes.include_router(described)
+MAY_CALL: Policy = {
+    "document": Caller.ANYONE,
+}
 
 
 @cache

@@ -10,6 +10,7 @@ from starlette.responses import Response
 from fleet.errors import BadRequest, Conflict, Forbidden, NotFound
 from fleet.lobbies.model import LobbyEvent, LobbyQuery, LobbyView
 from serve_app.json import json_response
+from serve_app.policy import Caller, Policy
 from serve_app.v2.face import PREFIX
 from serve_app.v2.lobby_desk import ConfigName, Desk, TheDesk
 from serve_app.v2.lobby_schemas import (
@@ -26,6 +27,19 @@ from serve_app.v3.lobby_schemas import NO_CONTROLS, AnyPlayer
 from serve_app.v3.sse import EVENT_SCHEMA, message
 
 router = APIRouter(prefix=PREFIX, tags=["Lobbies"], route_class=LegacyLobbyRoute)
+MAY_CALL: Policy = {
+    "legacy_list_lobbies": Caller.CLIENT,
+    "legacy_get_lobby": Caller.CLIENT,
+    "legacy_lobby_players": Caller.CLIENT,
+    "legacy_create_lobby": Caller.PLAYER,
+    "legacy_update_lobby": Caller.PLAYER,
+    "legacy_delete_lobby": Caller.PLAYER,
+    "legacy_join_by_code": Caller.PLAYER,
+    "legacy_join_lobby": Caller.PLAYER,
+    "legacy_remove_player": Caller.PLAYER,
+    "legacy_heartbeat": Caller.PLAYER,
+    "legacy_lobby_events": Caller.PLAYER,
+}
 
 MOST_LISTED = 1000  # there are no pages
 AnyId = Annotated[str, Path(min_length=1, max_length=128)]

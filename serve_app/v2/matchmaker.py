@@ -11,6 +11,7 @@ from fleet.lobbies.history import find_match, matches_under_way
 from fleet.lobbies.match import Match
 from fleet.lobbies.model import LobbyQuery, LobbyView, NewLobby
 from serve_app.json import json_response
+from serve_app.policy import Caller, Policy
 from serve_app.v2.face import PREFIX
 from serve_app.v2.lobby_desk import Desk, TheDesk
 from serve_app.v2.matchmaker_schemas import (
@@ -27,6 +28,14 @@ from serve_app.v2.matchmaker_schemas import (
 from serve_app.v2.route import LegacyLobbyRoute, lobby_errors
 
 router = APIRouter(prefix=f"{PREFIX}/matchmaker", tags=["Matchmaking"], route_class=LegacyLobbyRoute)
+MAY_CALL: Policy = {
+    "legacy_list_tickets": Caller.CLIENT,
+    "legacy_ticket_status": Caller.CLIENT,
+    "legacy_list_matches": Caller.CLIENT,
+    "legacy_create_ticket": Caller.PLAYER,
+    "legacy_cancel_ticket": Caller.PLAYER,
+    "legacy_delete_match": Caller.SERVER,
+}
 
 MOST_LISTED = 1000
 Name = Annotated[Word, Query(alias="matchmaker_name")]

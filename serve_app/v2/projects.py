@@ -8,11 +8,16 @@ from starlette.responses import Response
 from serve_app.auth import Context, ServerKey
 from serve_app.edge import keep_answer
 from serve_app.json import json_response
+from serve_app.policy import Caller, Policy
 from serve_app.v2.face import HEALTH, PREFIX
 from serve_app.v2.route import LegacyRoute, legacy_errors
 from serve_app.v3.health import HealthOut
 
 router = APIRouter(route_class=LegacyRoute)
+MAY_CALL: Policy = {
+    "legacy_project": Caller.SERVER,
+    "legacy_health": Caller.ANYONE,
+}
 
 
 class LegacyProjectOut(BaseModel):

@@ -10,6 +10,7 @@ from fleet.servers.model import ListQuery
 from serve_app.auth import AnyKey, Context, ServerKey
 from serve_app.edge import keep_answer
 from serve_app.json import json_response
+from serve_app.policy import Caller, Policy
 from serve_app.v2.face import PREFIX
 from serve_app.v2.route import LegacyRoute, legacy_errors
 from serve_app.v2.server_schemas import (
@@ -26,6 +27,14 @@ from serve_app.v2.server_schemas import (
 from serve_app.v3.common import links
 
 router = APIRouter(prefix=f"{PREFIX}/servers", tags=["Servers"], route_class=LegacyRoute)
+MAY_CALL: Policy = {
+    "legacy_list_servers": Caller.CLIENT,
+    "legacy_start_server": Caller.CLIENT,
+    "legacy_get_server": Caller.CLIENT,
+    "legacy_stop_server": Caller.SERVER,
+    "legacy_report_status": Caller.SERVER,
+    "legacy_restart_server": Caller.SERVER,
+}
 
 _NEXT = links("instance_id", "legacy_get_server", "legacy_report_status", "legacy_restart_server", "legacy_stop_server")
 MOST_LISTED = 10_000  # v2 knows no pages

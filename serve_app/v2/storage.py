@@ -12,10 +12,14 @@ from starlette.responses import Response
 from fleet.errors import Forbidden, Unauthorized
 from serve_app.auth import Context
 from serve_app.json import json_response
+from serve_app.policy import Caller, Policy
 from serve_app.v2.face import PREFIX
 from serve_app.v2.route import LegacyRoute, legacy_errors
 
 router = APIRouter(prefix=f"{PREFIX}/storage", tags=["Storage hook"], route_class=LegacyRoute)
+MAY_CALL: Policy = {
+    "storage_hook": Caller.SIGNED,
+}
 
 MOST_BUILDS = 100
 # Where the stores that are in use name the object: MinIO and S3 records, R2's and Supabase's messages, or just the id.

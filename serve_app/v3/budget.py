@@ -12,9 +12,15 @@ from fleet.billing.prices import MILLION
 from fleet.times import iso
 from serve_app.auth import Context, ServerKey
 from serve_app.json import StrictJsonRoute, json_response
+from serve_app.policy import Caller, Policy
 from serve_app.v3.common import NUMBER, Body, Flag, errors
 
 router = APIRouter(prefix="/api/v3/projects/budget", route_class=StrictJsonRoute, tags=["Usage"])
+MAY_CALL: Policy = {
+    "get_budget": Caller.SERVER,
+    "put_budget": Caller.SERVER,
+    "delete_budget": Caller.SERVER,
+}
 
 # Pydantic's own schema would promise that every string is an amount.
 _MONEY = {

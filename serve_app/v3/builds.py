@@ -12,6 +12,7 @@ from serve_app.auth import Context, ServerKey
 from serve_app.context import AppContext
 from serve_app.edge import keep_answer
 from serve_app.json import StrictJsonRoute, json_response
+from serve_app.policy import Caller, Policy
 from serve_app.shares import held, while_there
 from serve_app.v3.build_schemas import (
     READY_BY_MEANS,
@@ -30,6 +31,15 @@ from serve_app.v3.build_schemas import (
 from serve_app.v3.common import errors, links
 
 router = APIRouter(prefix="/api/v3/builds", tags=["Builds"], route_class=StrictJsonRoute)
+MAY_CALL: Policy = {
+    "list_builds": Caller.SERVER,
+    "upload_url": Caller.SERVER,
+    "docker_image": Caller.SERVER,
+    "process_build": Caller.SERVER,
+    "get_build": Caller.SERVER,
+    "build_logs": Caller.SERVER,
+    "delete_build": Caller.SERVER,
+}
 
 Offset = Annotated[int, Query(ge=0, le=2**31 - 1)]
 _NEXT = links("build_id", "get_build", "process_build", "build_logs", "delete_build")

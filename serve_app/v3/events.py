@@ -19,12 +19,16 @@ from fleet.events.model import Cursor, EventFilter
 from fleet.events.stream import follow
 from serve_app.auth import Context, ServerKey
 from serve_app.context import AppContext
+from serve_app.policy import Caller, Policy
 from serve_app.shares import hold
 from serve_app.v3.common import errors
 from serve_app.v3.sse import EVENT_SCHEMA, OPEN, event_stream, message
 
 log = structlog.get_logger(__name__)
 router = APIRouter(prefix="/api/v3", tags=["Events"])
+MAY_CALL: Policy = {
+    "events": Caller.SERVER,
+}
 
 Words = Annotated[list[str] | None, Query(max_length=64)]
 

@@ -6,9 +6,13 @@ from starlette.responses import Response
 
 from serve_app.auth import Context
 from serve_app.json import json_response
+from serve_app.policy import Caller, Policy
 from serve_app.v3.common import errors
 
 router = APIRouter(tags=["Health"])
+MAY_CALL: Policy = {
+    "health": Caller.ANYONE,
+}
 
 
 class HealthOut(BaseModel):

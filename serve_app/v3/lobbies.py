@@ -13,6 +13,7 @@ from serve_app.auth import AnyKey, Context, ServerKey
 from serve_app.edge import keep_answer
 from serve_app.json import StrictJsonRoute, json_response
 from serve_app.players import ThePlayer
+from serve_app.policy import Caller, Policy
 from serve_app.v3.common import errors
 from serve_app.v3.lobby_schemas import (
     DELETED,
@@ -35,6 +36,25 @@ from serve_app.v3.lobby_schemas import (
 )
 
 router = APIRouter(prefix="/api/v3/lobbies/{config}", tags=["Lobbies"], route_class=StrictJsonRoute)
+MAY_CALL: Policy = {
+    "list_lobbies": Caller.CLIENT,
+    "create_lobby": Caller.PLAYER,
+    "join_lobby": Caller.PLAYER,
+    "my_lobby": Caller.PLAYER,
+    "set_my_state": Caller.PLAYER,
+    "leave_lobby": Caller.PLAYER,
+    "heartbeat": Caller.PLAYER,
+    "change_lobby": Caller.PLAYER,
+    "kick_player": Caller.PLAYER,
+    "start_game": Caller.PLAYER,
+    "end_match": Caller.PLAYER,
+    "start_matchmaking": Caller.PLAYER,
+    "cancel_matchmaking": Caller.PLAYER,
+    "confirm_match": Caller.PLAYER,
+    "decline_match": Caller.PLAYER,
+    "get_lobby": Caller.SERVER,
+    "delete_lobby": Caller.SERVER,
+}
 
 Config = Annotated[
     str,

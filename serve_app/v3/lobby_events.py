@@ -30,6 +30,7 @@ from serve_app.auth import Context
 from serve_app.context import AppContext
 from serve_app.json import StrictJsonRoute, json_response
 from serve_app.players import ThePlayer
+from serve_app.policy import Caller, Policy
 from serve_app.stream_query import Ticket
 from serve_app.v3.common import errors
 from serve_app.v3.lobbies import Config
@@ -38,6 +39,10 @@ from serve_app.v3.sse import EVENT_SCHEMA, event_stream, message, text_message
 
 log = structlog.get_logger(__name__)
 router = APIRouter(prefix="/api/v3/lobbies/{config}", tags=["Lobbies"], route_class=StrictJsonRoute)
+MAY_CALL: Policy = {
+    "my_events": Caller.PLAYER,
+    "events_token": Caller.PLAYER,
+}
 
 PING_S = 30.0
 PING = ServerSentEvent(event="ping", data="", sep="\n")

@@ -8,6 +8,7 @@ from starlette.responses import Response
 
 from serve_app.auth import Context, ServerKey
 from serve_app.json import StrictJsonRoute, json_response
+from serve_app.policy import Caller, Policy
 from serve_app.shares import held
 from serve_app.v3.common import errors
 from serve_app.v3.log_position import encode_position, parse_end, parse_project_position
@@ -15,6 +16,13 @@ from serve_app.v3.project_schemas import PoolListOut, PoolOut, ProjectLogOut, Se
 from serve_app.v3.server_schemas import log_view
 
 router = APIRouter(prefix="/api/v3", route_class=StrictJsonRoute)
+MAY_CALL: Policy = {
+    "get_settings": Caller.SERVER,
+    "change_settings": Caller.SERVER,
+    "project_logs": Caller.SERVER,
+    "list_pools": Caller.SERVER,
+    "get_pool": Caller.SERVER,
+}
 PROJECTS, POOLS = "Projects", "Pools"
 
 

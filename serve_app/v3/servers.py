@@ -12,6 +12,7 @@ from fleet.store.tables import Server
 from serve_app.auth import AnyKey, Context, ServerKey, context_of
 from serve_app.edge import keep_answer
 from serve_app.json import StrictJsonRoute, json_response
+from serve_app.policy import Caller, Policy
 from serve_app.shares import held, while_there
 from serve_app.v3.common import errors, links
 from serve_app.v3.log_position import encode_token, parse_position
@@ -35,6 +36,18 @@ from serve_app.v3.server_schemas import (
 from serve_app.v3.sse import EVENT_SCHEMA
 
 router = APIRouter(prefix="/api/v3/servers", tags=["Servers"], route_class=StrictJsonRoute)
+MAY_CALL: Policy = {
+    "list_servers": Caller.CLIENT,
+    "start_server": Caller.CLIENT,
+    "get_server": Caller.CLIENT,
+    "claim_server": Caller.SERVER,
+    "update_server": Caller.SERVER,
+    "restart_server": Caller.SERVER,
+    "stop_server": Caller.SERVER,
+    "server_events": Caller.SERVER,
+    "server_logs": Caller.SERVER,
+    "server_metrics": Caller.SERVER,
+}
 
 WaitFor = Annotated[
     Literal["running", "stopped"] | None,

@@ -9,10 +9,14 @@ from starlette.responses import Response
 
 from serve_app.auth import Context
 from serve_app.json import json_response
+from serve_app.policy import Caller, Policy
 from serve_app.v3.build_schemas import UploadedOut
 from serve_app.v3.common import errors
 
 router = APIRouter(tags=["Builds"])
+MAY_CALL: Policy = {
+    "upload": Caller.SIGNED,
+}
 
 
 @router.put(

@@ -13,10 +13,15 @@ from fleet.errors import BadRequest
 from fleet.times import now_ms
 from serve_app.auth import Context, ServerKey
 from serve_app.json import StrictJsonRoute, json_response
+from serve_app.policy import Caller, Policy
 from serve_app.v3.common import errors
 from serve_app.v3.usage_schemas import UsageOut, statement_csv, statement_view
 
 router = APIRouter(prefix="/api/v3", route_class=StrictJsonRoute, tags=["Usage"])
+MAY_CALL: Policy = {
+    "usage": Caller.SERVER,
+    "usage_invoice": Caller.SERVER,
+}
 _PAGE_HEADERS = {"content-security-policy": "default-src 'none'; style-src 'unsafe-inline'"}
 Moment = Annotated[str | None, Query(max_length=40, description="ISO 8601, e.g. `2026-01-31` (UTC)")]
 

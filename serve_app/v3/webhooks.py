@@ -10,9 +10,22 @@ from fleet.store.tables import Webhook, WebhookDelivery
 from fleet.times import iso
 from serve_app.auth import Context, ServerKey
 from serve_app.json import StrictJsonRoute, json_response
+from serve_app.policy import Caller, Policy
 from serve_app.v3.common import Body, Flag, errors
 
 router = APIRouter(prefix="/api/v3/webhooks", route_class=StrictJsonRoute, tags=["Events"])
+MAY_CALL: Policy = {
+    "list_webhooks": Caller.SERVER,
+    "create_webhook": Caller.SERVER,
+    "get_webhook": Caller.SERVER,
+    "change_webhook": Caller.SERVER,
+    "delete_webhook": Caller.SERVER,
+    "rotate_secret": Caller.SERVER,
+    "test_webhook": Caller.SERVER,
+    "list_deliveries": Caller.SERVER,
+    "resend": Caller.SERVER,
+    "resend_dead": Caller.SERVER,
+}
 
 Url = Annotated[str, Field(min_length=8, max_length=2048, examples=["https://studio.example/fleet-events"])]
 Events = Annotated[
