@@ -4,9 +4,12 @@ import base64
 import hashlib
 import os
 import secrets
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
+from typing import cast
 
+import orjson
 from cryptography.fernet import Fernet, InvalidToken
 
 from fleet.errors import FleetError
@@ -63,3 +66,19 @@ class Sealer:
 def _cipher(home: Path, purpose: str) -> Fernet:
     key = hashlib.sha256(f"{purpose}:".encode() + fleet_secret(home)).digest()
     return Fernet(base64.urlsafe_b64encode(key))
+
+
+class Variables:
+    """Environment variables as they are stored: one sealed text for all of a map."""
+
+    def __init__(self, home: Path) -> None:
+        self._sealer = Sealer(home, "environment")
+
+    def seal(self, variables: Mapping[str, str] | None) -> str | None:
+        return self._sealer.seal(orjson.dumps(dict(variables)).decode()) if variables else None
+
+    def open(self, stored: object) -> dict[str, str]:
+        """The variables; those that were stored before there were seals are given as they are."""
+        if isinstance(stored, str):
+            return orjson.loads(self._sealer.open(stored))
+        return dict(cast("dict[str, str]", stored)) if isinstance(stored, dict) else {}

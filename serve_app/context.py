@@ -28,8 +28,9 @@ from fleet.projects.admin_keys import AdminKeys
 from fleet.projects.admin_service import AdminService
 from fleet.projects.ending import ProjectEnding
 from fleet.projects.plans import PlanBook, plan_book
+from fleet.projects.secrets import SecretService
 from fleet.projects.service import ProjectService
-from fleet.sealing import Sealer
+from fleet.sealing import Sealer, Variables
 from fleet.servers.service import Regions, ServerService
 from fleet.settings import FleetSettings
 from fleet.store.engine import Store
@@ -51,6 +52,7 @@ class AppContext:
     store: Store
     catalog: Catalog
     projects: ProjectService
+    secrets: SecretService
     builds: BuildService
     servers: ServerService
     regions: Regions
@@ -86,8 +88,8 @@ class AppContext:
     ) -> "AppContext":
         keepers = keepers or NoKeepers()
         plans = plan_book(settings.plans_config)
-        servers = ServerService(store, regions, builds, catalog, settings.servers, plans)
-        projects = ProjectService(store, Sealer(settings.home, "auth"))
+        servers = ServerService(store, regions, builds, catalog, settings.servers, plans, Variables(settings.home))
+        projects = ProjectService(store, settings.home)
         pools = PoolService(projects, regions, catalog, settings.servers, plans)
         usage = UsageService(store, price_book(settings.prices_config))
         ending = ProjectEnding(store, regions, settings.exports)
@@ -100,6 +102,7 @@ class AppContext:
             store=store,
             catalog=catalog,
             projects=projects,
+            secrets=SecretService(store, settings.home, projects, told),
             builds=builds,
             servers=servers,
             regions=regions,

@@ -29,6 +29,7 @@ from fleet.lobbies.names import epoch_name, keeper_name, shard_of
 from fleet.lobbies.world import World
 from fleet.projects.plans import plan_book
 from fleet.region.client import RegionClient
+from fleet.sealing import Variables
 from fleet.servers.service import ServerService
 from fleet.settings import get_settings
 from fleet.store.commit import GroupCommit, take_epoch
@@ -73,6 +74,7 @@ class Keeper:
             load_catalog(),
             settings.servers,
             plan_book(settings.plans_config),
+            Variables(settings.home),
         )
         async with asyncio.timeout(READY_S), store.read() as session:
             await session.exec(select(literal(1)))  # what is wrong is told; an epoch is waited for in silence

@@ -9,7 +9,6 @@ import contextlib
 import math
 import os
 import resource
-import shutil
 from collections.abc import AsyncIterator, Collection
 from dataclasses import replace
 from pathlib import Path
@@ -40,6 +39,7 @@ from fleet.node.docker_spec import (
     fleet_filter,
     is_port_taken,
     key_of,
+    secrets_owner,
     taken_ports,
 )
 from fleet.node.engine import Engine, EngineError
@@ -63,6 +63,7 @@ from fleet.node.runtime import (
     RunKey,
     RuntimePlace,
 )
+from fleet.node.secret_files import SecretFiles
 from fleet.node.series import Usage
 from fleet.node.server_folder import make_private, server_folder, write_config
 from fleet.node.words import Heard, Word
@@ -95,7 +96,9 @@ class DockerRuntime:
         self._isolation = Isolation(self._engine, place.fleet_id, place.api_ports, place.reach, lock)
         # More open files than the engine itself may have would be refused; ours are a good guess of that.
         files = min(65536, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
-        self._host = Host(place.fleet_id, os.cpu_count() or 1, place.servers_dir, place.bundles, files)
+        self._secrets = SecretFiles(place.fleet_id, place.servers_dir)
+        kept = (place.servers_dir, place.bundles, files, self._secrets.root)
+        self._host = Host(place.fleet_id, os.cpu_count() or 1, *kept)
 
     async def ping(self) -> None:
         """EngineUnavailable unless the engine answers now."""
@@ -162,6 +165,7 @@ class DockerRuntime:
         async with self._locks.setdefault(spec.key, asyncio.Lock()):
             folder.mkdir(exist_ok=True)
             write_config(folder, spec.config)
+            self._secrets.write(spec.key, spec.secrets.files, secrets_owner(spec, image))
             name, plan = self._name(spec.key), self._disks.plan(spec, image)
             mounted = await self._disks.ready(spec.key, plan)
             try:
@@ -174,7 +178,7 @@ class DockerRuntime:
                 await self._api.shut(spec.key)
                 with contextlib.suppress(EngineUnavailable):  # then the search for orphans finds it
                     await self._disks.remove(spec.key)
-                await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+                await asyncio.to_thread(self._secrets.remove_run, spec.key)
                 raise self._refusal(error, spec) from error
             self._watch.launched(spec.key, spec.network)
             await self.serve(spec.key)
@@ -310,7 +314,7 @@ class DockerRuntime:
         async with self._locks.setdefault(key, asyncio.Lock()):  # not while it is being made
             await self._settle("DELETE", f"/containers/{self._name(key)}", {"v": "1"})
             await self._disks.remove(key)
-            await asyncio.to_thread(shutil.rmtree, server_folder(self._place.servers_dir, key), ignore_errors=True)
+            await asyncio.to_thread(self._secrets.remove_run, key)
         self._watch.removed(key)
         self._inside.forget(key)
         await self._api.shut(key)
@@ -321,6 +325,7 @@ class DockerRuntime:
             await self._images.cache.make_room()
         except EngineError as error:
             raise EngineUnavailable(error.message) from error
+        await asyncio.to_thread(self._secrets.sweep)
         return await self._hunt.remove()
 
     async def usage(self, keys: Collection[RunKey]) -> dict[RunKey, Usage]:

@@ -16,6 +16,7 @@ from fleet.node.disk import DiskPlan
 from fleet.node.executable import executable_of, game_arguments
 from fleet.node.game_api import CONFIG_PATH
 from fleet.node.runtime import LaunchSpec, Port, RunKey
+from fleet.node.secret_files import SECRETS, TOLD, owner_of
 
 GAME, BUNDLE, CONFIG, TMP = "/game", "/bundle", "/playflow", "/tmp"
 NETWORK = "fleet.network"  # label: the sandbox whose network a game has joined
@@ -42,6 +43,7 @@ class ImageFacts:
     command: tuple[str, ...] = ()
     environment: frozenset[str] = frozenset()
     volumes: tuple[str, ...] = ()
+    user: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +55,7 @@ class Host:
     servers_dir: Path
     bundles: Path
     open_files: int = 4096
+    secrets: Path = Path()  # folders of runs with secrets that are files
     network: str = "bridge"  # NetworkMode of a container with a network of its own
     door_port: int = 0  # first choice for the port of a game's door (`docker_doors.py`); 0: a Unix socket
 
@@ -143,9 +146,16 @@ def _environment(spec: LaunchSpec, image: ImageFacts, door: str) -> list[str]:
         "PLAYFLOW_CONFIG_URL": url,
         "PLAYFLOW_AGENT_URL": url.removesuffix(CONFIG_PATH),
     }
+    if spec.secrets.files:
+        defaults[TOLD] = SECRETS
     if "HOME" not in image.environment or spec.build.kind == "zip":
         defaults["HOME"] = TMP
-    return [f"{name}={value}" for name, value in (defaults | spec.environment).items()]
+    return [f"{name}={value}" for name, value in (defaults | spec.environment | spec.secrets.variables).items()]
+
+
+def secrets_owner(spec: LaunchSpec, image: ImageFacts) -> tuple[int, int] | None:
+    """Whom the game runs as, by number; None if only the image knows."""
+    return owner_of(GAME_USER if spec.build.kind == "zip" else image.user)
 
 
 def _arguments(spec: LaunchSpec) -> list[str]:
@@ -237,6 +247,8 @@ def _tmpfs(spec: LaunchSpec, disk: DiskPlan) -> dict[str, str]:
 
 def _mounts(spec: LaunchSpec, host: Host) -> list[dict[str, Any]]:
     mounts = [_bind(host.servers_dir / str(spec.key), CONFIG)]
+    if spec.secrets.files:
+        mounts.append(_bind(host.secrets / str(spec.key), SECRETS))
     if spec.build.kind == "zip":
         target = BUNDLE if spec.build.writable else GAME
         mounts.append(_bind(host.bundles / str(spec.build.content_hash), target))

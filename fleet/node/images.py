@@ -192,7 +192,8 @@ def facts_of(reference: str, details: dict[str, Any]) -> ImageFacts:
     entrypoint, command = tuple(config.get("Entrypoint") or ()), tuple(config.get("Cmd") or ())
     # Ours go before the image's: what is mounted there is read-only.
     volumes = {posixpath.normpath(path) for path in config.get("Volumes") or ()} - {CONFIG}
-    return ImageFacts(reference, entrypoint, command, names, tuple(sorted(volumes)))
+    user = str(config.get("User") or "")
+    return ImageFacts(reference, entrypoint, command, names, tuple(sorted(volumes)), user)
 
 
 def _pull_failed(build: BuildRef, problem: FleetError | None) -> Exception:

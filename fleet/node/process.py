@@ -51,6 +51,7 @@ from fleet.node.runtime import (
     RunKey,
     RuntimePlace,
 )
+from fleet.node.secret_files import TOLD, SecretFiles
 from fleet.node.series import Usage
 from fleet.node.server_folder import make_private, server_folder, write_config
 from fleet.node.words import Heard, Word
@@ -76,6 +77,7 @@ class ProcessRuntime:
         self._orphans: set[Path] = set()
         self._watched: dict[RunKey, int] = {}
         self._reported: set[RunKey] = set()
+        self._secrets = SecretFiles(place.fleet_id, place.servers_dir)
         self._ended: asyncio.Queue[RunKey] = asyncio.Queue()
         self._api = GameApi()
         port_file = place.servers_dir.parent / "game-api" / f"{place.fleet_id}.{place.region}"
@@ -135,13 +137,17 @@ class ProcessRuntime:
     async def _make(self, spec: LaunchSpec, files: Path, run: RunFolder) -> None:
         await asyncio.to_thread(fill_folder, run.path, files, writable=spec.build.writable)
         write_config(run.beside_executable(spec.build), spec.config)
+        self._secrets.write(spec.key, spec.secrets.files, (os.getuid(), os.getgid()))
         description = run_description(spec, run, self._place.fleet_id, self._doors.url())
         run.describe(description)
         self._doors.serve(spec.key, description["door"], run.config_folder())
-        answer = await _start_shim(run.path)
+        secret = dict(spec.secrets.variables)
+        if spec.secrets.files:
+            secret[TOLD] = str(self._secrets.folder(spec.key))
+        answer = await _start_shim(run.path, secret)
         if "error" in answer:
             await self._doors.shut(spec.key)
-            await asyncio.to_thread(shutil.rmtree, run.path, ignore_errors=True)
+            await asyncio.to_thread(self._secrets.remove_run, spec.key)
             message = f"The server cannot be started: {answer['error']}"
             raise LaunchFailed("STARTUP_FAILURE_EXECUTABLE", message)
         self._watch(spec.key)
@@ -240,13 +246,14 @@ class ProcessRuntime:
         if run.alive():
             raise Conflict("The server still runs; stop it first.")
         await self._doors.shut(key)
-        await asyncio.to_thread(shutil.rmtree, run.path, ignore_errors=True)
+        await asyncio.to_thread(self._secrets.remove_run, key)
         self._reported.discard(key)
         self._locks.pop(key, None)
 
     async def remove_orphans(self) -> int:
         found = set(await asyncio.to_thread(self._half_made))
         gone, self._orphans = found & self._orphans, found
+        await asyncio.to_thread(self._secrets.sweep)
         for folder in gone:
             log.warning("orphan_removed", folder=str(folder))
             await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
@@ -295,19 +302,20 @@ class ProcessRuntime:
         return [run.observed() for run in await asyncio.to_thread(self._mine)]
 
 
-async def _start_shim(folder: Path) -> dict[str, Any]:
-    """Start the keeper of a described run: {"game": pid}, or {"error": words}."""
-    return await asyncio.to_thread(_start_shim_now, folder)
+async def _start_shim(folder: Path, secret: dict[str, str]) -> dict[str, Any]:
+    """Start the keeper of a described run: {"game": pid}, or {"error": words}. `secret`: variables of the game that are
+    not to lie on the disk, so they go through a pipe."""
+    return await asyncio.to_thread(_start_shim_now, folder, orjson.dumps(secret))
 
 
-def _start_shim_now(folder: Path) -> dict[str, Any]:
+def _start_shim_now(folder: Path, secret: bytes) -> dict[str, Any]:
     # Not the loop's own subprocesses: uvloop, which Ray's actors run on, hands every open file down to the child,
     # and a keeper that holds the other end of its own output never lets the caller see the end of it.
     command = [sys.executable, "-I", "-S", str(_SHIM), str(folder)]
     try:
         done = subprocess.run(
             command,
-            stdin=subprocess.DEVNULL,
+            input=secret,
             stdout=subprocess.PIPE,
             start_new_session=True,
             env={},

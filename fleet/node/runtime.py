@@ -79,6 +79,17 @@ class BuildRef:
 
 
 @dataclass(frozen=True, slots=True)
+class GameSecrets:
+    """What a project's games are told and nobody is shown, by name: as variables, or as files."""
+
+    variables: dict[str, str] = field(default_factory=dict[str, str], repr=False)
+    files: dict[str, str] = field(default_factory=dict[str, str], repr=False)
+
+
+NO_SECRETS = GameSecrets()
+
+
+@dataclass(frozen=True, slots=True)
 class LaunchSpec:
     """One run. `config` becomes playflow.json, present before the process starts."""
 
@@ -101,6 +112,7 @@ class LaunchSpec:
     log_mb: int = 10
     writable_extra_mb: int = 64
     network: str | None = None  # the warm one (see `Networks`) that this run joins; its ports are the spec's
+    secrets: GameSecrets = NO_SECRETS
 
 
 @dataclass(frozen=True, slots=True)

@@ -187,6 +187,7 @@ def detach() -> int:
 
 
 def main(folder: str) -> None:
+    secret = json.load(sys.stdin)
     os.chdir(folder)
     lock = os.open("lock", os.O_CREAT | os.O_RDWR, 0o600)
     report = detach()
@@ -197,6 +198,7 @@ def main(folder: str) -> None:
         return
     with open("run.json") as file:
         run = json.load(file)
+    run["environment"] |= secret
     write_atomically("shim.json", {"pid": os.getpid(), "start": start_time(os.getpid())})
     game, pipes, error = start_game(run)
     if error:

@@ -177,7 +177,7 @@ class Supervisor:
         self._say("Looking for a container engine")
         await asyncio.to_thread(ensure_engine, self._home, self._settings, self._say)
         self._say("Preparing the database")
-        await asyncio.to_thread(upgrade, self._settings.database)
+        await asyncio.to_thread(upgrade, self._settings.database, self._home.path)
         await self._ensure_project()
         if (admin_key := AdminKeys(self._home.path).ensure()) is not None:
             self._say(f"The admin key, shown this once (docs/projects.md): {admin_key}")

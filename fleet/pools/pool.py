@@ -24,7 +24,7 @@ class Product:
     spec: str
     build_id: str
     version: int
-    environment: dict[str, str] = field(repr=False)
+    environment: str | None = field(repr=False)  # sealed
     port_configs: list[dict[str, Any]]
 
 

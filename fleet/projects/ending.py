@@ -42,6 +42,7 @@ from fleet.store.tables import (
     PoolMinute,
     Project,
     ProjectEvent,
+    Secret,
     Server,
     ServerEvent,
     StartReservation,
@@ -62,6 +63,7 @@ PREFIX = "project:"
 # What refers to others comes before them. Usage stays: what was used is on the books, and so does the audit log.
 _ROWS: tuple[type[SQLModel], ...] = (
     ApiKey,
+    Secret,
     WebhookDelivery,
     Webhook,
     ServerEvent,

@@ -26,6 +26,7 @@ from fleet.store.tables import (
     PoolMemory,
     PoolMinute,
     ProjectEvent,
+    Secret,
     Server,
     ServerEvent,
     UsageHour,
@@ -40,6 +41,7 @@ TABLES: tuple[type[SQLModel], ...] = (
     ProjectEvent,
     AdminEvent,
     ApiKey,
+    Secret,
     Webhook,
     WebhookDelivery,
     UsageHour,
@@ -52,7 +54,7 @@ TABLES: tuple[type[SQLModel], ...] = (
     PlayerRating,
 )
 # What opens something stays here.
-_SECRET = frozenset({"hash", "secret", "registry_credentials"})
+_SECRET = frozenset({"hash", "secret", "registry_credentials", "environment", "sealed"})
 _PAGE = 1000
 
 
@@ -72,7 +74,9 @@ async def export_project(store: Store, project_id: str, path: Path) -> None:
 async def _project(store: Store, project_id: str) -> bytes:
     async with store.read() as session:
         project = await project_of(session, project_id)
-    return orjson.dumps(row_values(project) | {"settings": shown(project.settings or {})}, option=orjson.OPT_INDENT_2)
+    return orjson.dumps(
+        row_values(project) | {"settings": shown(project.settings or {}, {})}, option=orjson.OPT_INDENT_2
+    )
 
 
 async def _write_table(store: Store, project_id: str, table: type[SQLModel], file: zipfile.ZipFile) -> None:

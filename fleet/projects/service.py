@@ -7,6 +7,7 @@ itself is shown once and stored nowhere.
 import hashlib
 import secrets
 import time
+from pathlib import Path
 from typing import Any, cast
 
 from sqlalchemy import delete
@@ -19,14 +20,14 @@ from fleet.operation import new_id, repeatable
 from fleet.projects.model import KeyKind, NewProject, Principal
 from fleet.projects.scope import owned
 from fleet.projects.settings import SettingsChange, changed, sealed
-from fleet.sealing import Sealer
+from fleet.sealing import Sealer, Variables
 from fleet.store.engine import Store
 from fleet.store.tables import ApiKey, Budget, Project
 from fleet.times import now_ms
 
 PREFIX: dict[KeyKind, str] = {"server": "pf_", "client": "pfclient_"}
 MAX_KEY_LENGTH = 128
-_CHANGED_AT = "SELECT updated_at FROM project WHERE id = ?"
+CHANGED_AT = "SELECT updated_at FROM project WHERE id = ?"
 
 
 def new_key(kind: KeyKind) -> str:
@@ -47,10 +48,11 @@ class ProjectService:
     """Looks keys up with a short memory: a changed or revoked key is noticed within `memory_s` seconds."""
 
     def __init__(
-        self, store: Store, sealer: Sealer | None = None, *, memory_s: float = 5.0, max_remembered: int = 10_000
+        self, store: Store, home: Path | None = None, *, memory_s: float = 5.0, max_remembered: int = 10_000
     ) -> None:
         self._store = store
-        self._sealer = sealer
+        self._sealer = Sealer(home, "auth") if home else None
+        self._variables = Variables(home) if home else None
         self._memory_s = memory_s
         self._max = max_remembered
         self._known: dict[str, tuple[float, Principal | None]] = {}
@@ -83,7 +85,7 @@ class ProjectService:
 
         PostgreSQL cannot tell for free, so there a change is noticed when the memory ends.
         """
-        changed_at = self._store.glance(_CHANGED_AT, principal.project_id) if principal else None
+        changed_at = self._store.glance(CHANGED_AT, principal.project_id) if principal else None
         return principal is None or changed_at is None or changed_at == principal.changed_at
 
     async def _look_up(self, digest: str, until: float) -> Principal | None:
@@ -127,16 +129,20 @@ class ProjectService:
         async with self._store.read() as session:
             return await project_of(session, project_id)
 
+    def environment_of(self, project: Project) -> dict[str, str]:
+        """Its variables in clear, for who has the project's server key."""
+        stored = (project.settings or {}).get("environment_variables")
+        return self._variables.open(stored) if self._variables else {}
+
     async def change_settings(self, project_id: str, change: SettingsChange) -> tuple[Project, dict[str, Any]]:
         """Apply a checked change; the project as it is now, and the settings it had. Seen elsewhere within seconds."""
-        if self._sealer is not None:
-            change = sealed(change, self._sealer)
-        elif change.get("auth_config"):
-            raise TypeError("without a sealer this service cannot store secrets")
+        if self._sealer is None or self._variables is None:
+            raise TypeError("without a home this service cannot store secrets")
+        stored = sealed(change, self._sealer, self._variables)
         async with self._store.write() as session:
             project = await project_of(session, project_id)
             before = project.settings or {}
-            project.settings = changed(before, change)
+            project.settings = changed(before, stored)
             touch(project)
             told = {"parts": sorted(change)}
             session.add(project_event(project_id, "project", project_id, "project.settings_changed", told))

@@ -1,12 +1,13 @@
 """A project's settings: what may be in them, and how they are shown. Stored whole as one JSON object."""
 
+from collections.abc import Mapping
 from typing import Any, TypedDict
 
 from fleet.json_size import check_json
 from fleet.lobbies.config import check_lobby_configs
 from fleet.pools.config import PoolConfig
 from fleet.projects.model import PortConfig
-from fleet.sealing import Sealer
+from fleet.sealing import Sealer, Variables
 from fleet.servers.limits import Unprocessable
 
 MAX_PORTS = 10
@@ -37,13 +38,16 @@ class SettingsChange(TypedDict, total=False):
     allowed_origins: list[str] | None
 
 
-def sealed(change: SettingsChange, sealer: Sealer) -> SettingsChange:
-    """The change with its new secrets as they may be stored."""
+def sealed(change: SettingsChange, sealer: Sealer, variables: Variables) -> dict[str, Any]:
+    """The change with its new secrets and its environment variables as they may be stored."""
+    stored: dict[str, Any] = dict(change)
+    if "environment_variables" in change:
+        stored["environment_variables"] = variables.seal(change["environment_variables"])
     auth = change.get("auth_config")
     if not auth:
-        return change
+        return stored
     secrets = {name: sealer.seal(str(auth[name])) for name in SECRETS if auth.get(name) not in (None, "", HIDDEN)}
-    return {**change, "auth_config": auth | secrets}
+    return stored | {"auth_config": auth | secrets}
 
 
 def opened_auth(stored: dict[str, Any], sealer: Sealer) -> dict[str, Any]:
@@ -52,8 +56,8 @@ def opened_auth(stored: dict[str, Any], sealer: Sealer) -> dict[str, Any]:
     return auth | {name: sealer.open(auth[name]) for name in SECRETS if auth.get(name)}
 
 
-def changed(stored: dict[str, Any], change: SettingsChange) -> dict[str, Any]:
-    """The settings after the change. A secret that comes back hidden is kept as it is."""
+def changed(stored: dict[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings after the sealed change. A secret that comes back hidden is kept as it is."""
     new = dict(stored)
     for part, value in change.items():
         if isinstance(value, PoolConfig):
@@ -82,14 +86,14 @@ def _check_auth(auth: dict[str, Any]) -> None:
             raise Unprocessable(f"Provider '{provider}' needs {' or '.join(names)}.", field="auth_config")
 
 
-def shown(stored: dict[str, Any]) -> dict[str, Any]:
-    """Every part, with defaults, secrets hidden."""
+def shown(stored: dict[str, Any], environment: dict[str, str]) -> dict[str, Any]:
+    """Every part, with defaults, secrets hidden. `environment`: its variables, as whoever looks may see them."""
     auth = dict(stored.get("auth_config") or {"provider": "none"})
     hidden = {name: HIDDEN for name in SECRETS if auth.get(name)}
     return {
         "port_configs": stored.get("port_configs") or [],
         "auth_config": auth | hidden,
-        "environment_variables": stored.get("environment_variables") or {},
+        "environment_variables": environment,
         "pool_config": stored.get("pool_config"),
         "lobby_configs": stored.get("lobby_configs") or [],
         "unique_match": bool(stored.get("unique_match")),

@@ -14,7 +14,7 @@ from fleet.catalog import Catalog, ComputeSize
 from fleet.errors import FleetError
 from fleet.node.agent import Order
 from fleet.node.model import Hello, RunView
-from fleet.node.runtime import BuildRef, RunKey
+from fleet.node.runtime import BuildRef, GameSecrets, RunKey
 from fleet.region.books import Books
 from fleet.region.model import (
     Action,
@@ -33,8 +33,10 @@ from fleet.region.plan import current, told_at
 from fleet.region.queue import Queue
 from fleet.region.rooms import Rooms
 from fleet.region.runs import Runs
+from fleet.region.secrets import no_secrets
 from fleet.region.sizes import RegionSizes
 from fleet.region.spec import game_config, launch_spec, network_ports
+from fleet.sealing import Variables
 from fleet.settings import FleetSettings
 from fleet.store.tables import Server
 from fleet.times import now_ms
@@ -71,6 +73,7 @@ class Executor:
         *,
         settle: Callable[[], Coroutine[Any, Any, None]],
         builds: Callable[[str], Awaitable[BuildRef]],
+        secrets: Callable[[str], Awaitable[GameSecrets]] = no_secrets,
     ) -> None:
         self._epoch = epoch
         self._settings = settings
@@ -80,6 +83,8 @@ class Executor:
         self._leases = leases
         self._settle = settle
         self._builds = builds
+        self._secrets = secrets
+        self._variables = Variables(settings.home)
         self._commands: list[Command] = []
         self._outgoing: dict[str, list[Order]] = {}
         self.tasks = SupervisedTasks("executor")
@@ -292,7 +297,9 @@ class Executor:
         self._launches[key] = None
         try:
             build = await self._builds(server.build_id)
-            spec = launch_spec(server, build, self._size(server), hello.share, self._settings)
+            environment, secrets = self._variables.open(server.environment), await self._secrets(server.project_id)
+            size = self._size(server)
+            spec = launch_spec(server, build, size, hello.share, self._settings, environment, secrets)
             ports = await self._leases.call(node_id, "launch", self._epoch, spec)
         except Exception as error:  # whatever it is, others are placed in the same pass
             known = isinstance(error, FleetError)

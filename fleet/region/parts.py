@@ -30,6 +30,7 @@ from fleet.region.region_memory import RegionMemory
 from fleet.region.report import Report
 from fleet.region.runs import Runs
 from fleet.region.scaling import Scaler
+from fleet.region.secrets import SecretsOf
 from fleet.region.silence import SilencePolicy
 from fleet.settings import FleetSettings
 from fleet.store.commit import GroupCommit
@@ -117,6 +118,7 @@ class Parts:
         )
         if (background := getattr(self.leases, "background", None)) is not None:
             self.metrics.background = background
+        self.secrets = SecretsOf(store, settings.home)
         builds = BuildRefs(store, lambda build: registry_credentials(build, settings))
         self.memory = RegionMemory(region, store, self.books)
         self.executor = Executor(
@@ -128,6 +130,7 @@ class Parts:
             self.leases,
             settle=hooks.settle,
             builds=builds,
+            secrets=self.secrets,
         )
         self.preparation = Preparation(epoch, self.leases, builds)
         self.scaler = Scaler(

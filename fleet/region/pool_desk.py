@@ -71,7 +71,7 @@ class PoolDesk:
         self.starting: Callable[[str], bool] = lambda _: False  # whether a cold start of that id is under way
         plans = plan_book(settings.plans_config)
         self.keeper = PoolKeeper(
-            region, PoolStore(store, region, plans), books, settings.pools, self, executor.queued.append
+            region, PoolStore(store, region, plans, settings.home), books, settings.pools, self, executor.queued.append
         )
 
     async def load(self) -> None:

@@ -365,8 +365,8 @@ def _product(one: Wished, build: tuple[str, int] | None) -> Product | None:
     if build is None:
         return None
     wish = one.wish
-    spec = pool_spec(wish.project_id, wish.compute_size, build[0], one.environment, one.port_configs)
-    return Product(spec, build[0], build[1], one.environment, one.port_configs)
+    spec = pool_spec(wish.project_id, wish.compute_size, build[0], one.environment, one.port_configs, one.secrets_at)
+    return Product(spec, build[0], build[1], one.stored, one.port_configs)
 
 
 def _entry(server: Server, old: Entry | None, health: Health | None, frozen: bool | None) -> Entry:

@@ -1,6 +1,7 @@
 """What the pools of a region need from the database: wishes, newest builds, and what was learned before."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import structlog
@@ -12,6 +13,8 @@ from fleet.errors import FleetError
 from fleet.pools.config import PoolKey, PoolWish, wishes
 from fleet.projects.model import project_ports
 from fleet.projects.plans import PlanBook, plan_book
+from fleet.projects.secrets import SECRETS_AT
+from fleet.sealing import Variables
 from fleet.store.commit import Statement, row_values
 from fleet.store.engine import Store
 from fleet.store.tables import Build, PoolMemory, PoolMinute, Project, Server
@@ -27,15 +30,18 @@ class Wished:
     """One wish with what the project's servers share."""
 
     wish: PoolWish
-    environment: dict[str, str]
+    environment: dict[str, str] = field(repr=False)
     port_configs: list[dict[str, Any]]
+    stored: str | None = field(default=None, repr=False)  # the same variables, as rows of servers have them
+    secrets_at: int = 0  # when the project's secrets changed last
 
 
 class PoolStore:
     """Reads for one region."""
 
-    def __init__(self, store: Store, region: str, plans: PlanBook | None = None) -> None:
+    def __init__(self, store: Store, region: str, plans: PlanBook | None = None, home: Path | None = None) -> None:
         self._store = store
+        self._variables = Variables(home or Path("nowhere"))
         self._plans = plans or plan_book()
         self._region = region
 
@@ -52,8 +58,9 @@ class PoolStore:
         for project in projects:
             settings = project.settings or {}
             ports: list[dict[str, Any]] = [dict(port) for port in project_ports(settings)]
+            stored, secrets_at = settings.get("environment_variables"), settings.get(SECRETS_AT, 0)
             for wish in self._wishes(project):
-                found[wish.key] = Wished(wish, settings.get("environment_variables") or {}, ports)
+                found[wish.key] = Wished(wish, self._variables.open(stored), ports, stored, secrets_at)
         return found
 
     def _wishes(self, project: Project) -> list[PoolWish]:

@@ -114,7 +114,7 @@ class Reconciler:
         await self._tasks.close()
         await self._executor.tasks.close()
         self.parts.deadlines.close()
-        for part in (self.leases, self.parts.scaler, self.parts.preparation):
+        for part in (self.leases, self.parts.scaler, self.parts.preparation, self.parts.secrets):
             await part.close()
         try:
             async with asyncio.timeout(CLOSE_S):

@@ -7,7 +7,7 @@ import orjson
 from fleet.catalog import ComputeSize
 from fleet.node.hearing import READY_BY
 from fleet.node.model import NodeShare
-from fleet.node.runtime import BuildRef, LaunchSpec, Port
+from fleet.node.runtime import BuildRef, GameSecrets, LaunchSpec, Port
 from fleet.region.plan import current
 from fleet.settings import FleetSettings
 from fleet.store.tables import Build, Server
@@ -30,8 +30,8 @@ def game_config(server: Server) -> dict[str, Any]:
     return config
 
 
-def game_environment(server: Server) -> dict[str, str]:
-    """What the game finds in its environment; the caller's own variables win."""
+def game_environment(server: Server, own: dict[str, str]) -> dict[str, str]:
+    """What the game finds in its environment; `own`, the caller's variables, win."""
     known = {
         "PLAYFLOW_INSTANCE_ID": server.instance_id,
         "PLAYFLOW_REGION": server.region,
@@ -46,7 +46,7 @@ def game_environment(server: Server) -> dict[str, str]:
     # The kernel refuses a longer single string; the game still has it in playflow.json.
     if len(known["PLAYFLOW_CUSTOM_DATA"]) > 64 * 1024:
         del known["PLAYFLOW_CUSTOM_DATA"]
-    return {**known, **(server.environment or {})}
+    return {**known, **own}
 
 
 def build_ref(build: Build, credentials: dict[str, str] | None) -> BuildRef:
@@ -73,8 +73,11 @@ def launch_spec(
     size: ComputeSize,
     share: NodeShare,
     settings: FleetSettings,
+    environment: dict[str, str],
+    secrets: GameSecrets,
 ) -> LaunchSpec:
-    """The run of the row's present generation. Host ports are 0 here; the node gives them."""
+    """The run of the row's present generation, with its own variables in clear. Host ports are 0 here; the node gives
+    them."""
     limits = settings.servers
     ports = [_port(p) for p in server.port_configs or []]
     return LaunchSpec(
@@ -88,7 +91,7 @@ def launch_spec(
         ports=tuple(ports),
         bind_host=share.bind_host,
         startup_args=server.startup_args,
-        environment=game_environment(server),
+        environment=game_environment(server, environment),
         config=game_config(server),
         labels={
             "fleet.project": server.project_id,
@@ -100,6 +103,7 @@ def launch_spec(
         tmpfs_mb=limits.tmpfs_mb,
         log_mb=settings.logs.max_mb,
         writable_extra_mb=limits.writable_extra_mb,
+        secrets=secrets,
     )
 
 

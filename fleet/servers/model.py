@@ -37,7 +37,7 @@ class RestartValues(TypedDict, total=False):
     auto_restart: bool
     custom_data: dict[str, Any] | None
     match_id: str | None
-    environment: dict[str, str]
+    environment: dict[str, str] | str | None  # a request's in clear; sealed before it goes to the region
     port_configs: list[PortConfig]
 
 

@@ -20,6 +20,8 @@ from fleet.pools.spec import pool_spec
 from fleet.projects.model import PortConfig, Principal, project_ports
 from fleet.projects.plans import Plan, PlanBook, check_start, effective_ttl
 from fleet.projects.scope import count_of, owned
+from fleet.projects.secrets import SECRETS_AT
+from fleet.sealing import Variables
 from fleet.servers import limits as check
 from fleet.servers.admission import Admission
 from fleet.servers.listing import Listing
@@ -110,8 +112,10 @@ class ServerService:
         catalog: Catalog,
         limits: ServerLimits,
         plans: PlanBook,
+        variables: Variables,
     ) -> None:
         self._store = store
+        self._variables = variables
         self._plans = plans
         self._admission = Admission(store)
         self._project_log = ProjectLog(store, regions)
@@ -209,8 +213,8 @@ class ServerService:
     async def _prepare(self, caller: Principal, request: StartRequest, plan: Plan) -> "Wanted":
         region = self._catalog.region(request.region)
         size = self._catalog.size(request.compute_size)
-        project_environment: dict[str, str] = caller.settings.get("environment_variables") or {}
-        environment = {**project_environment, **request.environment}
+        stored = caller.settings.get("environment_variables")
+        environment = {**self._variables.open(stored), **request.environment}
         ports = request.port_configs if request.port_configs is not None else project_ports(caller.settings)
         self._check(request.startup_args, request.custom_data, environment, ports, request.ttl)
         build = await self._builds.resolve(caller.project_id, request.version_tag, request.version)
@@ -222,9 +226,12 @@ class ServerService:
             build=build,
             request=request,
             environment=environment,
+            # All servers that have the project's own variables alone share its sealed text.
+            stored=stored if isinstance(stored, str) and not request.environment else self._variables.seal(environment),
             ports=ports,
             ttl=effective_ttl(plan, size, request.ttl),
             once=bool(request.match_id) and bool(caller.settings.get("unique_match")),
+            secrets_at=caller.settings.get(SECRETS_AT, 0),
             repeatable=repeatable(),
         )
 
@@ -269,10 +276,12 @@ class ServerService:
         self._check(
             values.get("startup_args"),
             values.get("custom_data"),
-            values.get("environment"),
+            cast("dict[str, str] | None", values.get("environment")),
             values.get("port_configs"),
             values.get("ttl"),
         )
+        if "environment" in values:
+            values["environment"] = self._variables.seal(cast("dict[str, str] | None", values["environment"]))
         # A size that is offered no more: what has it keeps what it has.
         size, plan = self._catalog.known(server.compute_size), self._plans.get(caller.plan)
         check_start(plan, server.compute_size, out_of_budget=False)  # it has its place, so only what it is counts
@@ -351,9 +360,11 @@ class Wanted:
     build: Build
     request: StartRequest
     environment: dict[str, str] = field(repr=False)
+    stored: str | None = field(repr=False)  # the same, sealed
     ports: list[PortConfig]
     ttl: int | None
     once: bool = False  # the project's match may have one server only
+    secrets_at: int = 0  # when the project's secrets changed last
     repeatable: bool = False  # this very start may be sent again by another replica
 
     @property
@@ -367,7 +378,9 @@ class Wanted:
             project_id=self.project_id,
             compute_size=self.size.name,
             build_name=self.build.name,
-            spec=pool_spec(self.project_id, self.size.name, self.build.build_id, self.environment, self.ports),
+            spec=pool_spec(
+                self.project_id, self.size.name, self.build.build_id, self.environment, self.ports, self.secrets_at
+            ),
             name=self.request.name,
             custom_data=self.request.custom_data,
             match_id=self.request.match_id,
@@ -395,7 +408,7 @@ class Wanted:
             ttl=self.ttl,
             custom_data=self.request.custom_data,
             match_id=self.request.match_id,
-            environment=self.environment,
+            environment=self.stored,
             port_configs=cast("list[dict[str, Any]]", self.ports),
             created_at=now,
             updated_at=now,

@@ -9,21 +9,23 @@ from fleet.store.engine import database_url
 from fleet.store.space import prepare
 
 
-def _config(url: str) -> Config:
-    config = Config()
+def _config(url: str, home: Path | None = None) -> Config:
+    config = Config(attributes={"home": home})
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
     config.set_main_option("file_template", "%%(rev)s_%%(slug)s")
     config.set_main_option("sqlalchemy.url", url.replace("%", "%%"))
     return config
 
 
-def upgrade(url: str) -> None:
-    """Apply the migrations that are missing. Safe to call again; not from a running event loop."""
+def upgrade(url: str, home: Path | None = None) -> None:
+    """Apply the migrations that are missing. Safe to call again; not from a running event loop.
+
+    `home`: where the key is that seals; default: that of the settings."""
     found = database_url(url)
     file = Path(found.database) if found.get_backend_name() == "sqlite" and found.database else None
     if file is not None and not file.exists():
         prepare(file)  # costs nothing as long as there is no table
-    command.upgrade(_config(url), "head")
+    command.upgrade(_config(url, home), "head")
     if file is not None:
         prepare(file)
 

@@ -59,6 +59,19 @@ class Project(SQLModel, table=True):
     deleted_at: int | None = time_column(default=None)  # asked to go: its servers drain, then its rows do
 
 
+class Secret(SQLModel, table=True):
+    """What a project's games are told and nobody is ever shown. Written by API replicas; managers note the use."""
+
+    project_id: str = Field(primary_key=True, foreign_key="project.id")
+    name: str = Field(primary_key=True)
+    given_as: str  # variable | file
+    sealed: str
+    size: int  # bytes of its value in clear
+    created_at: int = time_column()
+    updated_at: int = time_column()
+    last_used_at: int | None = time_column(default=None)  # a launch had it, to the minute
+
+
 class ApiKey(SQLModel, table=True):
     """A key is 256 random bits, so its SHA-256 can be looked up by index and never guessed."""
 
@@ -143,7 +156,7 @@ class Server(SQLModel, table=True):
     ttl: int | None = None
     custom_data: dict[str, Any] | None = json_column()
     match_id: str | None = None
-    environment: dict[str, str] | None = json_column()
+    environment: str | None = json_column()  # sealed (`fleet.sealing.Variables`); of old rows a plain map
     port_configs: list[dict[str, Any]] | None = json_column()
     network_ports: list[dict[str, Any]] | None = json_column()
     start_kind: str | None = None  # hot | cold, for those that a caller asked for

@@ -77,8 +77,8 @@ class SettingsOut(BaseModel):
     updated_at: str
 
 
-def settings_view(project: Project) -> dict[str, Any]:
-    return shown(project.settings or {}) | {"updated_at": iso(project.updated_at)}
+def settings_view(project: Project, environment: dict[str, str]) -> dict[str, Any]:
+    return shown(project.settings or {}, environment) | {"updated_at": iso(project.updated_at)}
 
 
 class ProjectLogLine(LogOut):

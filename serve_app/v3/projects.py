@@ -35,7 +35,8 @@ PROJECTS, POOLS = "Projects", "Pools"
 )
 async def get_settings(caller: ServerKey, context: Context) -> Response:
     """Ports, environment, pools, player authentication and lobbies of the project."""
-    return json_response(settings_view(await context.projects.settings(caller.project_id)))
+    project = await context.projects.settings(caller.project_id)
+    return json_response(settings_view(project, context.projects.environment_of(project)))
 
 
 @router.post(
@@ -47,7 +48,8 @@ async def get_settings(caller: ServerKey, context: Context) -> Response:
 )
 async def change_settings(body: SettingsIn, caller: ServerKey, context: Context) -> Response:
     """Each part that is given replaces what was there, whole; the others stay. Pools follow at once."""
-    return json_response(settings_view(await context.pools.change_settings(caller, body.change())))
+    project = await context.pools.change_settings(caller, body.change())
+    return json_response(settings_view(project, context.projects.environment_of(project)))
 
 
 @router.get(

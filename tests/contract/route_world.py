@@ -7,7 +7,7 @@ or `QUERY`; the matrix says so.
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jwt
@@ -84,7 +84,18 @@ def _said(route: APIRoute) -> Caller:
 
 
 # Names of path parameters that are one project's things.
-IDS = ("instance_id", "build_id", "build", "webhook_id", "delivery_id", "lobby_id", "playerId", "code", "id", "secret")
+IDS = (
+    "instance_id",
+    "build_id",
+    "build",
+    "webhook_id",
+    "delivery_id",
+    "lobby_id",
+    "playerId",
+    "code",
+    "id",
+    "secret_name",
+)
 
 QUERY = {
     "start_time": "-1h",
@@ -138,8 +149,7 @@ class World:
             late = col(ApiKey.expires_at).is_not(None)
             await session.exec(update(ApiKey).where(late).values(expires_at=1))
         projects.forget()
-        object.__setattr__(self.api.project, "server_key", third["server"])
-        object.__setattr__(self.api.project, "client_key", third["client"])
+        self.api.project = replace(self.api.project, server_key=third["server"], client_key=third["client"])
         self.old_keys = {f"rotated {kind} key": key for kind, key in first.items()}
         self.old_keys |= {f"expired {kind} key": key for kind, key in second.items()}
 
@@ -178,6 +188,7 @@ class World:
             "/tickets": self._ticket,
             "/admin/": self._project,
             "/budget": self._budget,
+            "/secrets": self._secret,
         }
 
     async def _server(self) -> None:
@@ -212,6 +223,12 @@ class World:
         made = await self.api.client.post("/api/admin/v1/projects", headers=admin, json={"name": "x"})
         self.third = made.json()["project_id"]
 
+    async def _secret(self) -> None:
+        name = f"OWNERS_{secrets.token_hex(4)}"
+        await self.own("PUT", f"/api/v3/projects/secrets/{name}", json={"value": MARK})
+        self.ids["secret_name"] = name
+        await self.own("GET", "/api/v3/projects/secrets")
+
     async def _budget(self) -> None:
         await self.own("PUT", "/api/v3/projects/budget", json={"monthly_limit": 1000})
 
@@ -220,6 +237,8 @@ class World:
         ids = self.ids | ({"project_id": self.third} if third else {})
         kind = next((kind for kind in ("ticket", "match") if f"/{kind}" in operation.path), None)
         ids["id"] = self.match_ids[kind] if kind else self.ids["lobby_id"]
+        if operation.name == "put_secret":  # a name that the caller chooses, of a secret of its own
+            ids["secret_name"] = "CHOSEN"
         path = operation.path
         for name, value in ids.items():
             path = path.replace("{" + name + "}", value)
@@ -261,6 +280,7 @@ class World:
             "restart_server": {},
             "change_settings": {"port_configs": []},
             "docker_image": image,
+            "put_secret": {"value": MARK},
             "put_budget": {"monthly_limit": 10},
             "create_webhook": {"url": "https://hooks.example/more"},
             "change_webhook": {"enabled": True},
@@ -287,7 +307,9 @@ class World:
         """What only the owner may ever read."""
         yield MARK
         yield self.api.project.project_id
-        yield from (self.ids[name] for name in ("instance_id", "build_id", "webhook_id", "lobby_id", "code"))
+        yield from (
+            self.ids[name] for name in ("instance_id", "build_id", "webhook_id", "lobby_id", "code", "secret_name")
+        )
         yield from self.match_ids.values()
 
 

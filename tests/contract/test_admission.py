@@ -17,6 +17,7 @@ from fleet.projects.model import Principal
 from fleet.projects.plans import plan_book
 from fleet.projects.scope import owned
 from fleet.projects.service import ProjectService
+from fleet.sealing import Variables
 from fleet.servers.admission import PENDING_MS
 from fleet.servers.model import StartRequest
 from fleet.servers.service import ServerService
@@ -76,7 +77,9 @@ async def replicas(api: Api) -> AsyncIterator[list[ServerService]]:
 
 def replica(api: Api, store: Store, regions: BookkeepingRegions) -> ServerService:
     builds = BuildService(store, api.settings, lambda _: None)
-    return ServerService(store, regions, builds, load_catalog(), api.settings.servers, plan_book())
+    return ServerService(
+        store, regions, builds, load_catalog(), api.settings.servers, plan_book(), Variables(api.settings.home)
+    )
 
 
 async def caller_of(api: Api, plan: str, **settings: Any) -> Principal:

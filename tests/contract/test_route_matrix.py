@@ -38,8 +38,9 @@ NOTHING_TO_DO = {
     "legacy_join_by_code": 400,
     "claim_server": 409,
 }
-# As v2's documents have it: a bad request for an unknown code, and `found: false` of an unknown build.
-STRANGERS_HEAR = {"legacy_join_by_code": 400, "legacy_get_build": 200}
+# As v2's documents have it: a bad request for an unknown code, and `found: false` of an unknown build. Whoever sets a
+# secret names one of their own.
+STRANGERS_HEAR = {"legacy_join_by_code": 400, "legacy_get_build": 200, "put_secret": 200}
 
 
 @dataclass(frozen=True)

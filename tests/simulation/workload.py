@@ -17,6 +17,7 @@ from fleet.operation import operation
 from fleet.projects.model import Principal
 from fleet.projects.plans import plan_book
 from fleet.region.client import RegionClient
+from fleet.sealing import Variables
 from fleet.servers.model import RestartRequest, StartRequest
 from fleet.servers.service import ServerService
 from fleet.store.engine import Store
@@ -95,7 +96,13 @@ class Workload:
         self.regions = RegionClient(store)
         plans = plan_book(settings.plans_config)
         self.servers = ServerService(
-            store, self.regions, BuildService(store, settings), load_catalog(), settings.servers, plans
+            store,
+            self.regions,
+            BuildService(store, settings),
+            load_catalog(),
+            settings.servers,
+            plans,
+            Variables(settings.home),
         )
         self.keepers = KeeperClient(store, settings.lobbies.shards)
 

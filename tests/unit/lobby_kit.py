@@ -10,6 +10,7 @@ from fleet.lobbies.calls import Answer, Command, Poll, Polled
 from fleet.lobbies.core import Core
 from fleet.lobbies.world import World
 from fleet.projects.plans import plan_book
+from fleet.sealing import Variables
 from fleet.servers.service import ServerService
 from fleet.settings import FleetSettings
 from fleet.store.commit import GroupCommit, take_epoch
@@ -44,7 +45,13 @@ class LocalKeepers:
             if self._core is None:
                 plans = plan_book(self._settings.plans_config)
                 servers = ServerService(
-                    self._store, self._regions, self._builds, load_catalog(), self._settings.servers, plans
+                    self._store,
+                    self._regions,
+                    self._builds,
+                    load_catalog(),
+                    self._settings.servers,
+                    plans,
+                    Variables(self._settings.home),
                 )
                 epoch = await take_epoch(self._store, EPOCH)
                 commits = GroupCommit(

@@ -81,7 +81,7 @@ async def admitted(store: Store) -> None:
 
 
 async def made_before(store: Store) -> None:
-    servers = ServerService(store, UNUSED, UNUSED, load_catalog(), FleetSettings().servers, UNUSED)
+    servers = ServerService(store, UNUSED, UNUSED, load_catalog(), FleetSettings().servers, UNUSED, UNUSED)
     caller: Any = SimpleNamespace(project_id=PROJECT)
     with operation("00000000-0000-0000-0000-000000000000", repeated=True):
         await servers._made_before(caller)

@@ -27,7 +27,7 @@ from fleet.players.service import PlayerService
 from fleet.players.steam import Steam
 from fleet.projects.model import KeyKind, Principal
 from fleet.projects.settings import sealed
-from fleet.sealing import Sealer
+from fleet.sealing import Sealer, Variables
 from fleet.servers.limits import Unprocessable
 
 SECRET = "a-secret-of-the-studio-that-is-long-enough"
@@ -305,7 +305,9 @@ async def service(tmp_path: Path, elsewhere: Elsewhere) -> AsyncIterator[PlayerS
 
 
 async def test_a_player_cannot_act_as_another(tmp_path: Path, service: PlayerService) -> None:
-    stored = sealed({"auth_config": {"provider": "custom_jwt", "secret": SECRET}}, Sealer(tmp_path, "auth"))
+    stored = sealed(
+        {"auth_config": {"provider": "custom_jwt", "secret": SECRET}}, Sealer(tmp_path, "auth"), Variables(tmp_path)
+    )
     game = caller(stored["auth_config"])
     token = jwt.encode(claims(), SECRET, "HS256")
     await service.check(game, "anna", token)

@@ -57,6 +57,7 @@ ACROSS_PROJECTS: dict[str, str] = {
     "fleet.region.client:_needed": "which regions have anything to do",
     "fleet.region.reconciler": "a manager writes the servers of all projects in its region",
     "fleet.region.pool_store": "a manager keeps the pools of all projects in its region",
+    "fleet.region.secrets:_note": "of the one project whose server is launched, named in the statement",
     "fleet.retention.rules": "housekeeping: what has been over for long, of every project",
     "fleet.retention.sweep": "housekeeping: what has been over for long, of every project",
     "fleet.servers.admission:_reservation": "of the caller's start, named in the statement",
