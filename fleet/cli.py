@@ -9,11 +9,12 @@ from typing import Annotated, Literal
 import typer
 from rich.console import Console
 
-from fleet.cli_api import register, show_table
+from fleet.cli_api import ShowKeys, register, show_project_keys, show_table
 from fleet.cli_demo import ask_command, demo
 from fleet.cli_node import node
 from fleet.cli_nodes import nodes
 from fleet.cli_projects import projects
+from fleet.cli_secrets import secrets
 from fleet.cli_simulate import simulate
 from fleet.cli_tls import tls
 from fleet.cli_usage import usage
@@ -45,23 +46,24 @@ def _step(text: str) -> None:
 
 
 @app.command()
-def up() -> None:
+def up(show_keys: ShowKeys = False) -> None:
     """Start the fleet in the background and wait until it answers."""
     from fleet.ops.up import bring_up
 
     settings = _settings()
     home = open_home(settings.home)
     started = bring_up(home, settings, _step)
-    _summary(home, "Fleet is up" if started else "Fleet is already running")
+    _summary(home, "Fleet is up" if started else "Fleet is already running", show_keys=show_keys)
 
 
-def _summary(home: Home, title: str) -> None:
+def _summary(home: Home, title: str, *, show_keys: bool) -> None:
     access = read_access(home)
     console.print(f"[bold green]{title}[/bold green]")
     if access is None:
         console.print(f"{home.access_file} is missing: make new keys with 'fleet keys rotate server'.")
         return
-    console.print(f"  API         {access.url}\n  server key  {access.server_key}\n  client key  {access.client_key}")
+    console.print(f"  API         {access.url}")
+    show_project_keys(access, shown=home.shows_keys("up", asked=show_keys))
     console.print(f"  logs        {home.logs}")
     if _simulated(home):
         console.print(f"  [bold yellow]{SIMULATED}[/bold yellow]")
@@ -166,6 +168,7 @@ app.command("usage")(usage)
 app.add_typer(keys, name="keys")
 app.add_typer(nodes, name="nodes")
 app.add_typer(projects, name="projects")
+app.add_typer(secrets, name="secrets")
 app.add_typer(node, name="node")
 app.add_typer(simulate, name="simulate")
 app.add_typer(tls, name="tls")

@@ -14,7 +14,7 @@ from fleet.client import FleetClient, RetryPolicy
 from fleet.client.models import BuildOut, LogOut, ServerOut
 from fleet.client.requests import PortIn, StartIn
 from fleet.errors import BadRequest, Unavailable
-from fleet.ops.home import find_home, read_access
+from fleet.ops.home import Access, find_home, read_access
 from fleet.settings import get_settings
 
 # What goes into a pipe is not cut to the width of a terminal.
@@ -23,6 +23,16 @@ builds = typer.Typer(no_args_is_help=True, help="Builds: list them, push a new o
 
 Status = Literal["launching", "running", "stopped"]
 ServerId = Annotated[str, typer.Argument(metavar="ID", help="A server's instance_id, or the beginning of it")]
+
+
+ShowKeys = Annotated[bool, typer.Option("--show-keys", help="Show the project's keys again")]
+
+
+def show_project_keys(access: Access, *, shown: bool) -> None:
+    if shown:
+        console.print(f"  server key  {access.server_key}\n  client key  {access.client_key}")
+    else:
+        console.print("  keys        in fleet.json of the home; --show-keys shows them here")
 
 
 def connect() -> FleetClient:

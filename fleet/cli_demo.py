@@ -9,12 +9,12 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from fleet.cli_api import connect, push_build
+from fleet.cli_api import ShowKeys, connect, push_build, show_project_keys
 from fleet.client import FleetClient, WaitFailed
 from fleet.client.models import NetworkPort, ServerOut
 from fleet.client.requests import StartIn
 from fleet.errors import BadRequest, FleetError
-from fleet.ops.home import Access, find_home, read_access
+from fleet.ops.home import Access, find_home, open_home, read_access
 from fleet.projects.settings import MAX_LOBBY_CONFIGS
 from fleet.settings import get_settings
 
@@ -36,7 +36,7 @@ LOBBIES: dict[str, Any] = {
 ANSWER_TIMEOUT_S = 15.0
 
 
-def demo() -> None:
+def demo(show_keys: ShowKeys = False) -> None:
     """Upload the demo game, start a server cold and one from a warm pool, play one packet against it."""
     folder = _demo_folder()
     with connect() as fleet:
@@ -58,7 +58,7 @@ def demo() -> None:
     )
     answer = ask(port.host, port.external_port, b"join you", ANSWER_TIMEOUT_S)
     console.print(f"[dim]·[/dim] Sent 'join you' by UDP, the game answers: [bold green]{answer.decode()}[/bold green]")
-    _tell(server, port, _access(), can_meet)
+    _tell(server, port, _access(), can_meet, show_keys=show_keys)
 
 
 def _start(fleet: FleetClient, name: str, args: str | None) -> tuple[ServerOut, float]:
@@ -152,12 +152,13 @@ def play_url(access: Access) -> str:
     return f"{access.url}/play#key={access.client_key}"
 
 
-def _tell(server: ServerOut, port: NetworkPort, access: Access | None, can_meet: bool) -> None:
+def _tell(server: ServerOut, port: NetworkPort, access: Access | None, can_meet: bool, *, show_keys: bool) -> None:
     address = f"{port.host}:{port.external_port}"
     console.print(f"\n[bold green]A game server runs at {address} (udp)[/bold green]")
     if access:
         console.print(f"  API         {access.url}/api   reference: {access.url}/api/reference")
-        console.print(f"  server key  {access.server_key}\n  client key  {access.client_key}")
+        shown = open_home(get_settings().home).shows_keys("demo", asked=show_keys)
+        show_project_keys(access, shown=shown)
     if access and can_meet:
         console.print(f"  play        {play_url(access)}   (in two tabs: two players meet and play)")
     console.print(f"  logs        {get_settings().home / 'logs'}   (the game's: fleet logs {server.instance_id})")

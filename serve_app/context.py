@@ -90,7 +90,7 @@ class AppContext:
         plans = plan_book(settings.plans_config)
         servers = ServerService(store, regions, builds, catalog, settings.servers, plans, Variables(settings.home))
         projects = ProjectService(store, settings.home)
-        pools = PoolService(projects, regions, catalog, settings.servers, plans)
+        pools = PoolService(projects, regions, catalog, settings.servers, plans, settings.webhooks.networks)
         usage = UsageService(store, price_book(settings.prices_config))
         ending = ProjectEnding(store, regions, settings.exports)
 

@@ -420,6 +420,21 @@ class ResentOut(Model):
     resent: int
 
 
+class SecretOut(Model):
+    """
+    Nothing of it says what is in it.
+    """
+
+    name: str
+    given_as: Literal["file", "variable"]
+    created_at: str
+    updated_at: str
+    last_used_at: str | None
+    """
+    When a server was last launched with it, to the minute
+    """
+
+
 class ServerOut(Model):
     instance_id: str
     name: str
@@ -651,6 +666,11 @@ class ProjectListOut(Model):
     limit: int
     offset: int
     has_more: bool
+
+
+class SecretListOut(Model):
+    secrets: list[SecretOut]
+    total: int
 
 
 class ServerListOut(Model):

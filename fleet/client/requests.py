@@ -297,6 +297,18 @@ class Scheduled(TypedDict):
     build: NotRequired[str | None]
 
 
+class SecretIn(TypedDict):
+    value: str
+    """
+    Never shown again
+    """
+
+    given_as: NotRequired[Literal["file", "variable"]]
+    """
+    A file of this name in /run/secrets, or a variable
+    """
+
+
 class StandingIn(TypedDict):
     players: list[str]
     rank: int

@@ -11,8 +11,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from fleet.errors import BadRequest
+from fleet.this_machine import is_own_name, plain_address
 
 MAX_URL = 2048
+LOOPBACK = ("127.0.0.1", "::1")
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
@@ -56,7 +58,7 @@ def guarded_socket(allowed: Sequence[Network]) -> Callable[[Any], socket.socket]
 
 
 def check_url(url: str, allowed: Sequence[Network], *, http: bool) -> None:
-    """`BadRequest` for a URL that can never be delivered to."""
+    """`BadRequest` for a URL that can never be delivered to. What a name leads to is looked at when it is used."""
     try:
         parts = urlsplit(url)
         port = parts.port
@@ -69,8 +71,11 @@ def check_url(url: str, allowed: Sequence[Network], *, http: bool) -> None:
         raise _bad(f"it must begin with {' or '.join(f'{scheme}://' for scheme in schemes)}")
     if not parts.hostname or port == 0 or parts.username is not None or parts.password is not None or parts.fragment:
         raise _bad("it needs a host, and may have neither login nor fragment")
-    if _is_address(parts.hostname) and not may_connect(parts.hostname, allowed):
+    host = plain_address(parts.hostname)
+    if _is_address(host) and not may_connect(host, allowed):
         raise _bad("its address is not public")
+    if is_own_name(host) and not any(may_connect(one, allowed) for one in LOOPBACK):
+        raise _bad("its host is this machine")
 
 
 def _is_address(host: str) -> bool:
@@ -82,4 +87,4 @@ def _is_address(host: str) -> bool:
 
 
 def _bad(why: str) -> BadRequest:
-    return BadRequest(f"This URL cannot be used: {why}.", error="Bad webhook URL")
+    return BadRequest(f"This URL cannot be used: {why}.", error="Bad URL")

@@ -71,6 +71,14 @@ class Home:
     def serve_file(self) -> Path:
         return self.path / "serve.yaml"
 
+    def shows_keys(self, command: str, *, asked: bool) -> bool:
+        """Whether a command shows keys: the first time that it has any to show, and when it is asked to. Terminals are
+        recorded, and shared."""
+        marker = self.path / f".keys-shown-by-{command}"
+        first = not marker.exists()
+        marker.touch(mode=0o600)
+        return first or asked
+
     @property
     def run_dir(self) -> Path:
         return Path(tempfile.gettempdir()) / f"fleet-{self.fleet_id}"

@@ -133,6 +133,9 @@ class Supervisor:
         until = time.monotonic() + FIRST_START_S
         await self._patiently(self._prepare, until)
         head = await self._patiently(self._first_head, until)
+        # Only now: who saw a start fail would have seen the key for nothing, and the next would not show it again.
+        if (admin_key := AdminKeys(self._home.path).ensure()) is not None:
+            self._say(f"The admin key, shown this once (docs/projects.md): {admin_key}")
         self._say(f"healthy: {self._url}")
         failures = 0
         while True:
@@ -179,8 +182,6 @@ class Supervisor:
         self._say("Preparing the database")
         await asyncio.to_thread(upgrade, self._settings.database, self._home.path)
         await self._ensure_project()
-        if (admin_key := AdminKeys(self._home.path).ensure()) is not None:
-            self._say(f"The admin key, shown this once (docs/projects.md): {admin_key}")
 
     async def _ensure_project(self) -> None:
         store = Store(self._settings.database)

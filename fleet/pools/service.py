@@ -1,13 +1,14 @@
 """Pools for the API replicas: what is wished goes into the project's settings, what is so is asked of the regions."""
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 import structlog
 
 from fleet.catalog import Catalog
 from fleet.errors import FleetError, NotFound
+from fleet.events.targets import Network, check_url
 from fleet.pools.config import pooled_regions
 from fleet.projects.model import Principal
 from fleet.projects.plans import PlanBook, check_pools
@@ -31,18 +32,27 @@ class PoolService:
     """All calls are scoped to the caller's project."""
 
     def __init__(
-        self, projects: ProjectService, regions: PoolRegions, catalog: Catalog, limits: ServerLimits, plans: PlanBook
+        self,
+        projects: ProjectService,
+        regions: PoolRegions,
+        catalog: Catalog,
+        limits: ServerLimits,
+        plans: PlanBook,
+        networks: Sequence[Network] = (),
     ) -> None:
         self._projects = projects
         self._plans = plans
         self._regions = regions
         self._catalog = catalog
         self._limits = limits
+        self._networks = networks
 
     async def change_settings(self, caller: Principal, change: SettingsChange) -> Project:
         """Check and store; the regions concerned hear of it before this returns. Nothing changes if it raises."""
         check_ports(change.get("port_configs") or [], self._limits)
         check_environment(change.get("environment_variables") or {}, self._limits)
+        if (url := (change.get("auth_config") or {}).get("jwks_url")) is not None:
+            check_url(str(url), self._networks, http=False)
         config = change.get("pool_config")
         if config is not None:
             check_pools(self._plans.get(caller.plan), config)

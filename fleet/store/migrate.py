@@ -6,7 +6,7 @@ from alembic import command
 from alembic.config import Config
 
 from fleet.store.engine import database_url
-from fleet.store.space import prepare
+from fleet.store.space import make_private, prepare
 
 
 def _config(url: str, home: Path | None = None) -> Config:
@@ -23,8 +23,11 @@ def upgrade(url: str, home: Path | None = None) -> None:
     `home`: where the key is that seals; default: that of the settings."""
     found = database_url(url)
     file = Path(found.database) if found.get_backend_name() == "sqlite" and found.database else None
-    if file is not None and not file.exists():
-        prepare(file)  # costs nothing as long as there is no table
+    if file is not None:
+        new = not file.exists()
+        make_private(file)
+        if new:
+            prepare(file)  # costs nothing as long as there is no table
     command.upgrade(_config(url, home), "head")
     if file is not None:
         prepare(file)

@@ -5,8 +5,10 @@ the file has, and some seconds for each gigabyte. One that is too big for that, 
 pages are used again, and `docs/operations.md` says how to do it by hand.
 """
 
+import os
 import shutil
 import sqlite3
+from contextlib import suppress
 from pathlib import Path
 
 import structlog
@@ -19,6 +21,15 @@ PAGES_AT_ONCE = 500
 REWRITE_MOST_BYTES = 2 * 1024**3
 _ROOM = 2.5  # times the file: the copy, and the write-ahead log while it is put in place
 _LOCK_WAIT_S = 5.0
+
+
+def make_private(path: Path) -> None:
+    """Only its owner may read the database, whatever the umask is; SQLite gives the files beside it the same mode."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+    for end in ("", "-wal", "-shm"):
+        with suppress(FileNotFoundError):
+            path.with_name(path.name + end).chmod(0o600)
 
 
 def prepare(path: Path) -> None:

@@ -15,6 +15,7 @@ from serve_app.context import AppContext
 from serve_app.edge import keep_answer
 from serve_app.json import json_response
 from serve_app.policy import Caller, Policy
+from serve_app.public_url import public_base
 from serve_app.shares import held
 from serve_app.v2.build_schemas import (
     LegacyBuildFoundOut,
@@ -28,7 +29,6 @@ from serve_app.v2.face import PREFIX
 from serve_app.v2.multipart import FilePart
 from serve_app.v2.route import LegacyRoute, legacy_errors
 from serve_app.v3.build_schemas import BuildName
-from serve_app.v3.builds import public_base
 
 router = APIRouter(prefix=f"{PREFIX}/builds/builds", tags=["Builds"], route_class=LegacyRoute)
 MAY_CALL: Policy = {
@@ -66,7 +66,7 @@ async def legacy_upload_url(
 ) -> Response:
     """A new build and a URL to PUT its ZIP to; processing begins by itself after the upload."""
     build = await context.builds.request_upload(caller.project_id, name, DEFAULT_EXECUTABLE)
-    url = f"{public_base(request, context.settings.public_url)}{context.builds.upload_path(build)}"
+    url = f"{public_base(request, context.settings)}{context.builds.upload_path(build)}"
     message = "Upload your ZIP file to upload_url with a PUT request."
     return json_response({"build_id": build.build_id, "name": build.name, "upload_url": url, "message": message})
 

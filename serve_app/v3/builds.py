@@ -13,6 +13,7 @@ from serve_app.context import AppContext
 from serve_app.edge import keep_answer
 from serve_app.json import StrictJsonRoute, json_response
 from serve_app.policy import Caller, Policy
+from serve_app.public_url import public_base
 from serve_app.shares import held, while_there
 from serve_app.v3.build_schemas import (
     READY_BY_MEANS,
@@ -90,7 +91,7 @@ async def upload_url(
     build = await context.builds.request_upload(
         caller.project_id, name, executable_path, writable=writable, ready_by=ready_by
     )
-    url = f"{public_base(request, context.settings.public_url)}{context.builds.upload_path(build)}"
+    url = f"{public_base(request, context.settings)}{context.builds.upload_path(build)}"
     minutes = context.settings.upload.url_ttl_s // 60
     return json_response(
         {
@@ -101,11 +102,6 @@ async def upload_url(
         },
         201,
     )
-
-
-def public_base(request: Request, configured: str | None) -> str:
-    """Where this client reaches the fleet: as configured, else as it just did."""
-    return (configured or f"{request.url.scheme}://{request.url.netloc}").rstrip("/")
 
 
 @router.post(

@@ -235,11 +235,35 @@ async def test_killed_between_sending_and_writing_down_it_is_sent_again(hooks: A
         assert len(mine.got) == 2
 
 
-async def test_without_leave_nothing_inside_is_reached_whatever_name_it_has(hooks: Api) -> None:
+def rebound(patch: pytest.MonkeyPatch, name: str) -> None:
+    """A public name that says a loopback address when it is used."""
+    look_up = socket.getaddrinfo
+
+    def found(host: Any, *more: Any, **named: Any) -> Any:
+        return look_up("127.0.0.1" if host == name else host, *more, **named)
+
+    patch.setattr(socket, "getaddrinfo", found)
+
+
+async def test_without_leave_nothing_inside_is_reached_whatever_name_it_has(
+    hooks: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
     hooks.settings.webhooks.allowed_networks = []
     async with receiver() as inside:
         assert (await hooks.call("POST", PATH, json={"url": inside.url})).status_code == 400
-        hook = await make(hooks, inside.url.replace("127.0.0.1", "localhost"))
+        for name in (
+            "localhost",
+            "LOCALHOST.",
+            "a.localhost",
+            "127.1",
+            "0x7f000001",
+            "2130706433",
+            socket.gethostname(),
+        ):
+            refused = await hooks.call("POST", PATH, json={"url": inside.url.replace("127.0.0.1", name)})
+            assert (refused.status_code, refused.json()["error"]) == (400, "Bad URL"), name
+        hook = await make(hooks, inside.url.replace("127.0.0.1", "rebound.example"))
+        rebound(monkeypatch, "rebound.example")
         async with dispatching(hooks):
             await hooks.call("POST", f"{PATH}/{hook['id']}/test")
             [sent] = await settled(hooks, hook["id"], lambda all: all[0]["attempts"] > 0)

@@ -286,6 +286,7 @@ async def _furnished_database(path: Path) -> tuple[NewProject, NewProject]:
     return one, two
 
 
+HOST = "fleet.test"  # what the tests call it
 # Tests of other things ask faster than the defaults allow.
 GENEROUS = RateLimits(
     reads_per_s=100_000,
@@ -313,7 +314,13 @@ async def open_api(
     lobbies = LobbySettings(hold_s=0.3, host_grace_s=0.3, stats_s=0.3)
     many = PipelineSettings(at_once=1000, at_once_per_project=1000)  # nothing processes builds here: none may wait
     settings = FleetSettings(
-        home=folder, database_url=database_url, plans_config=plans, lobbies=lobbies, limits=limits, pipeline=many
+        home=folder,
+        host=HOST,
+        database_url=database_url,
+        plans_config=plans,
+        lobbies=lobbies,
+        limits=limits,
+        pipeline=many,
     )
     (folder / "fleet-id").write_text("unit")
     secret_file(folder).write_text(PROXY_SECRET)
@@ -333,7 +340,7 @@ async def open_api(
         one,
         two,
         settings,
-        httpx.AsyncClient(transport=transport, base_url="http://fleet.test"),
+        httpx.AsyncClient(transport=transport, base_url=f"http://{HOST}"),
         submitted,
         keepers,
         before,

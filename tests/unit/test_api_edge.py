@@ -1,6 +1,7 @@
 """What holds for every call: ids, error shapes, limits on bodies, the cache, the counts, the reference page."""
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -186,10 +187,20 @@ async def test_the_reference_page_needs_no_other_host(api: Api) -> None:
         assert (await api.call("GET", f"/api/reference/{name}", key=None)).status_code == 200
 
 
-async def test_upload_urls_lead_back_the_way_the_client_came(api: Api) -> None:
-    answer = await api.call("POST", "/api/v3/builds/upload-url", headers={"host": "games.example:9000"})
-    assert answer.status_code == 201
-    assert answer.json()["upload_url"].startswith("http://games.example:9000/upload/")
+@pytest.mark.parametrize("path", ["/api/v3/builds/upload-url", "/api/v2/builds/builds/upload-url?name=x"])
+async def test_upload_urls_lead_where_the_fleet_is_and_not_where_a_caller_says(api: Api, path: str) -> None:
+    name = socket.gethostname()
+    for host in ("fleet.test", "localhost:9000", "127.0.0.1:9000", "[::1]:9000", f"{name}:80", name.upper()):
+        answer = await api.call("POST", path, headers={"host": host})
+        assert answer.status_code < 300, answer.text
+        assert answer.json()["upload_url"].startswith(f"http://{host}/upload/")
+    for host in ("games.example:9000", "192.0.2.7", "127.0.0.1.example", "0.0.0.0", "fleet.test.evil.example"):
+        answer = await api.call("POST", path, headers={"host": host})
+        assert answer.status_code == 400, (host, answer.text)
+        assert "FLEET_PUBLIC_URL" in answer.json()["detail"]
+    api.settings.public_url = "https://games.example/"
+    answer = await api.call("POST", path, headers={"host": "evil.example"})
+    assert answer.json()["upload_url"].startswith("https://games.example/upload/")
 
 
 @pytest.mark.parametrize(

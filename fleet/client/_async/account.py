@@ -5,11 +5,21 @@ from typing import Any, Literal, Unpack
 
 from fleet.client._async.transport import AsyncResource, part
 from fleet.client.errors import NotFound
-from fleet.client.models import BudgetOut, PoolListOut, PoolOut, ProjectLogOut, SettingsOut, UsageOut
+from fleet.client.models import (
+    BudgetOut,
+    PoolListOut,
+    PoolOut,
+    ProjectLogOut,
+    SecretListOut,
+    SecretOut,
+    SettingsOut,
+    UsageOut,
+)
 from fleet.client.requests import SettingsIn
 
 _SETTINGS = "/api/v3/projects/settings"
 _BUDGET = "/api/v3/projects/budget"
+_SECRETS = "/api/v3/projects/secrets"
 
 
 class AsyncProjects(AsyncResource):
@@ -44,6 +54,23 @@ class AsyncProjects(AsyncResource):
 
     async def remove_budget(self) -> None:
         await self._api.send("DELETE", _BUDGET)
+
+
+class AsyncSecrets(AsyncResource):
+    """What games are told and nobody is shown. Values go in only."""
+
+    async def list(self) -> SecretListOut:
+        """Their names, and when each was last used."""
+        return await self._api.get(SecretListOut, _SECRETS)
+
+    async def put(self, name: str, value: str, *, given_as: Literal["file", "variable"] = "file") -> SecretOut:
+        """Make it, or replace it: a file in /run/secrets, or a variable, of servers that are launched from now on."""
+        body = {"value": value, "given_as": given_as}
+        return await self._api.write(SecretOut, "PUT", f"{_SECRETS}/{part(name)}", body=body)
+
+    async def delete(self, name: str) -> None:
+        """Servers that run keep what they were launched with."""
+        await self._api.send("DELETE", f"{_SECRETS}/{part(name)}")
 
 
 class AsyncPools(AsyncResource):

@@ -5,7 +5,7 @@ from typing import Self
 
 import httpx
 
-from fleet.client._async.account import AsyncPools, AsyncProjects, AsyncUsage
+from fleet.client._async.account import AsyncPools, AsyncProjects, AsyncSecrets, AsyncUsage
 from fleet.client._async.admin import AsyncAdmin
 from fleet.client._async.builds import AsyncBuilds
 from fleet.client._async.events import AsyncEvents, AsyncWebhooks
@@ -70,6 +70,7 @@ class AsyncFleetClient(AsyncBaseClient):
         self.servers = AsyncServers(self._transport)
         self.builds = AsyncBuilds(self._transport)
         self.projects = AsyncProjects(self._transport)
+        self.secrets = AsyncSecrets(self._transport)
         self.pools = AsyncPools(self._transport)
         self.usage = AsyncUsage(self._transport)
         self.events = AsyncEvents(self._transport)

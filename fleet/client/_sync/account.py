@@ -6,11 +6,21 @@ from typing import Any, Literal, Unpack
 
 from fleet.client._sync.transport import Resource, part
 from fleet.client.errors import NotFound
-from fleet.client.models import BudgetOut, PoolListOut, PoolOut, ProjectLogOut, SettingsOut, UsageOut
+from fleet.client.models import (
+    BudgetOut,
+    PoolListOut,
+    PoolOut,
+    ProjectLogOut,
+    SecretListOut,
+    SecretOut,
+    SettingsOut,
+    UsageOut,
+)
 from fleet.client.requests import SettingsIn
 
 _SETTINGS = "/api/v3/projects/settings"
 _BUDGET = "/api/v3/projects/budget"
+_SECRETS = "/api/v3/projects/secrets"
 
 
 class Projects(Resource):
@@ -43,6 +53,23 @@ class Projects(Resource):
 
     def remove_budget(self) -> None:
         self._api.send("DELETE", _BUDGET)
+
+
+class Secrets(Resource):
+    """What games are told and nobody is shown. Values go in only."""
+
+    def list(self) -> SecretListOut:
+        """Their names, and when each was last used."""
+        return self._api.get(SecretListOut, _SECRETS)
+
+    def put(self, name: str, value: str, *, given_as: Literal["file", "variable"] = "file") -> SecretOut:
+        """Make it, or replace it: a file in /run/secrets, or a variable, of servers that are launched from now on."""
+        body = {"value": value, "given_as": given_as}
+        return self._api.write(SecretOut, "PUT", f"{_SECRETS}/{part(name)}", body=body)
+
+    def delete(self, name: str) -> None:
+        """Servers that run keep what they were launched with."""
+        self._api.send("DELETE", f"{_SECRETS}/{part(name)}")
 
 
 class Pools(Resource):

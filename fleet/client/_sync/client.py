@@ -6,7 +6,7 @@ from typing import Self
 
 import httpx
 
-from fleet.client._sync.account import Pools, Projects, Usage
+from fleet.client._sync.account import Pools, Projects, Secrets, Usage
 from fleet.client._sync.admin import Admin
 from fleet.client._sync.builds import Builds
 from fleet.client._sync.events import Events, Webhooks
@@ -71,6 +71,7 @@ class FleetClient(BaseClient):
         self.servers = Servers(self._transport)
         self.builds = Builds(self._transport)
         self.projects = Projects(self._transport)
+        self.secrets = Secrets(self._transport)
         self.pools = Pools(self._transport)
         self.usage = Usage(self._transport)
         self.events = Events(self._transport)
