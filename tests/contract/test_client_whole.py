@@ -67,6 +67,9 @@ async def _use_a_projects_client(api: Api, line: BadLine, folder: Path) -> None:
     assert await client.projects.budget() is None
     assert (await client.projects.set_budget("5.50")).monthly_limit.startswith("5.5")
     await client.projects.remove_budget()
+    assert (await client.secrets.put("DB_PASSWORD", "hunter2")).given_as == "file"
+    assert [one.name for one in (await client.secrets.list()).secrets] == ["DB_PASSWORD"]
+    await client.secrets.delete("DB_PASSWORD")
     await client.pools.list()
     await _ends(client.pools.get("us-east", "small"))
     assert (await client.usage.get()).group == "day"

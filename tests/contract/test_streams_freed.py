@@ -37,7 +37,8 @@ backend replica
 def test_serves_own_configuration_has_what_frees_them() -> None:
     """Without it, only the second ping after the client has gone would (a minute)."""
     source = find_spec("ray.serve._private.haproxy_templates")
-    assert source is not None and source.origin is not None
+    assert source is not None
+    assert source.origin is not None
     assert "option abortonclose" in Path(source.origin).read_text()
 
 

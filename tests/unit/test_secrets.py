@@ -1,5 +1,6 @@
 """A project's secrets and variables: written, given to games, and found nowhere else."""
 
+import asyncio
 import json
 import zipfile
 from pathlib import Path
@@ -8,8 +9,10 @@ from typing import Any
 import orjson
 import pytest
 from sqlmodel import select
+from typer.testing import CliRunner
 
 from fleet.catalog import load_catalog
+from fleet.cli import app
 from fleet.errors import FleetError
 from fleet.node.docker_spec import Host, ImageFacts, container_config
 from fleet.node.model import NodeShare
@@ -21,6 +24,7 @@ from fleet.region.secrets import SecretsOf
 from fleet.region.spec import build_ref, launch_spec
 from fleet.sealing import Variables
 from fleet.store.tables import Build, Project, ProjectEvent, Secret, Server
+from tests.live_api import live
 from tests.unit.api_kit import Api
 
 SECRETS, SETTINGS, START = "/api/v3/projects/secrets", "/api/v3/projects/settings", "/api/v3/servers/start"
@@ -238,3 +242,29 @@ async def test_a_warm_server_of_before_a_change_is_of_another_kind(api: Api) -> 
     await api.call("DELETE", f"{SECRETS}/DB_PASSWORD")
     times.append(await secrets_at())
     assert times == sorted(set(times))
+
+
+async def test_the_command_line_sets_lists_and_deletes_them(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The value comes by the standard input or a file: a shell remembers what is typed into a command."""
+    async with live(api.app, {}) as client:
+        monkeypatch.setenv("FLEET_URL", str(client.base_url))
+        monkeypatch.setenv("FLEET_API_KEY", api.project.server_key)
+
+        async def fleet(*arguments: str, said: str = "") -> str:
+            done = await asyncio.to_thread(CliRunner().invoke, app, ["secrets", *arguments], input=said)
+            assert done.exit_code == 0, done.output
+            assert VALUE not in done.output
+            return done.output
+
+        assert "is set" in await fleet("set", "DB_PASSWORD", said=VALUE + "\n")
+        file = api.settings.home / "key.pem"
+        file.write_text(VALUE)
+        assert "is set" in await fleet("set", "TLS_KEY", "--file", str(file), "--as", "variable")
+        secrets = SecretsOf(api.store, api.settings.home)
+        found = await secrets(api.project.project_id)
+        assert (found.files, found.variables) == ({"DB_PASSWORD": VALUE}, {"TLS_KEY": VALUE})
+        await secrets._tasks.settled()
+        await secrets.close()
+        assert "DB_PASSWORD" in await fleet("list")
+        assert "is deleted" in await fleet("delete", "DB_PASSWORD")
+        assert "DB_PASSWORD" not in await fleet("list")
