@@ -26,6 +26,7 @@ from fleet.node.engine import Engine, EngineError
 from fleet.node.image_cache import DERIVED, ImageCache, image_key, pulled_name
 from fleet.node.registry_mirror import RegistryMirror
 from fleet.node.runtime import BuildRef, EngineUnavailable, LaunchFailed, RuntimePlace
+from fleet.node.secret_files import SECRETS
 from fleet.node.server_folder import CONFIG_FILE
 
 log = structlog.get_logger(__name__)
@@ -191,7 +192,7 @@ def facts_of(reference: str, details: dict[str, Any]) -> ImageFacts:
     names = frozenset(entry.partition("=")[0] for entry in config.get("Env") or [])
     entrypoint, command = tuple(config.get("Entrypoint") or ()), tuple(config.get("Cmd") or ())
     # Ours go before the image's: what is mounted there is read-only.
-    volumes = {posixpath.normpath(path) for path in config.get("Volumes") or ()} - {CONFIG}
+    volumes = {posixpath.normpath(path) for path in config.get("Volumes") or ()} - {CONFIG, SECRETS}
     user = str(config.get("User") or "")
     return ImageFacts(reference, entrypoint, command, names, tuple(sorted(volumes)), user)
 
