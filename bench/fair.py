@@ -331,11 +331,12 @@ def percentile(values: list[float], share: float) -> float:
 
 
 def main(options: argparse.Namespace) -> None:
-    seconds, rounds = (10.0, 1) if options.quick else (20.0, 3)
+    seconds, rounds = (12.0, 2) if options.quick else (20.0, 3)
     with tempfile.TemporaryDirectory(prefix="fleet-bench-fair-") as folder:
         plans = Path(folder) / "plans.yaml"
         plans.write_text(yaml.safe_dump({"plans": {"pro": {}, "free": {}, "noisy": PLAN}}))
-        nodes: dict[str, Any] = {"regions": [REGION], "simulated": {"nodes_per_process": 1}}
+        room = {"memory_mb": 1_000_000, "cores": 512}  # what is not there must not be what they quarrel about
+        nodes: dict[str, Any] = {"regions": [REGION], "node": room, "simulated": {"nodes_per_process": 1}}
         usual = {"LIMITS__READS_PER_S": "100", "LIMITS__WRITES_PER_S": "10", "PLANS_CONFIG": str(plans)}
         hooks = {"WEBHOOKS__ALLOW_HTTP": "true", "WEBHOOKS__ALLOWED_NETWORKS": '["127.0.0.0/8"]'}
         with own_fleet(nodes, **usual, **hooks) as fleet:
