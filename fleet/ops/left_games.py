@@ -10,10 +10,13 @@ import docker.errors
 import structlog
 
 from fleet.catalog import load_catalog
+from fleet.node.as_root import NotAllowed
 from fleet.node.docker_networks import ROLE
+from fleet.node.docker_spec import key_of
 from fleet.node.isolation import network_name, take_down
 from fleet.node.process import ProcessRuntime
 from fleet.node.runtime import RuntimePlace
+from fleet.node.server_disks import ServerDisks
 from fleet.ops.engine import connect_engine, engine_answers
 from fleet.settings import FleetSettings
 
@@ -28,6 +31,7 @@ def stop_left_games(fleet_id: str, settings: FleetSettings, regions: Collection[
     shutil.rmtree(settings.home / "simulated", ignore_errors=True)  # nothing runs there
     processes = asyncio.run(_stop_processes(fleet_id, settings, regions, grace_s))
     containers = _stop_containers(fleet_id, regions, grace_s)
+    _drop_disks(fleet_id, settings)
     _drop_walls(fleet_id, settings)
     return containers + processes
 
@@ -46,6 +50,22 @@ def _stop_containers(fleet_id: str, regions: Collection[str], grace_s: float) ->
         return len(games)
 
 
+def _drop_disks(fleet_id: str, settings: FleetSettings) -> None:
+    """What games wrote that have no container any more, and the mounts of it."""
+    disks = ServerDisks(settings.servers_dir, 0.0)
+    left = disks.runs()
+    if not left or not engine_answers():
+        return
+    with closing(connect_engine()) as client:
+        ours = client.containers.list(all=True, filters={"label": f"fleet.id={fleet_id}"})
+        there = {str(key_of(container.labels, container.name or "", fleet_id)) for container in ours}
+    for run in left - there:
+        try:
+            disks.remove(run)
+        except NotAllowed as error:
+            log.error("disk_not_removed", run=run, error=str(error))
+
+
 def _drop_walls(fleet_id: str, settings: FleetSettings) -> None:
     """The rules and the bridge go with the last container."""
     if engine_answers():
@@ -62,7 +82,7 @@ def _remove(container: Any, grace_s: float) -> None:
         if container.status == "paused":  # a frozen game could not hear the signal
             container.unpause()
         container.stop(timeout=int(grace_s))
-        container.remove(force=True)
+        container.remove(force=True, v=True)
     except docker.errors.NotFound:
         return
     except docker.errors.APIError as error:

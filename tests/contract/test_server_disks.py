@@ -17,6 +17,8 @@ from fleet.node.docker_spec import container_name
 from fleet.node.engine import Engine, EngineError
 from fleet.node.runtime import BuildRef, LaunchFailed, LaunchSpec
 from fleet.node.server_disks import NoRoom, ServerDisks
+from fleet.ops.left_games import stop_left_games
+from fleet.settings import FleetSettings
 from tests.contract.runtime_stage import PATIENCE, Stage, engine_problem
 
 pytestmark = pytest.mark.docker
@@ -183,6 +185,16 @@ async def test_a_disk_without_a_container_is_found_and_removed(stage: Stage, eng
     assert await stage.runtime.remove_orphans() == 0  # it may be in the making
     assert await stage.runtime.remove_orphans() >= 3  # both disks, and the folder of the run
     assert docker_runtime(stage)._disks.files.runs() == set()
+    assert str(stage.folder) not in Path("/proc/self/mounts").read_text()
+
+
+async def test_a_fleet_that_ends_without_its_agents_leaves_no_disk(stage: Stage, build: BuildRef) -> None:
+    mounts_or_skip(stage)
+    spec = disk_spec(stage, replace(build, writable=True))
+    await stage.runtime.launch(spec)
+    settings = FleetSettings(home=stage.folder)
+    assert await asyncio.to_thread(stop_left_games, stage.place().fleet_id, settings, ["us-east"]) == 1
+    assert not folder_of(stage, spec).exists()
     assert str(stage.folder) not in Path("/proc/self/mounts").read_text()
 
 
