@@ -57,7 +57,7 @@ def _drop_disks(fleet_id: str, settings: FleetSettings) -> None:
     if not left or not engine_answers():
         return
     with closing(connect_engine()) as client:
-        ours = client.containers.list(all=True, filters={"label": f"fleet.id={fleet_id}"})
+        ours: list[Any] = client.containers.list(all=True, filters={"label": f"fleet.id={fleet_id}"})
         there = {str(key_of(container.labels, container.name or "", fleet_id)) for container in ours}
     for run in left - there:
         try:
