@@ -360,10 +360,10 @@ class Wanted:
     build: Build
     request: StartRequest
     environment: dict[str, str] = field(repr=False)
-    stored: str | None = field(repr=False)  # the same, sealed
     ports: list[PortConfig]
     ttl: int | None
     once: bool = False  # the project's match may have one server only
+    stored: str | None = field(default=None, repr=False)  # the environment, sealed
     secrets_at: int = 0  # when the project's secrets changed last
     repeatable: bool = False  # this very start may be sent again by another replica
 

@@ -9,6 +9,7 @@ from sqlmodel import select
 
 from fleet.node.runtime import LogLine
 from fleet.node.series import FIELDS as SERIES
+from fleet.sealing import Variables
 from fleet.store.tables import Project, Server
 from fleet.times import now_ms
 from tests.unit.api_kit import Api
@@ -60,7 +61,7 @@ async def test_the_environment_is_kept_but_never_returned(api: Api) -> None:
         project.settings = {"environment_variables": {"A": "project", "B": "project"}, "port_configs": [port("web")]}
     server = await api.start(environment_variables={"B": "from-caller"})
     row = await stored(api, server["instance_id"])
-    assert row.environment == {"A": "project", "B": "from-caller"}
+    assert Variables(api.settings.home).open(row.environment) == {"A": "project", "B": "from-caller"}
     assert "from-caller" not in orjson.dumps(server).decode()
     assert [p["name"] for p in server["network_ports"]] == ["web"]
 
