@@ -155,12 +155,13 @@ def play_url(access: Access) -> str:
 def _tell(server: ServerOut, port: NetworkPort, access: Access | None, can_meet: bool, *, show_keys: bool) -> None:
     address = f"{port.host}:{port.external_port}"
     console.print(f"\n[bold green]A game server runs at {address} (udp)[/bold green]")
+    shown = open_home(get_settings().home).shows_keys("demo", asked=show_keys) if access else False
     if access:
         console.print(f"  API         {access.url}/api   reference: {access.url}/api/reference")
-        shown = open_home(get_settings().home).shows_keys("demo", asked=show_keys)
         show_project_keys(access, shown=shown)
     if access and can_meet:
-        console.print(f"  play        {play_url(access)}   (in two tabs: two players meet and play)")
+        link = play_url(access) if shown else f"{access.url}/play#key=…"  # the client key, where it may be shown
+        console.print(f"  play        {link}   (in two tabs: two players meet and play)")
     console.print(f"  logs        {get_settings().home / 'logs'}   (the game's: fleet logs {server.instance_id})")
     console.print("\nWhat to type next:")
     for command, meaning in (

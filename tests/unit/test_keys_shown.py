@@ -7,7 +7,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from fleet import cli_demo
 from fleet.cli import app
+from fleet.cli_api import console
+from fleet.client.models import NetworkPort, ServerOut
 from fleet.ops import api
 from fleet.ops import up as up_module
 from fleet.ops.head import Head
@@ -119,3 +122,19 @@ def test_names_and_addresses_of_this_machine() -> None:
         "studio.example",
         "1.studio.example",
     ]
+
+
+def test_demo_shows_no_key_at_the_second_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLEET_HOME", str(tmp_path))
+    get_settings.cache_clear()
+    open_home(tmp_path)
+    server = ServerOut.model_construct(instance_id="i-1")
+    port = NetworkPort.model_construct(host="127.0.0.1", external_port=20000)
+    access = Access("http://127.0.0.1:8000", SERVER, CLIENT, "p")
+    said: list[str] = []
+    for asked in (False, False, True):
+        with console.capture() as first, cli_demo.console.capture() as second:
+            cli_demo._tell(server, port, access, True, show_keys=asked)
+        said.append(first.get() + second.get())
+    assert [CLIENT in text for text in said] == [SERVER in text for text in said] == [True, False, True]
+    get_settings.cache_clear()
