@@ -39,7 +39,7 @@ from fleet.region.region_memory import RegionMemory
 from fleet.servers.admission import Admission
 from fleet.servers.listing import Listing
 from fleet.servers.model import ListQuery, StartRequest
-from fleet.servers.service import Wanted
+from fleet.servers.wanted import Wanted
 from fleet.store.commit import GroupCommit, take_epoch
 from fleet.store.engine import Store
 from fleet.store.migrate import upgrade

@@ -83,8 +83,7 @@ class Executor:
         self._leases = leases
         self._settle = settle
         self._builds = builds
-        self._secrets = secrets
-        self._variables = Variables(settings.home)
+        self._secrets, self._variables = secrets, Variables(settings.home)
         self._commands: list[Command] = []
         self._outgoing: dict[str, list[Order]] = {}
         self.tasks = SupervisedTasks("executor")
@@ -297,9 +296,8 @@ class Executor:
         self._launches[key] = None
         try:
             build = await self._builds(server.build_id)
-            environment, secrets = self._variables.open(server.environment), await self._secrets(server.project_id)
-            size = self._size(server)
-            spec = launch_spec(server, build, size, hello.share, self._settings, environment, secrets)
+            own = self._variables.open(server.environment), await self._secrets(server.project_id)
+            spec = launch_spec(server, build, self._size(server), hello.share, self._settings, *own)
             ports = await self._leases.call(node_id, "launch", self._epoch, spec)
         except Exception as error:  # whatever it is, others are placed in the same pass
             known = isinstance(error, FleetError)

@@ -26,7 +26,7 @@ from fleet.store.tables import MatchStart, Server, StartReservation
 from fleet.times import now_ms
 
 if TYPE_CHECKING:
-    from fleet.servers.service import Wanted
+    from fleet.servers.wanted import Wanted
 
 # Twice as long as a replica waits for a region's answer: no row comes of a reservation that is older.
 PENDING_MS = 120_000

@@ -5,18 +5,16 @@ writer of that region, behind `Regions`.
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from dataclasses import dataclass, field
 from typing import Any, Protocol, cast
 
 from sqlmodel import col
 
-from fleet.catalog import Catalog, ComputeSize
+from fleet.catalog import Catalog
 from fleet.errors import Conflict, FleetError, NotFound
 from fleet.node.runtime import LogLine
 from fleet.operation import made_before, new_id, repeatable
 from fleet.pools.claim import ClaimCall
 from fleet.pools.config import is_pooled
-from fleet.pools.spec import pool_spec
 from fleet.projects.model import PortConfig, Principal, project_ports
 from fleet.projects.plans import Plan, PlanBook, check_start, effective_ttl
 from fleet.projects.scope import count_of, owned
@@ -35,10 +33,10 @@ from fleet.servers.model import (
     UsageSeries,
 )
 from fleet.servers.project_log import Position, ProjectLog, Said
+from fleet.servers.wanted import Wanted
 from fleet.settings import ServerLimits
 from fleet.store.engine import Store
 from fleet.store.tables import Build, Server, ServerEvent
-from fleet.times import now_ms
 
 MAX_ID_LENGTH = 64
 
@@ -143,7 +141,7 @@ class ServerService:
         With the setting `unique_match` and a match_id: the match's server, if it has one already."""
         return await self._admitted(caller, request, self._begin)
 
-    async def _begin(self, wanted: "Wanted", pooled: bool) -> Server:
+    async def _begin(self, wanted: Wanted, pooled: bool) -> Server:
         if pooled and not wanted.request.startup_args:
             warm = await self._regions.claim(wanted.region, wanted.claim())
             if warm is not None:
@@ -154,7 +152,7 @@ class ServerService:
         """A warm server or nothing: Conflict if none stands ready."""
         return await self._admitted(caller, request, self._claim)
 
-    async def _claim(self, wanted: "Wanted", pooled: bool) -> Server:
+    async def _claim(self, wanted: Wanted, pooled: bool) -> Server:
         where = f"{wanted.region}/{wanted.size.name}"
         if not pooled:
             raise Conflict(
@@ -172,7 +170,7 @@ class ServerService:
         return warm
 
     async def _admitted(
-        self, caller: Principal, request: StartRequest, begin: Callable[["Wanted", bool], Awaitable[Server]]
+        self, caller: Principal, request: StartRequest, begin: Callable[[Wanted, bool], Awaitable[Server]]
     ) -> Server:
         """Begin what the plan allows and the project's match does not have yet."""
         if (done := await self._made_before(caller)) is not None:
@@ -210,7 +208,7 @@ class ServerService:
                 return found
         return None
 
-    async def _prepare(self, caller: Principal, request: StartRequest, plan: Plan) -> "Wanted":
+    async def _prepare(self, caller: Principal, request: StartRequest, plan: Plan) -> Wanted:
         region = self._catalog.region(request.region)
         size = self._catalog.size(request.compute_size)
         stored = caller.settings.get("environment_variables")
@@ -346,72 +344,3 @@ class ServerService:
     def follow(self, server: Server, after: str | None) -> AsyncIterator[list[LogLine]]:
         """Lines of a server that `get` gave, as they come."""
         return self._regions.follow_logs(server, after)
-
-
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """A start that has been checked. It becomes a claim of a warm server first where there may be one, which is why
-    the row is made only when it is needed."""
-
-    instance_id: str
-    project_id: str
-    region: str
-    size: ComputeSize
-    build: Build
-    request: StartRequest
-    environment: dict[str, str] = field(repr=False)
-    ports: list[PortConfig]
-    ttl: int | None
-    once: bool = False  # the project's match may have one server only
-    stored: str | None = field(default=None, repr=False)  # the environment, sealed
-    secrets_at: int = 0  # when the project's secrets changed last
-    repeatable: bool = False  # this very start may be sent again by another replica
-
-    @property
-    def auto_restart(self) -> bool:
-        return self.request.auto_restart or self.size.persistent
-
-    def claim(self) -> ClaimCall:
-        """The claim of a warm server that is what the row would become."""
-        return ClaimCall(
-            op_id=self.instance_id,
-            project_id=self.project_id,
-            compute_size=self.size.name,
-            build_name=self.build.name,
-            spec=pool_spec(
-                self.project_id, self.size.name, self.build.build_id, self.environment, self.ports, self.secrets_at
-            ),
-            name=self.request.name,
-            custom_data=self.request.custom_data,
-            match_id=self.request.match_id,
-            ttl=self.ttl,
-            auto_restart=self.auto_restart,
-            once=self.once or self.repeatable,
-        )
-
-    def row(self) -> Server:
-        """The server as it begins."""
-        now = now_ms()
-        return Server(
-            instance_id=self.instance_id,
-            project_id=self.project_id,
-            region=self.region,
-            name=self.request.name,
-            status="launching",
-            step="queued",
-            compute_size=self.size.name,
-            build_id=self.build.build_id,
-            version_tag=self.build.name,
-            version=self.build.version,
-            startup_args=self.request.startup_args,
-            auto_restart=self.auto_restart,
-            ttl=self.ttl,
-            custom_data=self.request.custom_data,
-            match_id=self.request.match_id,
-            environment=self.stored,
-            port_configs=cast("list[dict[str, Any]]", self.ports),
-            created_at=now,
-            updated_at=now,
-            launched_at=now,
-            step_at=now,
-        )

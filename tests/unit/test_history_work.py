@@ -35,7 +35,8 @@ from fleet.servers.listing import Listing
 from fleet.servers.model import ListQuery, StartRequest
 from fleet.servers.project_log import Position as LogPosition
 from fleet.servers.project_log import ProjectLog
-from fleet.servers.service import ServerService, Wanted
+from fleet.servers.service import ServerService
+from fleet.servers.wanted import Wanted
 from fleet.settings import FleetSettings
 from fleet.store import migrate
 from fleet.store.engine import Store
