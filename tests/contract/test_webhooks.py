@@ -399,7 +399,7 @@ async def test_bad_webhooks(hooks: Api) -> None:
         {},
         {"url": 5},
         {"url": "https://x.example", "more": 1},
-        {"url": "https://x.example", "enabled": None},
+        {"url": "https://x.example", "enabled": "no"},
     ):
         assert (await hooks.call("POST", PATH, json=body)).status_code == 422, body
     hooks.settings.webhooks.max_per_project = 2

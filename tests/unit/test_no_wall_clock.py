@@ -10,6 +10,7 @@ ROOT = Path(__file__).parents[2]
 MAY = {
     "fleet/times.py": "makes the steady clock of it",
     "fleet/builds/bundle_cache.py": "compares with the times of files",
+    "fleet/node/image_cache.py": "compares with the times of files",
     "fleet/node/logs.py": "compares with the times of files",
     "fleet/node/shim.py": "runs without this package, and only tells times",
     "fleet/ops/supervisor.py": "looks whether it was set back",
