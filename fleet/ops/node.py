@@ -143,6 +143,8 @@ def keep_joined(
             _until_left(home, known, stop)
         except OpsError as error:
             log.error("join_failed", error=error.detail)
+        except Exception as error:  # no room on the disk, no descriptors: there may be some the next time
+            log.error("join_failed", error=repr(error), exc_info=error)
         lasted = time.monotonic() - began
         wait_s = BACKOFF_FIRST_S if lasted > STABLE_S else min(max(BACKOFF_FIRST_S, wait_s * 2), BACKOFF_MAX_S)
 

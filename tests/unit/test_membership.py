@@ -68,6 +68,20 @@ def home(tmp_path: Path) -> Iterator[Home]:
     made.run_dir.joinpath("raylet").unlink(missing_ok=True)
 
 
+def test_a_full_disk_does_not_end_a_node(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(node, "BACKOFF_FIRST_S", 0.01)
+    stop, tries = threading.Event(), list[int]()
+
+    def rejoin() -> None:
+        tries.append(len(tries))
+        if len(tries) < 3:
+            raise OSError(28, "No space left on device")
+        stop.set()
+
+    node.keep_joined(rejoin, lambda: True, home, stop)
+    assert len(tries) == 3
+
+
 def test_a_node_that_the_head_does_not_know_joins_anew(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its raylet lives all the time. A head that cannot be asked, or says no only once, changes nothing."""
     monkeypatch.setattr(node, "ASK_EVERY_S", 0.0)
