@@ -44,6 +44,7 @@ class Presence(StrEnum):
     """What there is of an agent that is not heard."""
 
     WAITING = "waiting"  # Ray starts it, or has no machine for it
+    RETURNS = "returns"  # Ray starts again one that had a machine
     ANSWERS = "answers"  # its process answers
     HANGS = "hangs"  # Ray says that it is there, and it does not answer
     GONE = "gone"  # for good
@@ -130,7 +131,8 @@ class RayAgents:
         state = await asyncio.to_thread(_state, handle)
         if state == "ALIVE":
             return await _answers(_made(handle).alive.remote())
-        return {"": Presence.UNKNOWN, "DEAD": Presence.GONE}.get(state, Presence.WAITING)
+        told = {"": Presence.UNKNOWN, "DEAD": Presence.GONE, "RESTARTING": Presence.RETURNS}
+        return told.get(state, Presence.WAITING)
 
     def dead(self, hello: Hello) -> bool:
         nodes = cast(list[dict[str, Any]], ray.nodes())

@@ -133,6 +133,7 @@ class Missing:
         elif await self._presence(link) in (Presence.WAITING, Presence.UNKNOWN):
             link.silence = Silence.begun(now, now)  # Ray has no machine for it yet: that is no silence
         elif not link.synced:
+            # Also one that Ray starts again all the time: it may be queued on a machine that has no room for it.
             log.error("agent_never_answered", region=self._region, agent=link.name)
             self._replace(link)
 

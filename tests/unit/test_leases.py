@@ -112,6 +112,7 @@ class Cloud:
         self.given_back: list[Any] = []
         self.restarted: list[Any] = []
         self.unkillable: list[Any] = []
+        self.returning: list[Twin] = []
         self.dead_machines: set[str] = set()
 
     def known(self) -> dict[str, Any]:
@@ -140,7 +141,7 @@ class Cloud:
 
     async def presence(self, handle: Twin) -> Presence:
         if handle.machine is None:
-            return Presence.WAITING
+            return Presence.RETURNS if handle in self.returning else Presence.WAITING
         return Presence.HANGS if handle.hangs else Presence.ANSWERS
 
     def dead(self, hello: Hello) -> bool:
@@ -471,6 +472,15 @@ async def test_a_known_agent_that_never_answers_is_replaced(region: Region) -> N
     await region.until(lambda: hung in region.cloud.given_back)
     assert waits not in region.cloud.given_back
     assert region.leases.asked() == {"shared": 2}
+
+
+async def test_an_agent_that_ray_never_gets_started_again_is_replaced(region: Region) -> None:
+    """Left by an earlier manager: after a cut Ray may have queued it on a machine whose place another agent has."""
+    stuck = region.cloud.twin()
+    region.cloud.returning.append(stuck)
+    region.leases.adopt()
+    await region.until(lambda: stuck in region.cloud.given_back)
+    assert region.leases.asked() == {"shared": 1}
 
 
 async def test_background_failures_of_nodes_are_known(region: Region) -> None:
