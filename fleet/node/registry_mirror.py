@@ -5,10 +5,12 @@ engine goes nowhere by a stranger's word, and needs neither logins nor settings 
 already it does not fetch again. Nobody finds an image here without its name, which is random.
 """
 
+import asyncio
 import secrets
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import aiohttp
 from aiohttp import web
@@ -29,6 +31,7 @@ class Offer:
     registry: Registry
     blobs: dict[str, int] = field(default_factory=dict[str, int])
     problem: FleetError | None = None
+    at_work: set[asyncio.Task[Any]] = field(default_factory=set[asyncio.Task[Any]])
 
 
 class RegistryMirror:
@@ -49,6 +52,10 @@ class RegistryMirror:
             yield f"{LOOPBACK}:{self._port}/{name}", made
         finally:
             del self._offers[name]
+            for task in tuple(made.at_work):  # nobody reads their answers any more, and the registry's sessions end now
+                task.cancel()
+            if made.at_work:
+                await asyncio.wait(made.at_work, timeout=SHUTDOWN_S)
 
     async def close(self) -> None:
         if self._runner is not None:
@@ -75,11 +82,16 @@ class RegistryMirror:
             offer, digest = self._offers.get(request.match_info["name"]), request.match_info["digest"]
             if offer is None or not DIGEST.fullmatch(digest):
                 return _refusal(404)
+            task = asyncio.current_task()
+            assert task is not None
+            offer.at_work.add(task)
             try:
                 return await work(request, offer, digest)
             except FleetError as problem:
                 offer.problem = offer.problem or problem
                 return _refusal(404 if isinstance(problem, ImageError) else 502)
+            finally:
+                offer.at_work.discard(task)
 
         return answer
 
