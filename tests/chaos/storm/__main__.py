@@ -27,6 +27,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--machines", type=int, choices=(1, 2), help="1: nodes on the head; 2: joined, one far away")
     parser.add_argument("--faults", type=int, default=100)
     parser.add_argument("--seed", type=int, default=None)
+    parser.add_argument("--alone", action="store_true", help="one fault a wave: what each needs by itself")
     parser.add_argument("--kinds", nargs="*", help="only these")
     parser.add_argument("--runtime", choices=("auto", "docker"), default="auto")
     parser.add_argument("--limit", type=float, default=7200.0, help="no new wave after so many seconds")
@@ -47,7 +48,7 @@ def main() -> int:
         print(table(results))
         return int(any(result.failed for result in results))
     kinds = kinds_for(given.database, given.machines, clock=sandbox.clock_library() is not None, only=given.kinds)
-    waves = schedule(given.seed, given.faults, kinds)
+    waves = schedule(given.seed, given.faults, kinds, alone=given.alone)
     if given.schedule:
         for fault in (fault for wave in waves for fault in wave):
             print(f"{fault.wave:4} {fault.at:5.2f} s  {fault.kind} for {fault.lasts_s:g} s, target {fault.target}")

@@ -26,15 +26,15 @@ class Fault:
     target: int
 
 
-def schedule(seed: int, faults: int, kinds: dict[str, Kind]) -> list[list[Fault]]:
-    """`faults` faults of these kinds, wave by wave."""
+def schedule(seed: int, faults: int, kinds: dict[str, Kind], *, alone: bool = False) -> list[list[Fault]]:
+    """`faults` faults of these kinds, wave by wave; `alone`: one a wave, so that each recovery is its own."""
     rng = random.Random(seed)
     numbers = count()
     waves: list[list[Fault]] = []
     deck: list[str] = []
     left = faults
     while left:
-        size = min(left, rng.choices(list(SIZES), list(SIZES.values()))[0])
+        size = 1 if alone else min(left, rng.choices(list(SIZES), list(SIZES.values()))[0])
         left -= size
         waves.append(_wave(rng, len(waves), size, numbers, deck, kinds))
     return waves
