@@ -101,7 +101,8 @@ class Load:
                 self._ledger.refused[f"{method} {answer.status_code}"] += 1
                 if answer.status_code not in (409, 425, 429) and answer.status_code < 500:
                     raise Refused(f"{method} {path}: {answer.status_code} {answer.text[:300]}")
-                if answer.status_code == 409 and "under way" not in answer.text:
+                later = ("under way", "Capacity limit reached")  # the second while a node is away
+                if answer.status_code == 409 and not any(word in answer.text for word in later):
                     raise Refused(f"{method} {path}: {answer.status_code} {answer.text[:300]}")
             await asyncio.sleep(0.3)
 
