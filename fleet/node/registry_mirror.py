@@ -21,6 +21,7 @@ from fleet.errors import FleetError
 
 LOOPBACK = "127.0.0.1"  # engines need no TLS there
 CHUNK = 256 << 10
+LINGER_S = 0.02
 SHUTDOWN_S = 1.0  # for pulls that are under way when the agent ends
 
 
@@ -31,7 +32,7 @@ class Offer:
     registry: Registry
     blobs: dict[str, int] = field(default_factory=dict[str, int])
     problem: FleetError | None = None
-    at_work: set[asyncio.Task[Any]] = field(default_factory=set[asyncio.Task[Any]])
+    at_work: dict[asyncio.Task[Any], web.Request] = field(default_factory=dict[asyncio.Task[Any], web.Request])
 
 
 class RegistryMirror:
@@ -52,13 +53,20 @@ class RegistryMirror:
             yield f"{LOOPBACK}:{self._port}/{name}", made
         finally:
             del self._offers[name]
-            for task in tuple(made.at_work):  # nobody reads their answers any more, and the registry's sessions end now
+            for task, request in tuple(made.at_work.items()):  # nobody reads on, so nothing waits to be read
+                _abort(request)
                 task.cancel()
             if made.at_work:
                 await asyncio.wait(made.at_work, timeout=SHUTDOWN_S)
 
     async def close(self) -> None:
         if self._runner is not None:
+            for site in tuple(self._runner.sites):
+                await site.stop()
+            await asyncio.sleep(LINGER_S)  # an engine that knocks just now is let in, so that it can be shut out
+            for connection in self._runner.server.connections if self._runner.server else ():
+                if connection.transport is not None:  # closing would wait for an engine that may read no more
+                    connection.transport.abort()
             await self._runner.cleanup()
             self._runner = None
 
@@ -84,14 +92,14 @@ class RegistryMirror:
                 return _refusal(404)
             task = asyncio.current_task()
             assert task is not None
-            offer.at_work.add(task)
+            offer.at_work[task] = request
             try:
                 return await work(request, offer, digest)
             except FleetError as problem:
                 offer.problem = offer.problem or problem
                 return _refusal(404 if isinstance(problem, ImageError) else 502)
             finally:
-                offer.at_work.discard(task)
+                offer.at_work.pop(task, None)
 
         return answer
 
@@ -121,8 +129,7 @@ class RegistryMirror:
             if not answer.prepared:
                 raise
             offer.problem = offer.problem or problem
-            if request.transport is not None:
-                request.transport.close()  # so that the engine sees that it is not whole
+            _abort(request)  # so that the engine sees that it is not whole
         return answer
 
 
@@ -134,6 +141,11 @@ async def _copy(source: aiohttp.ClientResponse, answer: web.StreamResponse, requ
             raise ImageError("The registry sends more than the image's manifest says.")
         await answer.write(chunk)
     await answer.write_eof()
+
+
+def _abort(request: web.Request) -> None:
+    if request.transport is not None:
+        request.transport.abort()
 
 
 async def _there(_request: web.Request) -> web.Response:
