@@ -53,8 +53,8 @@ def server_of(name: str, created_at: int, **values: Any) -> Server:
     )
 
 
-def line_of(name: str, number: int, ms: float) -> LogLine:
-    return LogLine(format_ns(int(ms * 1_000_000)), f"{name} {number}", "stdout", f"1:{number}")
+def line_of(name: str, number: int, ns: int) -> LogLine:
+    return LogLine(format_ns(ns), f"{name} {number}", "stdout", f"1:{number}")
 
 
 async def read(shelf: Shelf, servers: list[Server], start: Position, end_ms: int, limit: int) -> list[str]:
@@ -83,14 +83,14 @@ async def test_every_line_comes_once_and_in_order(
     for number, (created, offsets) in enumerate(sorted(lanes)):
         name = f"s{number}"
         servers.append(server_of(name, BEGAN + created))
-        times = sorted(BEGAN + created + offset + number / 16 for offset in offsets)
+        times = sorted((BEGAN + created + offset) * 1_000_000 + number * 62_500 for offset in offsets)
         shelf.lines[name] = [line_of(name, i, at) for i, at in enumerate(times)]
     end = BEGAN + start + length
     wanted = sorted(
         (line.at, name, i, line.message)
         for name, lines in shelf.lines.items()
         for i, line in enumerate(lines)
-        if BEGAN + start <= unix_ns(line.at) / 1e6 < end + 1
+        if (BEGAN + start) * 1_000_000 <= unix_ns(line.at) < (end + 1) * 1_000_000
     )
     said = await read(shelf, servers, Position.since(BEGAN + start), end, limit)
     assert said == [message for *_, message in wanted]
@@ -98,7 +98,9 @@ async def test_every_line_comes_once_and_in_order(
 
 async def test_a_page_asks_the_servers_of_its_time_only() -> None:
     servers = [server_of(f"s{n:03}", BEGAN + n * 60_000) for n in range(150)]
-    lines = {s.instance_id: [line_of(s.instance_id, i, s.created_at + i) for i in range(5)] for s in servers}
+    lines = {
+        s.instance_id: [line_of(s.instance_id, i, (s.created_at + i) * 1_000_000) for i in range(5)] for s in servers
+    }
     shelf = Shelf(lines)
     page, rest = await _Merge(shelf, Position.since(BEGAN), BEGAN + 10**8, servers).page(10)
     assert [line.message for _, line in page] == [f"s00{n} {i}" for n in (0, 1) for i in range(5)]
@@ -112,7 +114,7 @@ async def test_more_servers_than_may_be_asked_are_read_over_several_pages(monkey
         server_of(f"s{n:03}", BEGAN + n * 60_000, status="stopped", stopped_at=BEGAN + n * 60_000 + 1_000)
         for n in range(90)
     ]
-    shelf = Shelf({s.instance_id: [line_of(s.instance_id, 0, s.created_at)] for s in servers[::7]})
+    shelf = Shelf({s.instance_id: [line_of(s.instance_id, 0, s.created_at * 1_000_000)] for s in servers[::7]})
     assert len(await read(shelf, servers, Position.since(BEGAN), BEGAN + 10**8, 1000)) == len(shelf.lines)
 
 
@@ -125,7 +127,7 @@ async def test_more_at_one_time_than_may_be_asked_are_refused() -> None:
 async def test_a_stopped_servers_lost_log_hides_no_others_and_a_living_ones_silence_is_told() -> None:
     gone = [server_of(f"g{n}", BEGAN, status="stopped", node_id="gone", stopped_at=BEGAN) for n in range(30)]
     here = server_of("here", BEGAN)
-    lines = {"here": [line_of("here", 0, BEGAN)]}
+    lines = {"here": [line_of("here", 0, BEGAN * 1_000_000)]}
     shelf = Shelf(lines, missing=frozenset(one.instance_id for one in gone))
     page, _ = await _Merge(shelf, Position.since(BEGAN), BEGAN + 1, [*gone, here]).page(10)
     assert [line.message for _, line in page] == ["here 0"]
@@ -137,7 +139,7 @@ async def test_a_stopped_servers_lost_log_hides_no_others_and_a_living_ones_sile
 async def test_the_api_pages_through_it(api: Api) -> None:
     server = await api.running(name="mine")
     now = now_ms()
-    api.regions.lines = [line_of("x", n, now - 5_000 + n) for n in range(7)]
+    api.regions.lines = [line_of("x", n, (now - 5_000 + n) * 1_000_000) for n in range(7)]
     first = (await api.call("GET", f"{LOGS}?start_time=-1m&limit=4")).json()
     assert [line["message"] for line in first["logs"]] == [f"x {n}" for n in range(4)]
     assert first["logs"][0] == {
