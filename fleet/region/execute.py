@@ -87,7 +87,7 @@ class Executor:
         self._commands: list[Command] = []
         self._outgoing: dict[str, list[Order]] = {}
         self.tasks = SupervisedTasks("executor")
-        self._launches: dict[RunKey, int | None] = {}  # of live servers: when its order ended; None: under way
+        self._launches: dict[RunKey, int | None] = {}  # not told of yet: when its order ended; None: under way
         self._untold: set[RunKey] = set()  # runs whose config has changed and that have not been told
         self.on_short: Callable[[], None] = lambda: None  # told when somebody waits in vain
         self.may_place: Callable[[], bool] = lambda: True
@@ -215,7 +215,7 @@ class Executor:
         """Back to `queued` as another run: new container, new ports, the same id. `at`: when the last one ended, which
         may be long before it waits for a node (`queued_at`, unless it is the same)."""
         queued_at = max(at, queued_at)
-        self._launches.pop(current(server), None)
+        self._leave(server)
         self._books.note(server, at, event, data)
         values = {"retry_at": None, **values}
         self._books.change(
@@ -231,6 +231,21 @@ class Executor:
         )
         self.clear_ports(server)
         self._books.step(server, queued_at, "queued", network_ports=server.network_ports)
+
+    def _leave(self, server: Server) -> None:
+        """The present generation is given up. What was ordered for it may yet come, and needs its room then."""
+        key = current(server)
+        if server.node_id and self._may_come(key):
+            self.rooms.keep(key, server.node_id, self.demand(server))
+            self.tasks.once("leave", self._let_go(key))  # a new manager knows of no order, and hears of the run
+        else:
+            self._launches.pop(key, None)
+
+    async def _let_go(self, key: RunKey) -> None:
+        while self._may_come(key):  # noqa: ASYNC110  the node's word, or time, ends it
+            await asyncio.sleep(1.0)
+        self._launches.pop(key, None)
+        self.rooms.let_go(key)
 
     def clear_ports(self, server: Server) -> None:
         server.network_ports = network_ports(server, (), None)
@@ -318,7 +333,8 @@ class Executor:
 
     def _ordered(self, server: Server, key: RunKey) -> None:
         """An order to launch has ended, with whatever outcome."""
-        if self._books.live.get(key.instance_id) is server and current(server) == key:
+        live = self._books.live.get(key.instance_id) is server and current(server) == key
+        if live or self.rooms.keeps(key):
             self._launches[key] = now_ms()
         else:
             self._launches.pop(key, None)

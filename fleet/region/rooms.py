@@ -1,7 +1,8 @@
 """Room on the region's nodes, kept up as servers come and go, so that placing one does not walk over all.
 
 A node's room is its capacity, less the runs that it reports and that have not ended, less what was placed on it and is
-not reported yet. Changes only mark their server; what the server holds is looked up when somebody asks for room.
+not reported yet, also if its server has gone on to another generation since (`keep`). Changes only mark their server;
+what the server holds is looked up when somebody asks for room.
 """
 
 from collections import Counter
@@ -10,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from fleet.node.model import RunView
+from fleet.node.runtime import RunKey
 from fleet.region.model import NodeView
 from fleet.region.placement import Demand, Packing, Room
 from fleet.region.plan import current
@@ -66,12 +68,28 @@ class Rooms:
         self._used: dict[str, _Used] = {}
         self._holds: dict[str, tuple[Hold, ...]] = {}
         self._loads: dict[Load, Load] = {}
+        self._kept: dict[str, dict[RunKey, Hold]] = {}
         self._moved: set[str] = set()
         self._packing = Packing()
 
     def moved(self, instance_id: str) -> None:
         """A server's row or runs have changed."""
         self._moved.add(instance_id)
+
+    def keep(self, key: RunKey, node_id: str, demand: Demand) -> None:
+        """Hold this on the node until it tells of the run, or `let_go`: its server goes on, its launch is under way."""
+        self._kept.setdefault(key.instance_id, {})[key] = (node_id, self._load(_load_of(demand)))
+        self.moved(key.instance_id)
+
+    def keeps(self, key: RunKey) -> bool:
+        return key in self._kept.get(key.instance_id, {})
+
+    def let_go(self, key: RunKey) -> None:
+        kept = self._kept.get(key.instance_id, {})
+        kept.pop(key, None)
+        if not kept:
+            self._kept.pop(key.instance_id, None)
+        self.moved(key.instance_id)
 
     def find(self, demand: Demand) -> str | None:
         """The node that this server goes to; None if none has room."""
@@ -147,6 +165,9 @@ class Rooms:
         for rival in self._runs.rivals_of(instance_id):
             if not rival.state.ended:
                 yield rival.node_id, self._load(_seen(rival))
+        for kept, hold in self._kept.get(instance_id, {}).items():
+            if kept not in runs:
+                yield hold
         if server and server.node_id and key not in runs:  # also if it is being stopped: its launch may be under way
             yield server.node_id, self._load(_load_of(self._demand(server)))
 

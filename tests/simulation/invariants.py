@@ -107,12 +107,17 @@ class Invariants:
                 self.broke(f"server {name} is called lost, and runs, and nothing was wrong")
 
     def _judge_ports(self, row: dict[str, Any]) -> None:
-        """No two that hold their places on a machine tell players the same port."""
-        mine = _ports(row)
+        """No two whose games run on a machine tell players the same port."""
+        mine = _ports(row) if self._runs(row) else set[tuple[Any, Any]]()
         for other in self._seen.values() if mine else ():
             if other["instance_id"] != row["instance_id"] and other["node_id"] == row["node_id"]:
-                for port in mine & _ports(other):
+                for port in mine & _ports(other) if self._runs(other) else ():
                     self.broke(f"servers {row['instance_id']} and {other['instance_id']} have the same port {port}")
+
+    def _runs(self, row: dict[str, Any]) -> bool:
+        machine = self._machine_of(row)
+        run = machine.engine.containers.get(RunKey(row["instance_id"], row["generation"])) if machine else None
+        return run is not None and run.ended_at is None
 
     def _judge_capacity(self, row: dict[str, Any]) -> None:
         """Whoever waits for room is given his time by a manager that could have placed him."""

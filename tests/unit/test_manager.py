@@ -281,6 +281,33 @@ async def test_the_room_of_a_server_that_is_stopped_during_its_launch_is_free_on
     assert core._executor.rooms.room(NODE).memory_mb > free
 
 
+async def test_the_room_of_a_launch_is_kept_when_its_server_is_restarted_meanwhile(fleet: Fleet) -> None:
+    """Both generations may run on the node for a moment: the first one's launch is on its way, and is stopped there."""
+    manager = await fleet.begin()
+    await fleet.running(manager)
+    launch, arrives = fleet.agent.do_launch, asyncio.Event()
+
+    async def late(epoch: int, spec: Any) -> Any:
+        if spec.key == RunKey("s002", 1):
+            await arrives.wait()
+        return await launch(epoch, spec)
+
+    fleet.agent.do_launch = late
+    starting = asyncio.create_task(fleet.start(manager))
+    core = manager._reconciler
+    await eventually(lambda: core.books.live.get("s002") is not None and core.books.live["s002"].step == "placed")
+    free = core._executor.rooms.room(NODE).memory_mb
+    await manager.command("", "restart", ("s002", {}, "op"))
+    server = core.books.live["s002"]
+    assert (server.generation, server.node_id) == (2, NODE)
+    size = core._executor.demand(server).memory_mb
+    assert core._executor.rooms.room(NODE).memory_mb == free - size
+    arrives.set()
+    await starting
+    await eventually(lambda: core._executor.rooms.room(NODE).memory_mb == free)
+    assert fleet.agent.told.count("stop") == 1
+
+
 # A database that is away ------------------------------------------------------------------------------------------
 
 
