@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from fleet.node.engine import DEFAULT_SOCKET
+from fleet.node.listening import stop_accepting
 
 
 class EngineProxy:
@@ -40,7 +41,7 @@ class EngineProxy:
     async def away(self) -> None:
         """Nobody listens, and what was open is cut."""
         if self._server is not None:
-            self._server.close()
+            await stop_accepting(self._server)
             self._server = None
             self.path.unlink(missing_ok=True)
         self.cut()

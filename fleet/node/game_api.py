@@ -23,6 +23,7 @@ import orjson
 import structlog
 from aiohttp import web
 
+from fleet.node.listening import stop_accepting
 from fleet.node.runtime import RunKey
 from fleet.node.server_folder import CONFIG_FILE
 from fleet.node.words import Heard, Word, to_keep, word_of
@@ -38,7 +39,6 @@ CALLS_PER_S, CALLS_AT_ONCE = 20.0, 60.0
 _BODY_S = 5.0
 _DEFAULT_WAIT_S, _LONGEST_WAIT_S = 30.0, 60.0
 _LONGEST_REVISION = 64
-_ACCEPT_TURNS = 4  # of the loop: the task of an accepted socket, its protocol, its reader, and one to spare
 SHUT_S = 0.01  # 0 would mean for ever
 
 
@@ -181,19 +181,8 @@ class Listening:
     async def close(self) -> None:
         self._closed = True
         if self._listener is not None:
-            await _stop_accepting(self._listener)
+            await stop_accepting(self._listener)
         await self._server.shutdown(timeout=SHUT_S)
-
-
-async def _stop_accepting(listener: asyncio.Server) -> None:
-    """Close it when whoever it has accepted is a connection of its server: asyncio forgets, and never closes, those who
-    are on the way from one to the other when it is closed."""
-    loop = asyncio.get_running_loop()
-    for accepting in listener.sockets:
-        loop.remove_reader(accepting.fileno())
-    for _ in range(_ACCEPT_TURNS):
-        await asyncio.sleep(0)
-    listener.close()
 
 
 async def answer(door: Door, path: str, request: web.BaseRequest) -> web.StreamResponse:

@@ -18,10 +18,10 @@ from aiohttp import web
 from fleet.builds.image_manifests import blobs_of
 from fleet.builds.registry import DIGEST, ImageError, Registry
 from fleet.errors import FleetError
+from fleet.node.listening import stop_accepting
 
 LOOPBACK = "127.0.0.1"  # engines need no TLS there
 CHUNK = 256 << 10
-LINGER_S = 0.02
 SHUTDOWN_S = 1.0  # for pulls that are under way when the agent ends
 
 
@@ -41,12 +41,15 @@ class RegistryMirror:
     def __init__(self) -> None:
         self._offers: dict[str, Offer] = {}
         self._runner: web.AppRunner | None = None
+        self._listener: asyncio.Server | None = None
         self._port = 0
+        self._opening = asyncio.Lock()
 
     @asynccontextmanager
     async def offer(self, registry: Registry) -> AsyncGenerator[tuple[str, Offer]]:
         """The repository under which the engine finds it meanwhile (`127.0.0.1:port/name`)."""
-        await self._listen()
+        async with self._opening:  # two pulls may be the first
+            await self._listen()
         name, made = secrets.token_hex(16), Offer(registry)
         self._offers[name] = made
         try:
@@ -60,10 +63,10 @@ class RegistryMirror:
                 await asyncio.wait(made.at_work, timeout=SHUTDOWN_S)
 
     async def close(self) -> None:
+        if self._listener is not None:
+            await stop_accepting(self._listener)
+            self._listener = None
         if self._runner is not None:
-            for site in tuple(self._runner.sites):
-                await site.stop()
-            await asyncio.sleep(LINGER_S)  # an engine that knocks just now is let in, so that it can be shut out
             for connection in self._runner.server.connections if self._runner.server else ():
                 if connection.transport is not None:  # closing would wait for an engine that may read no more
                     connection.transport.abort()
@@ -79,9 +82,9 @@ class RegistryMirror:
         app.router.add_get("/v2/{name}/blobs/{digest}", self._answer(self._blob))
         self._runner = runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_S)
         await runner.setup()
-        site = web.TCPSite(runner, LOOPBACK, 0)
-        await site.start()
-        self._port = int(runner.addresses[0][1])
+        assert runner.server is not None
+        self._listener = await asyncio.get_running_loop().create_server(runner.server, LOOPBACK, 0)
+        self._port = int(self._listener.sockets[0].getsockname()[1])
 
     def _answer(
         self, work: Callable[[web.Request, Offer, str], Awaitable[web.StreamResponse]]
