@@ -234,6 +234,9 @@ class FleetSettings(BaseSettings):
     artefacts_url: str | None = Field(default=None, description="s3://bucket/folder?endpoint=…; default: in home")
     runtime: Literal["auto", "docker", "process", "simulated"] = "auto"
     base_image: str = Field(default="auto", description="'auto' makes one, else an image reference")
+    docker_runtime: str = Field(
+        default="", description="the engine's runtime for games, by its name there, such as runsc; default: its own"
+    )
     public_host: str | None = Field(default=None, description="address for players, of a node of several machines")
     bind_host: str | None = Field(default=None, description="address on which such a node publishes ports")
     registries: list[str] = Field(

@@ -71,6 +71,7 @@ async def choose_runtime(settings: FleetSettings, region: str, node: str = "0") 
         min_free_percent=settings.bundle_limits.min_free_percent,
         registries=tuple(settings.registries),
         image_limits=settings.image_limits,
+        oci_runtime=settings.docker_runtime,
     )
     if settings.runtime == "simulated":
         return SimulatedRuntime(place, settings.simulated, node)

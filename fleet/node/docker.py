@@ -98,7 +98,8 @@ class DockerRuntime:
         files = min(65536, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
         self._secrets = SecretFiles(place.fleet_id, place.servers_dir)
         kept = (place.servers_dir, place.bundles, files, self._secrets.root)
-        self._host = Host(place.fleet_id, os.cpu_count() or 1, *kept)
+        self._host = Host(place.fleet_id, os.cpu_count() or 1, *kept, runtime=place.oci_runtime)
+        self._lacking = ""  # why no game may be started on this engine
 
     async def ping(self) -> None:
         """EngineUnavailable unless the engine answers now."""
@@ -111,6 +112,9 @@ class DockerRuntime:
         info = await self._ask("GET", "/info")
         door_port = self._place.door_port if self._inside.enters else 0
         self._host = replace(self._host, cpus=info["NCPU"], door_port=door_port)
+        if (wanted := self._place.oci_runtime) and wanted not in info["Runtimes"]:
+            known = ", ".join(sorted(info["Runtimes"]))
+            self._lacking = f"The container engine has no runtime '{wanted}' (FLEET_DOCKER_RUNTIME); it has {known}."
         make_private(self._place.servers_dir)
         await self._disks.look(info, self._engine.socket)
         self._images.cache.on_disk(info.get("DockerRootDir") or "")
@@ -129,7 +133,7 @@ class DockerRuntime:
     def warnings(self) -> tuple[str, ...]:
         off = "games are not walled off from this machine and private networks: FLEET_NODE__WALLS is off"
         problem = self._isolation.problem if self._place.walled else off
-        return (*self._place.notes, problem) if problem else self._place.notes
+        return tuple(filter(None, (*self._place.notes, problem, self._lacking)))
 
     async def close(self) -> None:
         await self._under_way.close()
@@ -145,6 +149,8 @@ class DockerRuntime:
         await self._image(build)
 
     async def _image(self, build: BuildRef) -> ImageFacts:
+        if self._lacking:
+            raise LaunchFailed("STARTUP_FAILURE_EXECUTABLE", self._lacking)
         if build.kind == "image":
             image = await self._images.prepare(build)
             self._disks.check(build, image)

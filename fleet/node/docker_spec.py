@@ -57,6 +57,7 @@ class Host:
     open_files: int = 4096
     secrets: Path = Path()  # folders of runs with secrets that are files
     network: str = "bridge"  # NetworkMode of a container with a network of its own
+    runtime: str = ""  # of games, by its name in the engine; empty: the engine's default
     door_port: int = 0  # first choice for the port of a game's door (`docker_doors.py`); 0: a Unix socket
 
 
@@ -197,6 +198,7 @@ def _host_config(spec: LaunchSpec, host: Host, disk: DiskPlan, mounted: Path) ->
         **({"StorageOpt": {"size": f"{disk.size_mb}M"}} if disk.root == "quota" else {}),
         **({"ReadonlyPaths": list(_READ_ONLY)} if disk.root is not None else {}),
         "RestartPolicy": {"Name": "no"},
+        **({"Runtime": host.runtime} if host.runtime else {}),
         "LogConfig": {"Type": "local", "Config": {"max-size": f"{log_kb}k", "max-file": "4", "compress": "false"}},
         "Ulimits": [_limit("nofile", host.open_files), _limit("core", 0)],
         "Tmpfs": _tmpfs(spec, disk),

@@ -325,6 +325,7 @@ class RuntimePlace:
     """Where a runtime keeps things and whose containers it may touch. `walled`: they are walled off (`isolation.py`),
     except from the API's port and what is within `reach`. `no_progress_s`: after which a pull has failed.
     `min_free_percent`: of the disk, which servers may not be promised. `registries`: that may be private.
+    `oci_runtime`: of games' containers, by its name in the engine; empty: its default.
     `notes`: what operators should know. `closed`: why no game may start here (those that run go on); else empty."""
 
     fleet_id: str
@@ -340,5 +341,6 @@ class RuntimePlace:
     min_free_percent: float = 10.0
     registries: tuple[str, ...] = ()
     image_limits: ImageLimits = field(default_factory=ImageLimits)
+    oci_runtime: str = ""
     notes: tuple[str, ...] = ()
     closed: str = ""

@@ -279,3 +279,27 @@ async def test_a_run_nobody_knows_is_quietly_gone(stage: Stage) -> None:
     await stage.runtime.remove(key)
     assert await stage.runtime.logs(key, None, None, 5) == []
     assert [line async for line in stage.runtime.follow(key, None)] == []
+
+
+async def test_games_run_under_the_engines_runtime_that_the_operator_names(stage: Stage, engine: Engine) -> None:
+    """By a second name of the usual one, which every engine has: nothing stronger is installed here."""
+    place = replace(stage.place(), oci_runtime="io.containerd.runc.v2")
+    await stage.die()
+    stage.place = lambda: place  # type: ignore[method-assign]
+    await stage.open()
+    spec = await stage.running(games.demo())
+    details = await engine.call("GET", f"/containers/{container_name(place.fleet_id, spec.key)}/json")
+    assert details["HostConfig"]["Runtime"] == "io.containerd.runc.v2"
+    assert ask(spec, "ping 1").startswith("pong")
+    assert not any("FLEET_DOCKER_RUNTIME" in warning for warning in stage.runtime.warnings())
+
+
+async def test_a_runtime_that_the_engine_lacks_starts_no_game_and_says_so(stage: Stage) -> None:
+    place = replace(stage.place(), oci_runtime="runsc")
+    await stage.die()
+    stage.place = lambda: place  # type: ignore[method-assign]
+    await stage.open()
+    with pytest.raises(LaunchFailed, match=r"no runtime 'runsc' .*it has .*runc"):
+        await stage.runtime.launch(stage.spec(stage.build(games.demo())))
+    assert any("runsc" in warning for warning in stage.runtime.warnings())
+    assert await stage.runtime.list() == []
