@@ -19,25 +19,14 @@ from fleet.node.docker_spec import container_name
 from fleet.node.engine import Engine, EngineError
 from fleet.node.runtime import BuildRef, EngineUnavailable, LaunchFailed, Observed, Port, RunKey
 from tests import games
-from tests.contract.runtime_stage import HOST, PATIENCE, PORTS, Stage, ask, engine_problem
+from tests.contract.conftest import open_stage
+from tests.contract.runtime_stage import HOST, PATIENCE, PORTS, Stage, ask
 
 
 @pytest.fixture
 async def stage(tmp_path: Path) -> AsyncIterator[Stage]:
-    if problem := await asyncio.to_thread(engine_problem):
-        pytest.skip(f"no container engine: {problem}")
-    stage = Stage("docker", tmp_path / secrets.token_hex(4), None)  # type: ignore[arg-type]
-    await stage.open()
-    yield stage
-    await stage.clear()
-    await stage.die()
-
-
-@pytest.fixture
-async def engine(stage: Stage) -> AsyncIterator[Engine]:
-    engine = Engine()
-    yield engine
-    await engine.close()
+    async with open_stage("docker", tmp_path) as stage:
+        yield stage
 
 
 @pytest.fixture

@@ -19,7 +19,8 @@ from fleet.node.runtime import BuildRef, LaunchFailed, LaunchSpec
 from fleet.node.server_disks import NoRoom, ServerDisks
 from fleet.ops.left_games import stop_left_games
 from fleet.settings import FleetSettings
-from tests.contract.runtime_stage import PATIENCE, Stage, engine_problem
+from tests.contract.conftest import open_stage
+from tests.contract.runtime_stage import PATIENCE, Stage
 
 pytestmark = pytest.mark.docker
 
@@ -33,20 +34,8 @@ FILL = (
 
 @pytest.fixture
 async def stage(tmp_path: Path) -> AsyncIterator[Stage]:
-    if problem := await asyncio.to_thread(engine_problem):
-        pytest.skip(f"no container engine: {problem}")
-    stage = Stage("docker", tmp_path / secrets.token_hex(4), None)  # type: ignore[arg-type]
-    await stage.open()
-    yield stage
-    await stage.clear()
-    await stage.die()
-
-
-@pytest.fixture
-async def engine(stage: Stage) -> AsyncIterator[Engine]:
-    engine = Engine()
-    yield engine
-    await engine.close()
+    async with open_stage("docker", tmp_path) as stage:
+        yield stage
 
 
 def docker_runtime(stage: Stage) -> DockerRuntime:

@@ -1,11 +1,8 @@
 """Long waits take no place from what is quick: in Ray as it is, and in each of the fleet's actors."""
 
 import asyncio
-import os
 import threading
 import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import ray
@@ -19,23 +16,6 @@ from fleet.region.manager import RegionManager
 CALLS = 20
 QUICK_S = 2.0  # on a busy machine; without lanes it is as long as the waits
 WAIT_S = 20.0
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    root = str(Path(__file__).parents[2])
-    ray.init(
-        num_cpus=1,
-        include_dashboard=False,
-        log_to_driver=False,
-        object_store_memory=80_000_000,
-        logging_level="ERROR",
-        namespace="lanes",
-        runtime_env={"env_vars": {"PYTHONPATH": root}},
-    )
-    yield
-    ray.shutdown()
 
 
 @ray.remote(num_cpus=0, max_concurrency=CALLS, concurrency_groups=LANES)

@@ -4,7 +4,6 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,27 +14,10 @@ from ray._private import state as ray_state
 from fleet.actors.watchdog import Watchdog
 from fleet.region.agents import Presence, RayAgents
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("cluster")]
 HUNG_S = 6.0
 KILLED_S = 15.0  # Ray asks the process to end, and its raylet sends SIGKILL 5 s later
 BEGUN_S = 45.0  # a worker's start on a busy machine
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cluster() -> Iterator[None]:
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    root = str(Path(__file__).parents[2])
-    ray.init(
-        num_cpus=1,
-        include_dashboard=False,
-        log_to_driver=False,
-        object_store_memory=80_000_000,
-        logging_level="ERROR",
-        namespace="hung",
-        runtime_env={"env_vars": {"PYTHONPATH": root}},
-    )
-    yield
-    ray.shutdown()
 
 
 @ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=0)
