@@ -86,8 +86,8 @@ class Replicas(ThreadingHTTPServer):
         """Who is ended half-way by the proxy breaks off."""
 
 
-def serve_config(folder: Path, host: str, port: int, behind: int | None) -> Path:
-    """The file that Serve writes; `behind`: the replica's port, None while none is there."""
+def serve_config(folder: Path, host: str, port: int, behind: int | None, health: str = "/-/healthz") -> Path:
+    """The file that Serve writes. `behind`: the replica's port, None while none is there; `health`: its path for it."""
     servers = [] if behind is None else [ServerConfig("one", "127.0.0.1", behind)]
     metrics, stats = free_ports(2)
     config = HAProxyConfig(
@@ -101,7 +101,8 @@ def serve_config(folder: Path, host: str, port: int, behind: int | None) -> Path
         has_received_routes=True,
         is_head=True,
     )
-    backends = {"fleet": BackendConfig("fleet", "/", servers=servers, app_name="fleet")} if servers else {}
+    backend = BackendConfig("fleet", "/", servers=servers, app_name="fleet", http_health_check_path=health)
+    backends = {"fleet": backend} if servers else {}
     file = folder / "haproxy.cfg"
     cast(Any, HAProxyApi(config, backends, str(file)))._generate_config_file_internal()
     return file

@@ -4,54 +4,35 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from importlib.util import find_spec
 from pathlib import Path
 
 import httpx
 import pytest
 
-from fleet.ops.haproxy import find_haproxy, frontend_lines
-from fleet.ops.haproxy_shim import mend
+from fleet.ops.haproxy import changes, find_haproxy
+from fleet.ops.haproxy_shim import mend_file
 from fleet.ops.home import free_ports
+from fleet.proxy_secret import secret_file
 from fleet.settings import FleetSettings
+from serve_app.http import create_app
 from tests.live_api import live
+from tests.proxy import serve_config
 from tests.unit.api_kit import Api
 from tests.unit.test_api_lobbies import create
 
 FREED_S = 5.0  # docs/timeouts.md
-# As Serve's, whose own timeouts are longer than a stream's pings are apart.
-CONFIG = """defaults
-    mode http
-    timeout connect 5s
-    timeout client 60s
-    timeout server 60s
-    option abortonclose
-frontend http_frontend
-    bind 127.0.0.1:{plain}
-    default_backend replica
-backend replica
-    server one 127.0.0.1:{behind}
-"""
-
-
-def test_serves_own_configuration_has_what_frees_them() -> None:
-    """Without it, only the second ping after the client has gone would (a minute)."""
-    source = find_spec("ray.serve._private.haproxy_templates")
-    assert source is not None
-    assert source.origin is not None
-    assert "option abortonclose" in Path(source.origin).read_text()
 
 
 @asynccontextmanager
-async def proxied(folder: Path, behind: int) -> AsyncIterator[int]:
-    """The port of a proxy before that replica."""
+async def proxied(folder: Path, home: Path, behind: int) -> AsyncIterator[int]:
+    """The port of the fleet's own proxy before that replica."""
     haproxy = find_haproxy()
     if haproxy is None:
         pytest.skip("no HAProxy for this platform")
     (plain,) = free_ports(1)
-    config = folder / "haproxy.cfg"
-    lines = "\n".join(frontend_lines(folder, FleetSettings(home=folder, port=plain)))
-    config.write_text(mend(CONFIG.format(plain=plain, behind=behind), "/dev/null", lines))
+    settings = FleetSettings(home=home, port=plain)
+    config = serve_config(folder, "127.0.0.1", plain, behind, "/api/health")
+    mend_file(config, changes(folder / "proxy", settings))
     process = await asyncio.create_subprocess_exec(haproxy, "-db", "-f", str(config))
     try:
         async with asyncio.timeout(20):
@@ -101,10 +82,14 @@ async def test_a_stream_whose_client_is_gone_is_freed(api: Api, tmp_path: Path, 
     server = await api.running()
     key = f"host: fleet.test\r\napi-key: {api.project.server_key}\r\nx-player-id: anna\r\n\r\n"
     paths = ("/api/v3/lobbies/default/me/events", "/api/v3/events")
-    async with live(api.app, {}) as direct, proxied(tmp_path, httpx.URL(direct.base_url).port or 0) as port:
+    home = api.settings.home
+    secret_file(home).write_text("f" * 64)  # the kit's is no word of HAProxy's
+    app = create_app(context)
+    async with live(app, {}) as direct, proxied(tmp_path, home, httpx.URL(direct.base_url).port or 0) as port:
         clients = [await opened(port, f"GET {path} HTTP/1.1\r\n{key}".encode()) for path in paths]
-        assert len(context.player_streams._open) == 1
-        assert len(context.tail._live) == 1
+        async with asyncio.timeout(FREED_S):  # the first bytes may be ahead of the stream
+            while not (context.player_streams._open and context.tail._live):  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
         for client in clients:
             leave(client, how)
         async with asyncio.timeout(FREED_S):
