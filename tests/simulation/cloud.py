@@ -55,7 +55,7 @@ class Machine:
 
     @property
     def free(self) -> bool:
-        return self.agent is None and not self.gone and not self.cut
+        return (self.agent is None or self.agent.state == "dead") and not self.gone and not self.cut
 
 
 @dataclass(eq=False)
