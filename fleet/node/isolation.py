@@ -7,8 +7,6 @@ engine then starts a resolver for each network namespace, which costs a launch a
 
 import asyncio
 import contextlib
-import os
-import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +16,7 @@ import structlog
 
 from fleet.actors.tasks import SupervisedTasks
 from fleet.errors import Unavailable
+from fleet.node.as_root import NotAllowed, may_be_root, missing_tools, run
 from fleet.node.engine import Engine, EngineError
 from fleet.node.file_lock import held
 from fleet.node.firewall import (
@@ -139,7 +138,7 @@ def network_config(fleet_id: str) -> dict[str, Any]:
 
 def take_down(fleet_id: str, lock: Path) -> None:
     """Remove a fleet's rules, and those of bridges that no other fleet uses."""
-    if _tool("iptables-save") is None or not _may():
+    if missing_tools(("iptables-save",)) or not may_be_root():
         return
     try:
         with held(lock, _LOCK_S):
@@ -162,9 +161,9 @@ def _remove(fleet_id: str) -> None:
 
 def _put_up(walls: Walls, lock: Path) -> list[str]:
     """What was not as it must be, and is now."""
-    if not _may():
+    if not may_be_root():
         raise NoWalls("the agent is neither root nor may it use sudo without a password")
-    if _tool("iptables-save") is None or _tool("iptables-restore") is None:
+    if missing_tools(("iptables-save", "iptables-restore")):
         raise NoWalls("iptables is not installed")
     if _NF_CALL.exists() and _NF_CALL.read_text().strip() != "1":
         _run(["sysctl", "-q", "-w", "net.bridge.bridge-nf-call-iptables=1"])  # else games meet below the filter
@@ -201,28 +200,11 @@ def _restore(text: str) -> None:
     _run(["iptables-restore", "-w", "5", "--noflush"], text)
 
 
-def _tool(name: str) -> str | None:
-    """Where it is: users that may use sudo need not have the system's folders on their path."""
-    return shutil.which(name, path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin")
-
-
-def _may() -> bool:
-    """Root, or a user of the kind that cloud images have: sudo asks nothing."""
-    if os.geteuid() == 0:
-        return True
-    if shutil.which("sudo") is None:
-        return False
-    return subprocess.run(["sudo", "-n", "true"], capture_output=True, timeout=_TIMEOUT_S, check=False).returncode == 0
-
-
 def _run(command: list[str], text: str = "") -> str:
-    as_root = [] if os.geteuid() == 0 else ["sudo", "-n"]
-    done = subprocess.run(
-        [*as_root, *command], input=text, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False
-    )
-    if done.returncode != 0:
-        raise NoWalls(f"{command[0]}: {done.stderr.strip()[-300:]}")
-    return done.stdout
+    try:
+        return run(command, text, _TIMEOUT_S)
+    except NotAllowed as error:
+        raise NoWalls(f"{command[0]}: {error}") from error
 
 
 def _bridge_name(network: dict[str, Any]) -> str:
