@@ -99,7 +99,7 @@ class BundleCache:
     def _held(self, path: Path) -> Held:
         if path.name not in self._sizes:
             self._sizes[path.name] = tree_bytes(path)
-        return Held(path.name, self._sizes[path.name], _mtime(path))
+        return Held(path.name, self._sizes[path.name], used_at(path))
 
     def _marked(self) -> set[str]:
         return {mark.parent.name for mark in self._bundles.glob(".used/*/*/*")}
@@ -107,7 +107,7 @@ class BundleCache:
     def _remove(self, content_hash: str) -> bool:
         with suppress(BlockingIOError), locked(self._bundles, content_hash, wait=False):
             # Looked at again under the lock, under which marks are made.
-            fresh = time.time() - _mtime(self._bundles / content_hash) < FRESH_S
+            fresh = time.time() - used_at(self._bundles / content_hash) < FRESH_S
             if fresh or content_hash in self._marked():
                 return False
             remove_bundle(self._bundles, content_hash)
@@ -117,7 +117,8 @@ class BundleCache:
         return False
 
 
-def _mtime(path: Path) -> float:
+def used_at(path: Path) -> float:
+    """When it was last touched (s); 0 if it is not there."""
     try:
         return path.stat().st_mtime
     except FileNotFoundError:

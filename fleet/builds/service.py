@@ -21,9 +21,9 @@ from fleet.builds.pipeline import BEGUN_AGAIN, note, submit
 from fleet.builds.secrets import hide_credentials, sign_upload, verify_upload
 from fleet.builds.storage import check_room
 from fleet.builds.turns import next_builds
-from fleet.errors import BadRequest, Conflict, FleetError, NotFound, TooMany
+from fleet.errors import BadRequest, Conflict, FleetError, NotFound
 from fleet.events.journal import build_event
-from fleet.limits.shares import limit_of
+from fleet.limits.shares import limit_of, too_many
 from fleet.operation import made_before, new_id, repeatable
 from fleet.projects.scope import count_of, owned
 from fleet.ray_calls import ray_call
@@ -138,7 +138,7 @@ class BuildService:
             if repeatable() and (made := await session.get(Build, build.build_id)) is not None:
                 return made  # by an earlier try of this write
             mine = (col(Build.project_id) == build.project_id, col(Build.name) == build.name)
-            await self._check_room(session, build.project_id)
+            await self._check_share(session, build.project_id)
             await check_room(session, self._settings, build, 0)
             last = (await session.exec(select(func.max(Build.version)).where(*mine))).one()
             build.version = (last or 0) + 1
@@ -147,13 +147,13 @@ class BuildService:
                 session.add(build_event(build, "processing"))
         return build
 
-    async def _check_room(self, session: AsyncSession, project_id: str) -> None:
+    async def _check_share(self, session: AsyncSession, project_id: str) -> None:
         """`TooMany` if the project has as many builds under way as it may."""
         project = await session.get(Project, project_id)
         limit = limit_of(self._settings, project.plan if project else "", "builds")
         busy = owned(Build, project_id).where(col(Build.status).in_(("uploading", "processing")))
         if (number := (await session.exec(count_of(busy))).one()) >= limit:
-            raise TooMany(f"The project has {number} builds that are uploaded or processed. Wait for one to end.")
+            raise too_many("builds", number)
 
     # Uploading --------------------------------------------------------------------------------------------------
 
@@ -260,7 +260,7 @@ class BuildService:
         values = {"status": "processing", "error": None, "lease_until": None}
         async with self._store.write() as session:
             if status == "failed":
-                await self._check_room(session, build.project_id)
+                await self._check_share(session, build.project_id)
             found = (col(Build.build_id) == build.build_id, col(Build.status) == status)
             if (await session.exec(update(Build).where(*found).values(values))).rowcount:
                 note(session, build.build_id, "info", BEGUN_AGAIN)

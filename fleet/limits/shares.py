@@ -32,6 +32,11 @@ _PER_KEY: dict[ShareName, ShareName] = {
 _STREAMS = frozenset[ShareName]({"log_streams", "event_streams", "player_streams"})
 
 
+def too_many(name: ShareName, held: int, who: str = "The project has") -> TooMany:
+    """The refusal of one more."""
+    return TooMany(f"{who} {held} {_SAID[name]}.", error="Too many streams" if name in _STREAMS else None)
+
+
 class _Place(NamedTuple):
     tag: int
     limit: int
@@ -81,10 +86,7 @@ class Shares:
             held = hold.take(place)
             if held is not None:
                 hold.release()
-                raise TooMany(
-                    f"{place.said} {held} {_SAID[name]}.",
-                    error="Too many streams" if name in _STREAMS else None,
-                )
+                raise too_many(name, held, place.said)
         return hold
 
     @contextmanager

@@ -7,7 +7,6 @@ that a container has, so what runs stays whatever these files say.
 
 import asyncio
 import hashlib
-import os
 import shutil
 import time
 from collections.abc import Iterable, Mapping
@@ -18,7 +17,7 @@ from typing import Any
 import orjson
 import structlog
 
-from fleet.builds.bundle_cache import FRESH_S, Held, superfluous
+from fleet.builds.bundle_cache import FRESH_S, Held, superfluous, used_at
 from fleet.builds.image_names import ImageName
 from fleet.node.engine import Engine, EngineError
 from fleet.settings import ImageLimits
@@ -118,7 +117,7 @@ class ImageCache:
     async def _remove(self, digest: str, builds: list[str]) -> bool:
         """False if it was wanted meanwhile."""
         folder = self._folder / digest
-        if any(time.time() - _mtime(folder / build) < FRESH_S for build in builds):
+        if any(time.time() - used_at(folder / build) < FRESH_S for build in builds):
             return False
         for name in [*(f"{DERIVED}:{build}" for build in builds), f"{PULLED}:{digest}"]:
             try:
@@ -134,9 +133,3 @@ class ImageCache:
 
 def _filter(kind: str, value: str) -> dict[str, str]:
     return {"filters": orjson.dumps({kind: [value]}).decode()}
-
-
-def _mtime(path: Path) -> float:
-    with suppress(OSError):
-        return os.stat(path).st_mtime
-    return 0.0
