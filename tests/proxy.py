@@ -109,23 +109,32 @@ def serve_config(folder: Path, host: str, port: int, behind: int | None, health:
 
 
 @contextmanager
-def proxied(folder: Path, settings: FleetSettings, *, deployed: bool = True) -> Iterator[Replicas]:
-    """The proxy on `settings.port`, and what is behind it."""
-    haproxy = find_haproxy()
-    if haproxy is None:
+def haproxy(folder: Path, settings: FleetSettings, behind: int | None, health: str = "/-/healthz") -> Iterator[None]:
+    """The fleet's own proxy on `settings.port` before the replica at that port."""
+    program = find_haproxy()
+    if program is None:
         pytest.skip("no HAProxy for this platform")
+    config = serve_config(folder, "127.0.0.1", settings.port, behind, health)
+    mend_file(config, changes(folder / "proxy", settings))
+    process = subprocess.Popen([program, "-db", "-f", config])
+    try:
+        yield
+    finally:
+        process.terminate()
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait(20)
+
+
+@contextmanager
+def proxied(folder: Path, settings: FleetSettings, *, deployed: bool = True) -> Iterator[Replicas]:
+    """The proxy, and what is behind it."""
     with Replicas() as replica:
         threading.Thread(target=replica.serve_forever, daemon=True).start()
-        config = serve_config(folder, "127.0.0.1", settings.port, replica.server_port if deployed else None)
-        mend_file(config, changes(folder / "proxy", settings))
-        process = subprocess.Popen([haproxy, "-db", "-f", config])
         try:
-            yield replica
+            with haproxy(folder, settings, replica.server_port if deployed else None):
+                yield replica
         finally:
-            process.terminate()
-            try:
-                process.wait(20)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait(20)
             replica.shutdown()

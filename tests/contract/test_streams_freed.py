@@ -9,14 +9,12 @@ from pathlib import Path
 import httpx
 import pytest
 
-from fleet.ops.haproxy import changes, find_haproxy
-from fleet.ops.haproxy_shim import mend_file
 from fleet.ops.home import free_ports
 from fleet.proxy_secret import secret_file
 from fleet.settings import FleetSettings
 from serve_app.http import create_app
 from tests.live_api import live
-from tests.proxy import serve_config
+from tests.proxy import haproxy
 from tests.unit.api_kit import Api
 from tests.unit.test_api_lobbies import create
 
@@ -26,22 +24,12 @@ FREED_S = 5.0  # docs/timeouts.md
 @asynccontextmanager
 async def proxied(folder: Path, home: Path, behind: int) -> AsyncIterator[int]:
     """The port of the fleet's own proxy before that replica."""
-    haproxy = find_haproxy()
-    if haproxy is None:
-        pytest.skip("no HAProxy for this platform")
     (plain,) = free_ports(1)
-    settings = FleetSettings(home=home, port=plain)
-    config = serve_config(folder, "127.0.0.1", plain, behind, "/api/health")
-    mend_file(config, changes(folder / "proxy", settings))
-    process = await asyncio.create_subprocess_exec(haproxy, "-db", "-f", str(config))
-    try:
+    with haproxy(folder, FleetSettings(home=home, port=plain), behind, "/api/health"):
         async with asyncio.timeout(20):
             while not await _listens(plain):  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
         yield plain
-    finally:
-        process.terminate()
-        await process.wait()
 
 
 async def _listens(port: int) -> bool:

@@ -253,22 +253,30 @@ async def test_an_answer_waits_for_a_commit_that_others_have_taken_along(fleet: 
     await others
 
 
+async def launch_on_its_way(fleet: Fleet, manager: Any) -> tuple[asyncio.Event, asyncio.Task[Any]]:
+    """A second server, whose first launch reaches its node when the event is set; and its start."""
+    launch, arrives = fleet.agent.do_launch, asyncio.Event()
+
+    async def late(epoch: int, spec: Any) -> Any:
+        if spec.key == RunKey("s002", 1):
+            await arrives.wait()
+        return await launch(epoch, spec)
+
+    fleet.agent.do_launch = late
+    starting = asyncio.create_task(fleet.start(manager))
+    live = manager._reconciler.books.live
+    await eventually(lambda: live.get("s002") is not None and live["s002"].step == "placed")
+    return arrives, starting
+
+
 async def test_the_room_of_a_server_that_is_stopped_during_its_launch_is_free_once_its_node_has_ended_it(
     fleet: Fleet,
 ) -> None:
     """The node may begin it after the stop: somebody else in its room would fill the machine beyond what it has."""
     manager = await fleet.begin()
     await fleet.running(manager)
-    launch, arrives = fleet.agent.do_launch, asyncio.Event()
-
-    async def late(epoch: int, spec: Any) -> Any:
-        await arrives.wait()
-        return await launch(epoch, spec)
-
-    fleet.agent.do_launch = late
-    starting = asyncio.create_task(fleet.start(manager))
     core = manager._reconciler
-    await eventually(lambda: core.books.live.get("s002") is not None and core.books.live["s002"].step == "placed")
+    arrives, starting = await launch_on_its_way(fleet, manager)
     free = core._executor.rooms.room(NODE).memory_mb
     await manager.command("", "stop", ("s002", "requested", None))
     passes = core.repair_s
@@ -285,17 +293,8 @@ async def test_the_room_of_a_launch_is_kept_when_its_server_is_restarted_meanwhi
     """Both generations may run on the node for a moment: the first one's launch is on its way, and is stopped there."""
     manager = await fleet.begin()
     await fleet.running(manager)
-    launch, arrives = fleet.agent.do_launch, asyncio.Event()
-
-    async def late(epoch: int, spec: Any) -> Any:
-        if spec.key == RunKey("s002", 1):
-            await arrives.wait()
-        return await launch(epoch, spec)
-
-    fleet.agent.do_launch = late
-    starting = asyncio.create_task(fleet.start(manager))
     core = manager._reconciler
-    await eventually(lambda: core.books.live.get("s002") is not None and core.books.live["s002"].step == "placed")
+    arrives, starting = await launch_on_its_way(fleet, manager)
     free = core._executor.rooms.room(NODE).memory_mb
     await manager.command("", "restart", ("s002", {}, "op"))
     server = core.books.live["s002"]
